@@ -1,0 +1,47 @@
+# Every target works in a fresh clone: the first one makes the environment, later ones find it.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+BENCH ?= all
+
+.PHONY: run test check format bench peers clean .venv
+
+run: .venv                      ## build a language model, evaluate it and chat with it, in ten minutes
+	$(BIN)/groundup build --budget 10m
+
+test: .venv                     ## every test, the slow ones too (GPU tests skip, with a reason, where there is no GPU)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -ra
+
+check: .venv                    ## what a change must pass before it is committed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow and not gpu'
+
+format: .venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv                    ## measure and save to benchmarks/results; `make bench BENCH=train-step` for one
+	$(BIN)/groundup bench $(BENCH) --save
+
+peers: .peers/.installed        ## the programs that benchmarks compare with, in an environment of their own
+
+clean:
+	rm -rf .venv .peers .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "no '$(PYTHON)' here: install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "groundup needs Python 3.11 or newer, but %s is %d.%d; name another: make PYTHON=python3.12" % (sys.executable, v[0], v[1]))'
+	@echo "installing groundup and its development tools into .venv (a few minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.peers/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@

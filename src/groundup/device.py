@@ -1,0 +1,181 @@
+"""What this process runs on. The only reader of `os.environ`, and the only place that touches global torch state."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def env(name: str, default: str | None = None) -> str | None:
+    """An environment variable. Every other file asks here, so that all of them can be found in one place."""
+    return os.environ.get(name, default)
+
+
+def rank() -> int:
+    """This process's number among those that torchrun started; 0 alone."""
+    return int(env("RANK", "0") or 0)
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 alone."""
+    return int(env("WORLD_SIZE", "1") or 1)
+
+
+def default_device() -> torch.device:
+    """The fastest device here: CUDA (this rank's), then Apple's MPS, then the CPU.
+
+    `GROUNDUP_DEVICE` overrides it; a device that is named but absent is an error, never a silent fallback.
+    """
+    if named := env("GROUNDUP_DEVICE"):
+        return require_device(named)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(env("LOCAL_RANK", "0") or 0))
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def require_device(name: str) -> torch.device:
+    """The named device, or a ValueError that says why it cannot be had."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r}: expected cpu, mps, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r}: this torch ({torch.__version__}) sees no CUDA GPU; use cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {name!r}: no Apple GPU here; use cpu")
+    return device
+
+
+def set_seed(seed: int) -> None:
+    """Seed torch's global generators. Initialisation and data order have generators of their own."""
+    torch.manual_seed(seed)
+
+
+def deterministic(on: bool = True) -> None:
+    """Ask torch for deterministic algorithms everywhere; an operation that has none then raises."""
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+
+
+def use_onednn_fp32(on: bool = True) -> None:
+    """On CPUs without AMX, route fp32 matmuls to oneDNN: the result stays fp32-accurate and takes half the time.
+
+    "medium" precision really lowers precision on a GPU or with AMX, so it is refused there.
+    """
+    has_amx = "amx" in _cpu_flags()
+    if on and (torch.cuda.is_available() or has_amx or not _cpu_flags()):
+        return
+    torch.set_float32_matmul_precision("medium" if on else "highest")
+
+
+def physical_cores() -> int:
+    """Cores that this process may use (its affinity mask), at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for everything queued on `device`; nothing to do on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak bytes so far: of the allocator on CUDA, of the resident process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """Bytes of memory that this process holds now; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return 0
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory on `device` (for the CPU: what the system could still give), 0 if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return 0
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def describe(device: torch.device) -> str:
+    """A person's name for the device: the GPU's, or the CPU's with its number of usable cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()} ({physical_cores()} cores)" + (" + Apple GPU" if device.type == "mps" else "")
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to repeat a run: versions, machine, threads, and the code's commit."""
+    packages = ("groundup", "torch", "numpy", "safetensors", "regex", "triton", "numba")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": physical_cores(),
+        "threads": torch.get_num_threads(),
+        "device": describe(default_device()),
+        "cuda": torch.version.cuda,
+        "versions": {name: v for name in packages if (v := _version(name))},
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return ""
+    lines = (line for line in path.read_text().splitlines() if line.startswith(key))
+    return next(lines, ":").partition(":")[2].strip()
+
+
+def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> str:
+    return _cpuinfo("flags")

@@ -1,0 +1,78 @@
+"""For every test: runtime shape checks, one thread, fixed seeds, and reasons for what has to be skipped."""
+
+import functools
+import inspect
+import os
+import random
+from pathlib import Path
+
+# One thread, here and in every process that a test starts: sums are then reproducible, and parallel
+# pytest workers do not fight over cores. Read when torch is imported, hence before it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hypothesis  # noqa: E402
+import jaxtyping  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _check_unless_compiling(function=None, *, typechecker):
+    """`jaxtyping.jaxtyped`, except that torch.compile sees the bare function.
+
+    Dynamo would otherwise trace through the checker, where a fake tensor is no `Tensor` to beartype.
+    """
+    if function is None:
+        return functools.partial(_check_unless_compiling, typechecker=typechecker)
+    checked = _jaxtyped(function, typechecker=typechecker)
+    if not inspect.isfunction(function):
+        return checked
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return (function if torch.compiler.is_compiling() else checked)(*args, **kwargs)
+
+    return call
+
+
+# The import hook decorates each function and dataclass with `jaxtyping.jaxtyped`, looked up by this name.
+_jaxtyped = jaxtyping.jaxtyped
+jaxtyping.jaxtyped = _check_unless_compiling
+jaxtyping.install_import_hook("groundup", "beartype.beartype")
+
+hypothesis.settings.register_profile("groundup", deadline=None, derandomize=True, print_blob=False)
+hypothesis.settings.load_profile("groundup")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    no_gpu = pytest.mark.skip(reason=f"needs a CUDA GPU; torch {torch.__version__} sees none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(no_gpu)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds_and_one_thread():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data that some tests read; never part of the project."""
+    path = Path(os.environ.get("GROUNDUP_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not path.is_dir():
+        pytest.skip(f"no data at {path}; set GROUNDUP_DATA to the folder that holds it")
+    return path
