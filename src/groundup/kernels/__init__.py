@@ -1,0 +1,19 @@
+"""Numerical operations. Each function here is the reference; faster twins live under the same path.
+
+`kernels/norm.py:rmsnorm` is what the model imports and is itself the readable formula. On CUDA it looks
+for `kernels/triton/norm.py:rmsnorm`, on CPU for `kernels/numba/norm.py:rmsnorm`; see `_dispatch`.
+"""
+
+from groundup.kernels._dispatch import BACKENDS, backend, op
+from groundup.kernels.attention import attention, visible
+from groundup.kernels.cross_entropy import cross_entropy, linear_cross_entropy
+from groundup.kernels.glu import ACTIVATIONS, activate, gated
+from groundup.kernels.norm import layernorm, rmsnorm
+from groundup.kernels.rope import apply_rope, rope_frequencies, rope_tables, rotate
+from groundup.kernels.softmax import log_softmax, softmax
+
+__all__ = [
+    "ACTIVATIONS", "BACKENDS", "activate", "apply_rope", "attention", "backend", "cross_entropy", "gated",
+    "layernorm", "linear_cross_entropy", "log_softmax", "op", "rmsnorm", "rope_frequencies", "rope_tables",
+    "rotate", "softmax", "visible",
+]  # fmt: skip

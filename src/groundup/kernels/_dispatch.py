@@ -1,0 +1,129 @@
+"""`@op`: the decorated body is the reference; a faster twin is found by path, not by registration.
+
+kernels/norm.py:rmsnorm  ->  kernels/triton/norm.py:rmsnorm on CUDA, kernels/numba/norm.py:rmsnorm on CPU.
+A twin has the same name and signature, and owns its autograd. What it cannot take it states in
+`refuses(...) -> str | None` beside it, called with the same arguments (`refuses_rmsnorm` where one file
+holds several ops). A default falls back to the reference and says so once; a backend that was asked for
+by name and refuses is an error.
+
+The requested backend is a plain module global because torch.compile can guard on one; a ContextVar would
+break the graph.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from groundup.config import nearest
+
+log = logging.getLogger(__name__)
+
+BACKENDS = ("reference", "triton", "numba")
+DEFAULT = {"cuda": "triton", "cpu": "numba"}
+
+_requested: str | None = None
+_said: set[str] = set()
+
+
+class backend:
+    """`with backend("reference"): ...` asks for one implementation of every op inside.
+
+    A refusal is then a ValueError instead of a fallback.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in BACKENDS:
+            raise ValueError(f"backend {name!r} is unknown{nearest(name, BACKENDS)}")
+        self.name = name
+
+    def __enter__(self) -> None:
+        global _requested
+        self._before, _requested = _requested, self.name
+
+    def __exit__(self, *_: object) -> None:
+        global _requested
+        _requested = self._before
+
+
+def find_twin(module: str, name: str) -> ModuleType | str | None:
+    """The twin's module, None where no file for it exists, or the reason why it cannot be imported."""
+    package, _, leaf = module.rpartition(".")
+    path = f"{package}.{name}.{leaf}"
+    try:
+        if importlib.util.find_spec(path) is None:
+            return None
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        # The package `kernels/triton` itself may be absent: that is "no file", not "cannot be imported".
+        if error.name and path.startswith(error.name):
+            return None
+        return f"the module {error.name!r} is not installed"
+
+
+def _twin_of(twins: dict[str, Any], module: str, name: str) -> ModuleType | str | None:
+    if name not in twins:
+        twins[name] = find_twin(module, name)
+    return twins[name]
+
+
+def _first_tensor(args: tuple[Any, ...]) -> Tensor:
+    for value in args:
+        if isinstance(value, Tensor):
+            return value
+    raise AssertionError("an op takes at least one positional tensor")
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        log.info(message)
+
+
+def op(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Make `reference` look for its twin on the device of its first tensor."""
+    name, module = reference.__name__, reference.__module__
+    twins: dict[str, Any] = {}
+
+    # Runs while torch.compile traces instead of being traced: importing is not a graph operation.
+    @torch.compiler.assume_constant_result
+    def lookup(wanted: str) -> Any:
+        twin = _twin_of(twins, module, wanted)
+        return getattr(twin, name, None) if isinstance(twin, ModuleType) else None
+
+    @torch.compiler.assume_constant_result
+    def refusal(wanted: str) -> Any:
+        twin = _twin_of(twins, module, wanted)
+        return getattr(twin, f"refuses_{name}", None) or getattr(twin, "refuses", None)
+
+    def reason(wanted: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        if wanted == "numba" and torch.compiler.is_compiling():
+            return "Numba code cannot be traced by torch.compile, which makes its own kernel"
+        if lookup(wanted) is None:
+            twin = _twin_of(twins, module, wanted)
+            return twin if isinstance(twin, str) else f"there is no {wanted} kernel"
+        refuses = refusal(wanted)
+        return None if refuses is None else refuses(*args, **kwargs)
+
+    @functools.wraps(reference)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        wanted = _requested or DEFAULT.get(_first_tensor(args).device.type, "reference")
+        if wanted == "reference":
+            return reference(*args, **kwargs)
+        why = reason(wanted, args, kwargs)
+        if why is None:
+            return lookup(wanted)(*args, **kwargs)
+        if _requested is not None:
+            raise ValueError(f"{name}: backend {wanted!r} was asked for, but {why}")
+        if not torch.compiler.is_compiling() and _twin_of(twins, module, wanted) is not None:
+            _say_once(f"{name}: {why}; using the reference instead of {wanted}")
+        return reference(*args, **kwargs)
+
+    call.reference = reference  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,101 @@
+"""One residual block for every norm placement: x <- out(x + post(f(pre(x)))), for mixer and feed-forward."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from groundup.config import nearest
+from groundup.model.attention import Attention, AttentionConfig
+from groundup.model.cache import Cache
+from groundup.model.feedforward import MLP, MLPConfig
+from groundup.model.norm import NormKind, build_norm
+from groundup.model.position import Layout
+
+Placement = Literal["pre", "post", "sandwich", "inner", "parallel"]
+
+PLACEMENTS: dict[str, tuple[str, ...]] = {
+    "pre": ("mixer_norm", "ffn_norm"),
+    "post": ("mixer_out_norm", "ffn_out_norm"),
+    "sandwich": ("mixer_norm", "mixer_post_norm", "ffn_norm", "ffn_post_norm"),
+    "inner": ("mixer_post_norm", "ffn_post_norm"),
+    "parallel": ("mixer_norm",),
+}
+"""The norms that are real in each placement; the other slots pass their input on."""
+
+SLOTS = ("mixer_norm", "mixer_post_norm", "mixer_out_norm", "ffn_norm", "ffn_post_norm", "ffn_out_norm")
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """A mixer of tokens, a feed-forward layer, and where the norms go (see `Block`)."""
+
+    mixer: AttentionConfig
+    ffn: MLPConfig
+    norm: NormKind = "rms"
+    placement: Placement = "pre"
+
+    def __post_init__(self) -> None:
+        if self.placement not in PLACEMENTS:
+            known = nearest(self.placement, PLACEMENTS)
+            raise ValueError(f"block: placement {self.placement!r} is unknown{known}")
+        if self.norm not in ("rms", "layer"):
+            raise ValueError(f"block: norm {self.norm!r} is unknown{nearest(self.norm, ('rms', 'layer'))}")
+
+
+def build_mixer(config: AttentionConfig, d_model: int, norm_eps: float) -> nn.Module:
+    """The registry of mixers."""
+    match config:
+        case AttentionConfig():
+            return Attention(config, d_model, norm_eps)
+    raise AssertionError(f"no mixer for {config!r}")
+
+
+def build_ffn(config: MLPConfig, d_model: int) -> nn.Module:
+    """The registry of feed-forward layers."""
+    match config:
+        case MLPConfig():
+            return MLP(config, d_model)
+    raise AssertionError(f"no feed-forward layer for {config!r}")
+
+
+class Block(nn.Module):
+    """x <- out(x + post(f(pre(x)))) for the mixer, then for the feed-forward.
+
+    placement   pre  post  out
+    pre          *                GPT-2, Llama
+    post                    *     Transformer (2017)
+    sandwich     *    *           Gemma 2, "peri"
+    inner             *           OLMo 2
+    parallel     *                PaLM, GPT-J: both branches read the same normed x
+    """
+
+    mixer_norm: nn.Module
+    mixer_post_norm: nn.Module
+    mixer_out_norm: nn.Module
+    ffn_norm: nn.Module
+    ffn_post_norm: nn.Module
+    ffn_out_norm: nn.Module
+
+    def __init__(
+        self, config: BlockConfig, d_model: int, norm_eps: float = 1e-5, norm_bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.mixer = build_mixer(config.mixer, d_model, norm_eps)
+        self.ffn = build_ffn(config.ffn, d_model)
+        for slot in SLOTS:
+            real = slot in PLACEMENTS[config.placement]
+            norm = build_norm(config.norm, d_model, norm_eps, norm_bias) if real else nn.Identity()
+            self.add_module(slot, norm)
+
+    def forward(
+        self, x: Float[Tensor, "batch seq d_model"], layout: Layout, cache: Cache
+    ) -> Float[Tensor, "batch seq d_model"]:
+        h = self.mixer_norm(x)
+        mixed = self.mixer_post_norm(self.mixer(h, layout, cache))
+        if self.config.placement == "parallel":
+            return x + mixed + self.ffn(h)
+        x = self.mixer_out_norm(x + mixed)
+        return self.ffn_out_norm(x + self.ffn_post_norm(self.ffn(self.ffn_norm(x))))

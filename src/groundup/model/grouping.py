@@ -1,0 +1,51 @@
+"""Fewer key/value heads for a trained model: from multi-head to grouped-query attention."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from groundup.model.block import BlockConfig
+from groundup.model.transformer import Transformer
+
+
+def group_kv_heads(model: Transformer, num_kv_heads: int) -> Transformer:
+    """A copy of `model` whose key and value heads are means over consecutive groups of the old ones.
+
+    The group of query heads that read one pooled head are those that read its members before. Exact where
+    the members were equal; otherwise train on for about 5 % of the original steps.
+
+    Raises ValueError where num_kv_heads does not divide a layer's present number.
+    Ainslie et al. 2023, section 2.1 (arXiv:2305.13245).
+    """
+    blocks = tuple(_grouped(block, num_kv_heads) for block in model.config.blocks)
+    config = replace(model.config, blocks=blocks)
+    with torch.device("meta"):
+        grouped = Transformer(config)
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for i in range(config.num_layers):
+        for name in ("wk.weight", "wk.bias", "wv.weight", "wv.bias"):
+            path = f"blocks.{i}.mixer.{name}"
+            if path in state:
+                state[path] = _mean_heads(state[path], num_kv_heads, config.block(i).mixer.d_head)
+    grouped.load_state_dict(state, assign=True)
+    grouped.compute_dtype, grouped.recompute = model.compute_dtype, model.recompute
+    return grouped.train(model.training)
+
+
+def _grouped(block: BlockConfig, num_kv_heads: int) -> BlockConfig:
+    old = block.mixer.num_kv_heads
+    if num_kv_heads < 1 or old % num_kv_heads:
+        allowed = ", ".join(str(n) for n in range(1, old + 1) if old % n == 0)
+        raise ValueError(
+            f"{old} key/value heads cannot be pooled to num_kv_heads={num_kv_heads}; allowed: {allowed}"
+        )
+    return replace(block, mixer=replace(block.mixer, num_kv_heads=num_kv_heads))
+
+
+def _mean_heads(
+    rows: Float[Tensor, "rows *d_model"], heads: int, d_head: int
+) -> Float[Tensor, "fewer *d_model"]:
+    """Rows are heads of d_head rows each; the mean runs over the members of each of `heads` groups."""
+    return rows.unflatten(0, (heads, -1, d_head)).mean(1).flatten(0, 1)

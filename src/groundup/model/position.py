@@ -1,0 +1,93 @@
+"""How a model knows the order of its tokens: rotary, learned, sinusoidal or not at all."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from groundup import kernels
+from groundup.model.linear import truncated_normal_
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding inside attention; the slowest pair turns once in 2 pi * theta tokens or so."""
+
+    theta: float = 10_000.0
+
+
+@dataclass(frozen=True)
+class LearnedPositions:
+    """A trained vector per position, added to the token embedding (GPT-2)."""
+
+    max_length: int
+
+
+@dataclass(frozen=True)
+class SinusoidalPositions:
+    """Fixed sines and cosines, added to the token embedding (Transformer, 2017)."""
+
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every token of a batch sits, computed once per forward pass and handed to every layer.
+
+    `causal_from_zero` promises positions 0, 1, 2, ... in every row and nothing remembered from before.
+    `tables` holds the (cos, sin) of each rotary embedding in use, by (theta, d_head).
+    """
+
+    positions: Int[Tensor, "batch seq"]
+    segments: Int[Tensor, "batch seq"] | None = None
+    causal_from_zero: bool = False
+    tables: dict[tuple[float, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def rotate(
+        self, x: Float[Tensor, "batch seq heads d_head"], rope: Rope | None
+    ) -> Float[Tensor, "batch seq heads d_head"]:
+        """x turned by its tokens' positions; unchanged without a rotary embedding."""
+        if rope is None:
+            return x
+        return kernels.rotate(x, *self.tables[rope.theta, x.shape[-1]])
+
+
+def rotary_tables(
+    positions: Int[Tensor, "batch seq"], keys: Iterable[tuple[float, int]]
+) -> dict[tuple[float, int], tuple[Tensor, Tensor]]:
+    """`Layout.tables` for these (theta, d_head). One row of positions serves a batch that shares it."""
+    device = positions.device
+    return {
+        (theta, d_head): kernels.rope_tables(positions, kernels.rope_frequencies(d_head, theta, device))
+        for theta, d_head in keys
+    }
+
+
+def sinusoids(positions: Int[Tensor, "*batch"], d_model: int) -> Float[Tensor, "*batch d_model"]:
+    r"""Channel 2i is sin(p / 10000^(2i/d)), channel 2i+1 the cosine, in float32.
+
+    Vaswani et al. 2017, section 3.5 (arXiv:1706.03762), with sines and cosines interleaved as there.
+    """
+    frequencies = kernels.rope_frequencies(d_model, 10_000.0, positions.device)
+    angles = positions[..., None].float() * frequencies
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)[..., :d_model]
+
+
+class PositionTable(nn.Module):
+    """The learned vectors of `LearnedPositions`."""
+
+    def __init__(self, max_length: int, d_model: int, std: float) -> None:
+        super().__init__()
+        self.std = std
+        self.weight = nn.Parameter(torch.empty(max_length, d_model))
+        self.reset_weights()
+
+    def reset_weights(self, generator: torch.Generator | None = None, scale: float = 1.0) -> None:
+        truncated_normal_(self.weight, scale * self.std, generator)
+
+    def forward(self, positions: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
+        # Padding sits at -1; its vector is never read by anyone.
+        return F.embedding(positions.clamp(min=0), self.weight)

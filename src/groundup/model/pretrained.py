@@ -1,0 +1,187 @@
+"""A model directory in Hugging Face's layout: written so that `transformers` loads it, and read strictly.
+
+Reading runs no code that a directory brings (`auto_map` is not looked at) and unpickles nothing; every name
+and shape is held against the config before a tensor is read.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from groundup.config import to_dict
+from groundup.files import read_json, write_atomic, write_json
+from groundup.model.families import family_of, from_hugging_face, to_hugging_face
+from groundup.model.transformer import ModelConfig, Transformer
+from groundup.model.weight_names import (
+    export_tensors,
+    exported_name,
+    exported_shapes,
+    import_tensor,
+    known_names,
+)
+from groundup.tensorfile import TensorEntry, read_tensors, validate_header, write_tensors
+from groundup.tokenizer import Tokenizer
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+END_OF_TEXT = "<|endoftext|>"
+END_TOKENS = (END_OF_TEXT, "<|end|>")
+SHOWN = 6  # names per fault in an error message
+
+
+def save_pretrained(
+    model: Transformer,
+    tokenizer_dir: str | Path | None,
+    path: str | Path,
+    extra_config: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write config.json, model.safetensors, generation_config.json and the tokenizer's files into `path`.
+
+    Other files there stay. Each file is replaced whole, config.json last: without it a directory is
+    unfinished. `extra_config` is added to config.json under the key "groundup", beside our own config.
+
+    Raises ValueError, with the reason, for an architecture that no Hugging Face class has, and for a
+    tokenizer that does not fit the model.
+    """
+    path = Path(path)
+    family = family_of(model.config)
+    special = _special_tokens(tokenizer_dir, model.config)
+    state = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
+    path.mkdir(parents=True, exist_ok=True)
+    write_tensors(path / "model.safetensors", export_tensors(family, state))
+    _copy_tokenizer(tokenizer_dir, path)
+    ends = [special[token] for token in END_TOKENS if token in special]
+    start = special.get(END_OF_TEXT)
+    ids = {"bos_token_id": start, "eos_token_id": (ends if len(ends) > 1 else ends[0]) if ends else None}
+    write_json(path / "generation_config.json", {**ids, "pad_token_id": start})
+    ours = {"model": to_dict(model.config), **(extra_config or {})}
+    config = {**to_hugging_face(model.config), **ids, "torch_dtype": str(dtype).removeprefix("torch.")}
+    write_json(path / "config.json", {**config, "groundup": ours})
+
+
+def load_pretrained(path: str | Path) -> Transformer:
+    """The model of a directory: ours, or a Llama, Mistral, Qwen2, Qwen3 or GPT-2 of Hugging Face's.
+
+    Weights become float32. Raises ValueError for an architecture that is not supported, for names or shapes
+    that differ from the config's (they are listed), for weights that are not finite, and for damaged files.
+    """
+    path = Path(path)
+    config = _read_config(path)
+    family = family_of(config)
+    headers = {file: validate_header(file) for file in _weight_files(path)}
+    entries = {name: entry for header in headers.values() for name, entry in header.items()}
+    names = known_names(entries, family)
+    # before the model is built: a layer count from a hostile file would build for ever
+    if config.num_layers > len(names):
+        raise ValueError(
+            f"{path}: config.json has {config.num_layers} layers, the weights {len(names)} tensors"
+        )
+    with torch.device("meta"):
+        model = Transformer(config)
+    tied_head = config.tie_embeddings and "lm_head.weight" in names
+    expected = exported_shapes(family, dict(model.named_parameters()))
+    if tied_head:
+        expected["lm_head.weight"] = (config.vocab_size, config.d_model)
+    _compare(expected, {full: entries[name] for full, name in names.items()}, path)
+    tensors = {full: tensor for file in headers for full, tensor in _read(file, names)}
+    if tied_head and not torch.equal(
+        tensors["lm_head.weight"], tensors[exported_name(family, "embed.weight")]
+    ):
+        raise ValueError(f"{path}: config.json ties the embeddings, yet lm_head.weight is a different matrix")
+    state = {
+        name: import_tensor(family, name, tensors[exported_name(family, name)]).float().clone()
+        for name, _ in model.named_parameters()
+    }
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _special_tokens(tokenizer_dir: str | Path | None, config: ModelConfig) -> dict[str, int]:
+    if tokenizer_dir is None:
+        return {}
+    tokenizer = Tokenizer.load(tokenizer_dir)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{tokenizer_dir}: the tokenizer has {tokenizer.vocab_size} tokens and the model only "
+            f"{config.vocab_size}: they do not belong together"
+        )
+    return tokenizer.special_tokens
+
+
+def _copy_tokenizer(tokenizer_dir: str | Path | None, path: Path) -> None:
+    if tokenizer_dir is None or Path(tokenizer_dir).resolve() == path.resolve():
+        return
+    for name in TOKENIZER_FILES:
+        source = Path(tokenizer_dir) / name
+        if source.exists():
+            write_atomic(path / name, source.read_bytes())
+
+
+def _read_config(path: Path) -> ModelConfig:
+    if not path.is_dir():
+        raise ValueError(
+            f"{path}: no such directory; expected a folder with config.json and model.safetensors"
+        )
+    data = read_json(path / "config.json")
+    if not isinstance(data, dict):
+        raise ValueError(f"{path / 'config.json'}: expected a JSON object")
+    try:
+        return from_hugging_face(data)
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'}: {error}") from error
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """model.safetensors, or the files that an index of shards names."""
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").exists():
+        return [path / "model.safetensors"]
+    if not index.exists():
+        pickled = sorted(p.name for p in path.glob("*.bin"))
+        hint = f"; {pickled[0]} is a pickle, which can run code and is never read" if pickled else ""
+        raise ValueError(f"{path}: no model.safetensors{hint}")
+    data = read_json(index)
+    shards = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+        raise ValueError(f"{index}: weight_map must map tensor names to file names")
+    for name in set(shards.values()):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index}: {name!r:.80} is not the name of a safetensors file in this directory")
+    return [path / name for name in sorted(set(shards.values()))]
+
+
+def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, TensorEntry], path: Path) -> None:
+    """Raise one ValueError that lists all names that are missing or extra and all shapes that differ."""
+    both = sorted(expected.keys() & found.keys())
+    shapes = [f"{n} {found[n].shape}, expected {expected[n]}" for n in both if found[n].shape != expected[n]]
+    kinds = [f"{n} is {found[n].dtype}" for n in both if not found[n].dtype.is_floating_point]
+    faults = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "not in the config": sorted(found.keys() - expected.keys()),
+        "of another shape": shapes,
+        "not floating point": kinds,
+    }
+    report = [f"{len(names)} {what}: {_first(names)}" for what, names in faults.items() if names]
+    if report:
+        raise ValueError(f"{path}: the weights do not fit config.json; {'; '.join(report)}")
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(name[:120] for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _read(file: Path, names: dict[str, str]) -> Iterable[tuple[str, Tensor]]:
+    tensors = read_tensors(file)
+    here = {full: name for full, name in names.items() if name in tensors}
+    broken = [full for full, name in here.items() if not tensors[name].float().isfinite().all()]
+    if broken:
+        raise ValueError(f"{file}: {len(broken)} tensors hold NaN or infinity: {_first(broken)}")
+    return [(full, tensors[name]) for full, name in here.items()]

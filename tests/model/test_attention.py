@@ -1,0 +1,112 @@
+"""The layer around the kernel: projections, heads, norms, rotation and errors."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from groundup.kernels import apply_rope, rmsnorm
+from groundup.model import Attention, AttentionConfig, Layout, NoCache, Rope
+from groundup.model.position import rotary_tables
+
+
+def run(layer, x, positions=None):
+    positions = torch.arange(x.shape[1])[None] if positions is None else positions
+    rope = layer.config.rope
+    tables = {} if rope is None else rotary_tables(positions, [(rope.theta, layer.config.d_head)])
+    return layer(x, Layout(positions.expand(x.shape[:2]), tables=tables), NoCache())
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_against_torchs_attention(kv_heads, qk_norm):
+    config = AttentionConfig(4, kv_heads, 8, rope=Rope(100.0), qk_norm=qk_norm, bias=True, out_bias=True)
+    layer, x = Attention(config, 16), torch.randn(2, 6, 16)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+
+    def heads(name):
+        linear = getattr(layer, f"w{name}")
+        y = F.linear(x, linear.weight, linear.bias).view(2, 6, -1, 8)
+        return rmsnorm(y, getattr(layer, f"{name}_norm").weight) if qk_norm and name != "v" else y
+
+    positions = torch.arange(6).expand(2, 6)
+    q, k = (apply_rope(heads(name), positions, 100.0).transpose(1, 2) for name in "qk")
+    v = heads("v").transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    expected = F.linear(mixed.transpose(1, 2).flatten(2), layer.wo.weight, layer.wo.bias)
+    torch.testing.assert_close(run(layer, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_grouped_with_equal_heads_is_multi_head_and_with_one_is_multi_query():
+    """The same weights written out per query head give the same result."""
+    x = torch.randn(2, 5, 16)
+    for kv_heads in (4, 2, 1):
+        grouped, full = (Attention(AttentionConfig(4, n, 4), 16) for n in (kv_heads, 4))
+        with torch.no_grad():
+            for name in ("wq", "wo"):
+                getattr(full, name).weight.copy_(getattr(grouped, name).weight)
+            for name in ("wk", "wv"):
+                rows = getattr(grouped, name).weight.view(kv_heads, 4, 16).repeat_interleave(4 // kv_heads, 0)
+                getattr(full, name).weight.copy_(rows.flatten(0, 1))
+        torch.testing.assert_close(run(grouped, x), run(full, x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_slice_of_heads_runs_the_same_code_and_slices_add_up():
+    """Head counts come from the weights: cut by the `shard` table, two halves sum to the whole."""
+    config = AttentionConfig(4, 2, 4, qk_norm=True)
+    whole, x = Attention(config, 16), torch.randn(2, 5, 16)
+    total = torch.zeros_like(x)
+    for rank in range(2):
+        half = Attention(config, 16)
+        half.load_state_dict(whole.state_dict())
+        for name, how in Attention.shard.items():
+            if how in ("col", "row"):
+                linear = getattr(half, name)
+                linear.weight = torch.nn.Parameter(linear.weight.detach().chunk(2, int(how == "row"))[rank])
+        total += run(half, x)
+    torch.testing.assert_close(total, run(whole, x), rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_attention_is_blind_to_a_common_shift_and_not_to_order():
+    layer, x = Attention(AttentionConfig(2, 2, 8), 16), torch.randn(1, 5, 16)
+    positions = torch.arange(5)[None]
+    torch.testing.assert_close(run(layer, x, positions), run(layer, x, positions + 1000), rtol=1e-3, atol=1e-4)
+    stretched = run(layer, x, 3 * positions)
+    assert not torch.allclose(run(layer, x, positions), stretched, atol=1e-3)
+
+
+def test_without_positions_the_last_token_sees_a_set():
+    layer, x = Attention(AttentionConfig(2, 2, 8, rope=None), 16), torch.randn(1, 5, 16)
+    shuffled = x[:, [2, 0, 3, 1, 4]]
+    torch.testing.assert_close(run(layer, shuffled)[:, -1], run(layer, x)[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_of_one_reads_only_its_own_value():
+    layer, x = Attention(AttentionConfig(2, 2, 8, window=1), 16), torch.randn(1, 5, 16)
+    torch.testing.assert_close(run(layer, x), layer.wo(layer.wv(x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((6, 4, 8), r"num_kv_heads=4 does not divide num_heads=6, .* allowed are 1, 2, 3, 6 \(nearest: 3\)"),
+        ((4, 8, 8), r"num_kv_heads=8 does not divide num_heads=4"),
+        ((4, 2, 7), r"d_head=7 is odd, .* use 6 or 8, or rope=None"),
+        ((0, 1, 8), r"num_heads=0; expected at least 1"),
+        ((4, 0, 8), r"num_kv_heads=0; expected at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_said_in_words(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionConfig(*arguments)
+
+
+@pytest.mark.parametrize("wrong", [{"window": 0}, {"softcap": 0.0}, {"softcap": -1.0}])
+def test_numbers_out_of_range(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        AttentionConfig(4, 2, 8, **wrong)
+
+
+def test_an_odd_head_is_fine_without_rotation():
+    assert AttentionConfig(4, 2, 7, rope=None).d_head == 7

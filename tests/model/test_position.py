@@ -1,0 +1,40 @@
+import math
+
+import pytest
+import torch
+
+from groundup.kernels import apply_rope
+from groundup.model import Layout, Rope
+from groundup.model.position import PositionTable, rotary_tables, sinusoids
+
+
+def test_sinusoids_by_hand():
+    """d_model 4: channels sin(p), cos(p), sin(p / 100), cos(p / 100)."""
+    expected = [math.sin(3), math.cos(3), math.sin(0.03), math.cos(0.03)]
+    torch.testing.assert_close(sinusoids(torch.tensor([3]), 4)[0], torch.tensor(expected))
+
+
+def test_sinusoids_at_a_distance_are_a_rotation():
+    """The property they were chosen for: PE(p + k) is a linear function of PE(p) that depends on k only."""
+    near, far = (sinusoids(torch.tensor([p, p + 5]), 16) for p in (2, 90))
+    torch.testing.assert_close(near[0] @ near[1], far[0] @ far[1], rtol=1e-4, atol=1e-4)
+
+
+def test_layout_rotates_as_apply_rope_does():
+    x, positions = torch.randn(2, 3, 4, 8), torch.tensor([[0, 5, 9], [2, 3, 4]])
+    layout = Layout(positions, tables=rotary_tables(positions, [(10_000.0, 8), (500.0, 8)]))
+    torch.testing.assert_close(layout.rotate(x, Rope(500.0)), apply_rope(x, positions, 500.0))
+    assert layout.rotate(x, None) is x
+
+
+def test_one_row_of_tables_serves_a_batch():
+    x, positions = torch.randn(5, 3, 4, 8), torch.tensor([[0, 5, 9]])
+    layout = Layout(positions.expand(5, 3), tables=rotary_tables(positions, [(10_000.0, 8)]))
+    torch.testing.assert_close(layout.rotate(x, Rope()), apply_rope(x, positions.expand(5, 3)))
+
+
+def test_learned_positions_are_rows_and_padding_is_harmless():
+    table = PositionTable(4, 3, std=1.0)
+    torch.testing.assert_close(table(torch.tensor([[-1, 0, 3]]))[0, 1:], table.weight[[0, 3]])
+    with pytest.raises(IndexError):
+        table(torch.tensor([[4]]))
