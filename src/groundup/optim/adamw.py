@@ -1,0 +1,140 @@
+"""AdamW: Adam with decoupled weight decay, as a readable reference and as one fused pass over memory."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groundup.optim.groups import groups
+
+
+def adamw_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: int,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    r"""One AdamW update of one tensor, in place: the reference that the fused path is held to.
+
+        theta <- theta (1 - lr * decay)
+        m <- m + (1 - b1) (g - m)                 v <- b2 v + (1 - b2) g^2
+        theta <- theta - lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+
+    `step` is t, counted from 1. The order of operations is torch's, so results agree to the bit.
+    eps is added after the bias correction; added before it, it would weigh more in early steps.
+
+    Kingma & Ba 2015 (arXiv:1412.6980), algorithm 1; Loshchilov & Hutter 2019 (arXiv:1711.05101), algorithm 2,
+    with the schedule multiplier folded into lr, so that decay shrinks with the rate.
+    """
+    beta1, beta2 = betas
+    param.mul_(1 - lr * weight_decay)
+    exp_avg.lerp_(grad, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    denominator = (exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5).add_(eps)
+    param.addcdiv_(exp_avg, denominator, value=-(lr / (1 - beta1**step)))
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW over a model, parameters, or parameter groups.
+
+    A model is split by `groups`: no decay on norms, biases and embeddings. State per parameter: `exp_avg`,
+    `exp_avg_sq` (its shape and dtype) and `step` (a scalar), so 8 bytes per fp32 parameter.
+
+    fused: one kernel per (device, dtype) instead of seven passes over memory; `False` runs the reference.
+    """
+
+    supports_skip = True
+
+    def __init__(
+        self,
+        params: nn.Module | Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        fused: bool = True,
+    ):
+        for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
+            if not 0.0 <= value < float("inf"):
+                raise ValueError(f"AdamW {name}={value}: expected a finite number, at least 0")
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"AdamW betas={betas}: expected two numbers in [0, 1)")
+        defaults = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=fused)
+        super().__init__(groups(params, weight_decay) if isinstance(params, nn.Module) else params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, skip: Tensor | None = None) -> Any:
+        """Update every parameter that has a gradient.
+
+        skip: a scalar on the parameters' device; where it is 1 nothing changes, not even the step count.
+        The decision never visits the host, so an accelerator's queue is not drained.
+        """
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            self._ensure_state(params)
+            (self._fused_step if group["fused"] else self._reference_step)(group, params, skip)
+        return result
+
+    def _ensure_state(self, params: list[Tensor]) -> None:
+        for p in params:
+            assert p.grad is not None and not p.grad.is_sparse, "AdamW needs dense gradients"
+            if not self.state[p]:
+                self.state[p] = {
+                    "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                }
+
+    def _reference_step(self, group: dict[str, Any], params: list[Tensor], skip: Tensor | None) -> None:
+        if skip is not None and bool(skip):
+            return
+        options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+        for p in params:
+            assert p.grad is not None
+            state = self.state[p]
+            state["step"] += 1
+            adamw_(p, p.grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]), **options)
+
+    def _fused_step(self, group: dict[str, Any], params: list[Tensor], skip: Tensor | None) -> None:
+        for tensors in _by_device_and_dtype(params):
+            states = [self.state[p] for p in tensors]
+            steps = [state["step"] for state in states]
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(
+                tensors,
+                [p.grad for p in tensors],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+                grad_scale=None,
+                found_inf=skip,
+            )
+            if skip is not None:
+                torch._foreach_sub_(steps, [skip] * len(steps))
+
+
+def _by_device_and_dtype(params: list[Tensor]) -> list[list[Tensor]]:
+    table = defaultdict(list)
+    for p in params:
+        table[p.device, p.dtype].append(p)
+    return list(table.values())

@@ -1,0 +1,64 @@
+"""Which parameter decays, and which goes to Muon: one visible table."""
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+Kind = Literal["matrix", "head", "embedding", "vector"]
+
+# Decay pulls a matrix towards zero and so limits the norm of its output. Norm gains and biases are few and
+# their zero means nothing; a rare token's embedding row would shrink between its occurrences.
+DECAYS: dict[Kind, bool] = {"matrix": True, "head": True, "embedding": False, "vector": False}
+
+# Muon orthogonalises maps between hidden spaces. The two ends talk to a one-hot vocabulary axis, for which
+# a steady per-coordinate scale (AdamW) is the right geometry.
+TO_MUON: dict[Kind, bool] = {"matrix": True, "head": False, "embedding": False, "vector": False}
+
+_EMBEDDINGS = ("embed", "positions")
+
+
+def kind(name: str, param: Tensor) -> Kind:
+    """What a parameter is, from its name in the model and its number of axes."""
+    parts = name.split(".")
+    if param.ndim < 2 or parts[-1] == "bias" or any(part.endswith("norm") for part in parts):
+        return "vector"
+    if any(part in _EMBEDDINGS for part in parts[:-1]):
+        return "embedding"
+    return "head" if "head" in parts[:-1] else "matrix"
+
+
+def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: `decay` (matrices and the head) and `no_decay` (embeddings, norms, biases).
+
+    A tied head is one parameter under its embedding's name, so it does not decay.
+    """
+    decayed, plain = [], []
+    for name, param in _trainable(model):
+        (decayed if DECAYS[kind(name, param)] else plain).append(param)
+    table = [
+        {"params": decayed, "weight_decay": weight_decay, "name": "decay"},
+        {"params": plain, "weight_decay": 0.0, "name": "no_decay"},
+    ]
+    return [group for group in table if group["params"]]
+
+
+def split_for_muon(model: nn.Module) -> tuple[list[nn.Parameter], list[tuple[str, nn.Parameter]]]:
+    """(hidden matrices for Muon, the named rest for AdamW)."""
+    matrices = [p for name, p in _trainable(model) if TO_MUON[kind(name, p)]]
+    rest = [(name, p) for name, p in _trainable(model) if not TO_MUON[kind(name, p)]]
+    return matrices, rest
+
+
+def describe(model: nn.Module) -> str:
+    """The table as text: one line per parameter with its shape, kind, and what is done to it."""
+    rows = [(name, "x".join(map(str, p.shape)) or "scalar", kind(name, p)) for name, p in _trainable(model)]
+    width = max((len(name) for name, _, _ in rows), default=0)
+    return "\n".join(
+        f"{name:<{width}}  {shape:>12}  {k:<9}  "
+        f"{'decay' if DECAYS[k] else '-':<5}  {'muon' if TO_MUON[k] else 'adamw'}"
+        for name, shape, k in rows
+    )
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
