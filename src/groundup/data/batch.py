@@ -1,0 +1,19 @@
+"""What every source of training data gives, and how it gets to the device."""
+
+import torch
+from torch import Tensor
+
+#: Tensors of one training step, each `(batch, context_length + 1)`:
+#:
+#: tokens     token ids, int64. The model reads columns `[:-1]` and predicts columns `[1:]`.
+#: mask       optional weight of predicting the token in this column, float32; column 0 is never predicted.
+#: segments   optional number of the document inside the row; attention stays inside one number.
+#: positions  optional position of the token inside its document.
+Batch = dict[str, Tensor]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`. For CUDA the copy goes through pinned memory, and does not wait for the GPU."""
+    if device.type != "cuda":
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
