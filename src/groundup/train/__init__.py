@@ -1,0 +1,24 @@
+"""The trainer: one loop, objectives, checkpoints, precision and logs."""
+
+from groundup.train import checkpoint, objectives, precision
+from groundup.train.guard import Guard
+from groundup.train.log import MetricsLog, read_metrics
+from groundup.train.loop import train
+from groundup.train.objectives import Loss, next_token
+from groundup.train.run import Run
+from groundup.train.sinks import TensorBoard, WeightsAndBiases
+
+__all__ = [
+    "Guard",
+    "Loss",
+    "MetricsLog",
+    "Run",
+    "TensorBoard",
+    "WeightsAndBiases",
+    "checkpoint",
+    "next_token",
+    "objectives",
+    "precision",
+    "read_metrics",
+    "train",
+]

@@ -1,0 +1,44 @@
+"""torch.compile, block by block: identical blocks share one compiled graph, and names stay as they are."""
+
+import logging
+
+import torch
+from torch import nn
+
+logger = logging.getLogger("groundup.train")
+_said: set[str] = set()
+
+
+def compile_blocks(model: nn.Module, *, required: bool) -> bool:
+    """Compile every child of `model.blocks` in place; whether that was done.
+
+    Where the compiler cannot run here (no C++ compiler, no Triton), `required` makes it an error with the
+    reason; otherwise the model stays as it is, and that is said once.
+    """
+    blocks = getattr(model, "blocks", None)
+    reason = "the model has no `blocks`" if not isinstance(blocks, nn.Module) else _why_not(model)
+    if reason is None:
+        assert isinstance(blocks, nn.Module)
+        for block in blocks.children():
+            block.compile(dynamic=False)
+        return True
+    if required:
+        raise ValueError(f"compile=True: {reason}; use compile=False, or compile='auto' to go on without")
+    if reason not in _said:
+        _said.add(reason)
+        logger.warning("not compiling: %s", reason)
+    return False
+
+
+def _why_not(model: nn.Module) -> str | None:
+    """Compile something tiny: no other question answers whether a compiler is there and works."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        torch.compile(_tiny, dynamic=False)(torch.ones(8, device=device))
+    except (RuntimeError, OSError, ImportError) as error:
+        return f"torch.compile does not work here ({str(error).strip().splitlines()[0][:200]})"
+    return None
+
+
+def _tiny(x: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x) * x + 1

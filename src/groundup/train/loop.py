@@ -1,0 +1,356 @@
+"""One loop. A method is a source of batches and an objective; nothing else differs."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from groundup.data.batch import Batch
+from groundup.device import peak_memory_bytes
+from groundup.optim.schedule import ClockDecay
+from groundup.train import checkpoint
+from groundup.train.compiling import compile_blocks
+from groundup.train.feed import Feed, count_tokens, split
+from groundup.train.guard import Guard, diagnose, first_non_finite_weight
+from groundup.train.interrupt import Interrupt, catch_signals
+from groundup.train.log import MetricsLog, Sink
+from groundup.train.noise import NoiseScale
+from groundup.train.pace import Pace
+from groundup.train.progress import ProgressLine
+from groundup.train.ranks import is_main, largest_over_ranks, world_size
+from groundup.train.resume import Resumable, Saver
+from groundup.train.run import Ending, Run
+from groundup.train.snapshot import fingerprint
+from groundup.train.step import Objective, PendingValues, StepValues, compute_gradients
+
+logger = logging.getLogger("groundup.train")
+
+Hook = Callable[[int, nn.Module, Run], Any]
+
+
+def train(
+    model: nn.Module,
+    source: Iterable[Batch],
+    objective: Objective,
+    optimizer: Any,
+    steps: int | None,
+    *,
+    schedule: Callable[[int], float] | None = None,
+    micro_batches: int = 1,
+    batches_per_step: int | Callable[[int], int] = 1,
+    clip: float | None = 1.0,
+    every: dict[int, Hook] | None = None,
+    run_dir: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    keep: int = 3,
+    resume: bool | str | Path = False,
+    deadline: float | None = None,
+    stop: Callable[[], bool] | None = None,
+    guard: Guard | None = None,
+    log_every: int = 10,
+    sinks: Sequence[Sink] = (),
+    progress: bool = True,
+    compile: bool | Literal["auto"] = False,
+    flops_per_token: float | None = None,
+    peak_flops: float | None = None,
+    config: dict[str, Any] | None = None,
+    lookahead: int | None = None,
+) -> Run:
+    """Train until `steps` updates were made, the deadline nears, a signal comes, or the source ends.
+
+    Ctrl-C or SIGTERM finish the step and save; a second one stops at once.
+
+    schedule: step number (from 0) -> multiplier of each group's rate; a `ClockDecay` is fed the time left.
+    micro_batches: parts that each batch is cut into, for memory; the gradient is the same.
+    batches_per_step: batches from the source per update, fixed or by step number (a batch-size ramp).
+    every: {n: hook}; hook(step, model, run) runs after every n-th update.
+    run_dir: gets metrics.jsonl and checkpoints/ (every `checkpoint_every` updates and at the end).
+    resume: True continues from the newest whole checkpoint of run_dir (or starts, when there is none); a path
+    continues from that checkpoint. The result is what an uninterrupted run gives, to the bit on a CPU.
+    deadline: a reading of `time.monotonic()` by which to be done.
+    compile: True compiles the model's blocks or fails; "auto" tries.
+    flops_per_token, peak_flops: the training cost of a token and the machine's rate, for the logged MFU.
+    config: anything JSON that a resume must find unchanged (beside the model, optimizer and source).
+    lookahead: updates queued on the device before the first's loss is read: 1 on CUDA, 0 elsewhere. A bad
+    step is then undone on the device, and the batches queued after it are run again.
+
+    Raises ValueError for options that do not fit together or a checkpoint that does not fit, and
+    FloatingPointError when bad steps do not end (see `Guard`).
+    """
+    _check(model, schedule, run_dir, checkpoint_every, resume, deadline)
+    if compile:
+        compile_blocks(model, required=compile is True)
+    device = next(model.parameters()).device
+    feed = Feed(source, device)
+    facts = fingerprint(model, optimizer, source, config)
+    training = _Training(
+        parts=Resumable(model, optimizer, schedule, feed, guard or Guard(), facts, Run(), NoiseScale()),
+        saver=Saver(run_dir, checkpoint_every, keep),
+        pace=Pace(deadline),
+        objective=objective,
+        steps=steps,
+        micro_batches=micro_batches,
+        batches_per_step=batches_per_step,
+        clip=float("inf") if clip is None else clip,
+        every=every or {},
+        stop=stop,
+        log_every=log_every,
+        lookahead=_lookahead(lookahead, optimizer, device),
+        device=device,
+        flops_per_token=flops_per_token,
+        peak_flops=peak_flops,
+    )
+    training.continue_from(training.saver.find(resume))
+    log_dir = run_dir if is_main() else None
+    training.log = MetricsLog(log_dir, from_step=training.run.step, sinks=sinks if is_main() else ())
+    training.progress = ProgressLine() if progress and is_main() else None
+    return training.loop()
+
+
+def _check(
+    model: nn.Module,
+    schedule: Any,
+    run_dir: str | Path | None,
+    checkpoint_every: int | None,
+    resume: bool | str | Path,
+    deadline: float | None,
+) -> None:
+    if isinstance(schedule, ClockDecay) and deadline is None:
+        raise ValueError("train: a ClockDecay schedule decays towards a deadline; give one")
+    if getattr(model, "compute_dtype", None) == torch.float16:
+        raise ValueError("train: fp16 gradients underflow without loss scaling; use precision 'bf16'")
+    if (resume is True or checkpoint_every is not None) and run_dir is None:
+        raise ValueError("train: resume=True and checkpoint_every need a run_dir")
+
+
+def _lookahead(wanted: int | None, optimizer: Any, device: torch.device) -> int:
+    able = getattr(optimizer, "supports_skip", False)
+    if wanted and not able:
+        name = type(optimizer).__name__
+        raise ValueError(f"train: lookahead={wanted}, but {name}.step takes no `skip`; use lookahead=0")
+    return wanted if wanted is not None else int(device.type == "cuda" and able)
+
+
+@dataclass
+class _Queued:
+    """A step on the device whose values the host has not read."""
+
+    group: list[Batch]
+    values: PendingValues
+    threshold: float
+    rate: float
+    rng: Tensor
+
+
+@dataclass
+class _Training:
+    """One call of `train`. Steps are launched onto a queue and settled from its other end."""
+
+    parts: Resumable
+    saver: Saver
+    pace: Pace
+    objective: Objective
+    steps: int | None
+    micro_batches: int
+    batches_per_step: int | Callable[[int], int]
+    clip: float
+    every: dict[int, Hook]
+    stop: Callable[[], bool] | None
+    log_every: int
+    lookahead: int
+    device: torch.device
+    flops_per_token: float | None
+    peak_flops: float | None
+
+    def __post_init__(self) -> None:
+        self.model, self.optimizer, self.run = self.parts.model, self.parts.optimizer, self.parts.run
+        self.feed, self.guard = self.parts.feed, self.parts.guard
+        self.queue: deque[_Queued] = deque()
+        self.poisoned = torch.zeros((), device=self.device)
+        self.ended = False
+        self.interrupt = Interrupt()
+        self.log = MetricsLog(None)
+        self.progress: ProgressLine | None = None
+        for group in self.optimizer.param_groups:
+            group.setdefault("base_lr", group["lr"])
+
+    def continue_from(self, path: Path | None) -> None:
+        if path is None:
+            return
+        saved = checkpoint.load(path)
+        self.parts.restore(saved)
+        self.saver.last_step = self.run.step if path.parent == self.saver.folder else -1
+        if (threads := saved.state["threads"]) != torch.get_num_threads():
+            logger.warning(
+                "saved with %d threads, resumed with %d: last bits may differ",
+                threads,
+                torch.get_num_threads(),
+            )
+
+    def loop(self) -> Run:
+        was_training, before, begun = self.model.training, self.run.seconds, time.monotonic()
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            with catch_signals() as self.interrupt:
+                while (reason := self.reason_to_end()) is None or self.queue:
+                    if reason is None:
+                        self.launch()
+                    while self.queue and (reason is not None or self.must_settle()):
+                        self.run.seconds = before + time.monotonic() - begun
+                        self.settle()
+                self.run.stopped_by, self.run.epochs = reason, self.feed.epochs
+                self.run.peak_memory_bytes = peak_memory_bytes(self.device)
+                self.saver.save(self.parts, self.log)
+        finally:
+            self.close(was_training)
+        return self.run
+
+    def close(self, was_training: bool) -> None:
+        self.log.close()
+        if self.progress is not None:
+            self.progress.close()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"]
+        self.model.train(was_training)
+
+    def reason_to_end(self) -> Ending | None:
+        """Why no further step may begin; the same answer on every rank."""
+        if self.feed.owes:
+            return None
+        asked = self.interrupt.requested or (self.stop is not None and self.stop())
+        asked_anywhere, *pace = largest_over_ranks([float(asked), *self.pace.measure()], self.device)
+        self.pace.agree(*pace)
+        if self.steps is not None and self.run.step + len(self.queue) >= self.steps:
+            return "steps"
+        if asked_anywhere:
+            return "interrupt"
+        if self.pace.out_of_time():
+            return "clock"
+        return "data" if self.ended else None
+
+    def launch(self) -> None:
+        """Queue a step: everything up to the point where the host would have to look at its values."""
+        step = self.run.step + len(self.queue)
+        count = self.batches_per_step(step) if callable(self.batches_per_step) else self.batches_per_step
+        rng = torch.get_rng_state()
+        group = self.feed.take(count)
+        if group is None:
+            self.ended = True
+            return
+        rate = self.set_rates(step)
+        vector, names = self.gradients(group)
+        threshold = float(torch.tensor(self.guard.threshold(), dtype=vector.dtype))
+        if self.lookahead:
+            bad = ~torch.isfinite(vector[:2]).all() | (vector[0] > threshold)
+            self.poisoned = torch.maximum(self.poisoned, bad.float()) if self.queue else bad.float()
+            self.optimizer.step(skip=self.poisoned)
+            self.optimizer.zero_grad(set_to_none=True)
+        self.queue.append(_Queued(group, PendingValues(vector, names), threshold, rate, rng))
+
+    def gradients(self, group: list[Batch]) -> tuple[Tensor, list[str]]:
+        micro = [part for batch in group for part in split(batch, self.micro_batches)]
+        try:
+            return compute_gradients(self.model, self.objective, micro, self.clip)
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            shapes = {name: tuple(tensor.shape) for name, tensor in micro[0].items()}
+            raise MemoryError(
+                f"step {self.run.step + 1} does not fit in memory with micro-batches of {shapes}; try "
+                f"micro_batches={2 * self.micro_batches}: the result is the same. {str(error).splitlines()[0]}"
+            ) from error
+
+    def set_rates(self, step: int) -> float:
+        schedule = self.parts.schedule
+        if isinstance(schedule, ClockDecay):
+            schedule.observe(step, self.pace.seconds_left, self.pace.seconds_per_step)
+        multiplier = 1.0 if schedule is None else schedule(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * multiplier
+        return self.optimizer.param_groups[0]["lr"]
+
+    def must_settle(self) -> bool:
+        """Whether the queue is full, or its last step is one after which somebody looks at the model."""
+        if len(self.queue) > self.lookahead:
+            return True
+        last = self.run.step + len(self.queue)
+        return self.saver.due(last) or any(last % n == 0 for n in self.every)
+
+    def settle(self) -> None:
+        """Read the oldest queued step's values; make it count, or undo it."""
+        queued = self.queue.popleft()
+        values = queued.values.read()
+        if not values.finite or values.loss > queued.threshold:
+            self.undo(queued, values)
+            return
+        if not self.lookahead:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.advance(queued, values)
+
+    def advance(self, queued: _Queued, values: StepValues) -> None:
+        self.run.step += 1
+        self.run.losses.append(values.loss)
+        self.run.tokens += count_tokens(queued.group) * world_size()
+        self.run.step_seconds.append(self.pace.step_done())
+        self.guard.accept(values.loss)
+        self.parts.noise.observe(values.small_square, values.small_weight, values.grad_norm**2, values.weight)
+        step = self.run.step
+        if step % self.log_every == 0 or step == self.steps:
+            self.write_log(queued.rate, values)
+        for hook in (hook for n, hook in self.every.items() if step % n == 0):
+            hook(step, self.model, self.run)
+            self.model.train()
+        if self.saver.due(step):
+            self.saver.save(self.parts, self.log)
+        self.pace.pause_done()
+
+    def write_log(self, rate: float, values: StepValues) -> None:
+        cost = None
+        if self.flops_per_token is not None and self.peak_flops is not None:
+            cost = self.flops_per_token / (self.peak_flops * world_size())
+        record = self.run.record(self.run.step % self.log_every or self.log_every, cost)
+        record |= {"lr": rate, "grad_norm": values.grad_norm, "noise_scale": self.parts.noise.tokens}
+        self.log.write(record | {"epoch": self.feed.epochs} | values.metrics)
+        if self.progress is not None:
+            self.progress.show(record, *self.pace.progress(self.run.step, self.steps, self.run.seconds))
+
+    def undo(self, bad: _Queued, values: StepValues) -> None:
+        """Nothing of a bad step was applied: report it, and skip it, go back, or give up."""
+        self.feed.give_back([later.group for later in self.queue])
+        self.queue.clear()
+        if self.lookahead:
+            self.gradients(bad.group)
+        torch.set_rng_state(bad.rng)
+        text = diagnose(self.model, values.loss, values.grad_norm, values.weight, bad.group)
+        self.optimizer.zero_grad(set_to_none=True)
+        weights_finite = first_non_finite_weight(self.model) is None
+        path = self.saver.latest()
+        verdict = self.guard.judge(
+            finite=values.finite, weights_finite=weights_finite, can_rewind=path is not None
+        )
+        self.log.event(self.run.step + 1, verdict, text)
+        if verdict == "stop":
+            raise FloatingPointError(f"step {self.run.step + 1}: {text}; {self.guard.why_stopped(path)}")
+        if verdict == "accept":
+            self.feed.give_back([bad.group])
+            return
+        self.run.skipped += 1
+        if verdict == "rewind":
+            assert path is not None
+            self.rewind(path, rewind_data=not weights_finite)
+
+    def rewind(self, path: Path, *, rewind_data: bool) -> None:
+        """Back to a checkpoint. Broken weights accuse the machine, so the same data is tried again; broken
+        batches are left behind."""
+        skipped = self.run.skipped
+        self.parts.restore(checkpoint.load(path, verified=True), rewind_data=rewind_data)
+        self.run.skipped = skipped
+        self.log.rewind(self.run.step)

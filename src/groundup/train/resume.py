@@ -1,0 +1,116 @@
+"""Everything that a run must carry over a kill, gathered and put back; and when it is written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from groundup.optim.schedule import ClockDecay
+from groundup.train import checkpoint, snapshot
+from groundup.train.feed import Feed
+from groundup.train.guard import Guard, first_non_finite_weight
+from groundup.train.log import MetricsLog
+from groundup.train.noise import NoiseScale
+from groundup.train.ranks import is_main
+from groundup.train.run import Run
+
+
+@dataclass
+class Resumable:
+    """The parts of a run that a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: Any
+    schedule: Callable[[int], float] | None
+    feed: Feed
+    guard: Guard
+    fingerprint: dict[str, Any]
+    run: Run
+    noise: NoiseScale
+
+    def tensors(self) -> dict[str, Tensor]:
+        losses = torch.tensor(self.run.losses, dtype=torch.float64)
+        return snapshot.capture(self.model, self.optimizer) | {"run.losses": losses}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "run": self.run.state(),
+            "feed": self.feed.state(),
+            "guard": self.guard.state(),
+            "noise": self.noise.state(),
+            "schedule": self.schedule.state() if isinstance(self.schedule, ClockDecay) else None,
+            "fingerprint": self.fingerprint,
+            "threads": torch.get_num_threads(),
+        }
+
+    def restore(self, saved: checkpoint.Checkpoint, *, rewind_data: bool = True) -> None:
+        """Go back to a checkpoint; the data's cursor too, if asked. Raises ValueError if it does not fit."""
+        if changes := snapshot.differences(saved.state["fingerprint"], self.fingerprint):
+            raise ValueError(f"{saved.path} is of another run: {'; '.join(changes)}")
+        snapshot.restore(saved.tensors, self.model, self.optimizer, str(saved.path))
+        self.run.load_state(saved.state["run"], saved.tensors["run.losses"].tolist())
+        self.guard.load_state(saved.state["guard"])
+        self.noise.load_state(saved.state["noise"])
+        if isinstance(self.schedule, ClockDecay) and saved.state["schedule"] is not None:
+            self.schedule.load_state(saved.state["schedule"])
+        if rewind_data:
+            self.feed.load_state(saved.state["feed"])
+
+
+class Saver:
+    """Writes checkpoints of one run, and survives a disk that refuses them.
+
+    every: updates between two saves (None: only where the loop asks). After a failed save the next attempt
+    comes a tenth of that later.
+    """
+
+    def __init__(self, run_dir: str | Path | None, every: int | None, keep: int):
+        self.folder = Path(run_dir) / "checkpoints" if run_dir is not None else None
+        self.every, self.keep = every, keep
+        self.last_step = -1
+        self._retry_at: int | None = None
+
+    def due(self, step: int) -> bool:
+        on_time = self.every is not None and step % self.every == 0
+        return on_time or (self._retry_at is not None and step >= self._retry_at)
+
+    def save(self, parts: Resumable, log: MetricsLog) -> None:
+        """A checkpoint of this moment. Weights that are not finite are never saved over good ones."""
+        step = parts.run.step
+        if not is_main() or self.folder is None or step == self.last_step:
+            return
+        if (name := first_non_finite_weight(parts.model)) is not None:
+            log.event(step, "not saved", f"weight {name} is not finite")
+            return
+        log.sync()
+        try:
+            tensors, state = parts.tensors(), parts.state()
+            checkpoint.save(self.folder, step, tensors=tensors, state=state, keep=self.keep)
+        except OSError as error:
+            self._retry_at = step + max(1, (self.every or 10) // 10)
+            log.event(step, "save failed", f"{error}; training goes on, next try at step {self._retry_at}")
+            return
+        self.last_step, self._retry_at = step, None
+
+    def latest(self) -> Path | None:
+        return checkpoint.latest(self.folder) if self.folder is not None else None
+
+    def find(self, resume: bool | str | Path) -> Path | None:
+        """The checkpoint that `resume` asks for; None to start anew.
+
+        Raises ValueError when a run that is not resumed would mix with one that is there.
+        """
+        if isinstance(resume, (str, Path)):
+            return Path(resume)
+        if resume:
+            return self.latest()
+        if self.folder is None:
+            return None
+        if checkpoint.checkpoints(self.folder) or (self.folder.parent / "metrics.jsonl").exists():
+            raise ValueError(
+                f"{self.folder.parent} already holds a run: pass resume=True, or another run_dir"
+            )
+        return None

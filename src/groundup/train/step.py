@@ -1,0 +1,98 @@
+"""One gradient: micro-batches forward and backward, summed over ranks, divided by the weight, clipped."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from groundup.data.batch import Batch
+from groundup.optim.clip import clip_by_global_norm, global_norm
+from groundup.train.objectives import Loss
+from groundup.train.ranks import sum_over_ranks, world_size
+
+Objective = Callable[[nn.Module, Batch], Loss]
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """What a step tells the host. `small_*`: squared gradient norm and weight of one micro-batch."""
+
+    loss: float
+    grad_norm: float
+    weight: float
+    small_square: float
+    small_weight: float
+    metrics: dict[str, float]
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class PendingValues:
+    """StepValues on their way to the host: `read` waits for this step only, not for what was queued since."""
+
+    def __init__(self, vector: Tensor, names: list[str]):
+        self._names = names
+        self._event: torch.cuda.Event | None = None
+        if vector.device.type == "cuda":
+            self._host = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
+            self._host.copy_(vector, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._host = vector
+
+    def read(self) -> StepValues:
+        if self._event is not None:
+            self._event.synchronize()
+        loss, norm, weight, square, small, *metrics = self._host.tolist()
+        return StepValues(loss, norm, weight, square, small, dict(zip(self._names, metrics, strict=True)))
+
+
+def compute_gradients(
+    model: nn.Module, objective: Objective, micro: list[Batch], max_norm: float
+) -> tuple[Tensor, list[str]]:
+    """Leave the clipped mean gradient in `.grad`; return (a vector of values on the device, metric names).
+
+    Losses are sums, so each micro-batch's backward just adds to `.grad`, and one division by the total weight
+    follows: any split gives the same gradient, and a micro-batch of weight zero adds zero. Nothing here waits
+    for the device. A batch without any weight gives NaN, which the guard sees.
+    """
+    params = [p for p in model.parameters() if p.requires_grad]
+    sums, names, small_square, small_weight = _backward(model, objective, micro, params)
+    several = len(micro) * world_size() > 1
+    sums = torch.stack([*sums, small_square if several else sums[0].new_zeros(()), small_weight])
+    if world_size() > 1:
+        for p in params:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        sum_over_ranks([sums, *(p.grad for p in params if p.grad is not None)])
+    total, weight, *metrics, square, small = sums.unbind()
+    norm = clip_by_global_norm(params, max_norm, divisor=weight)
+    values = [total / weight, norm, weight, square / world_size(), small / world_size()]
+    return torch.stack([v.to(sums.dtype) for v in [*values, *(m / weight for m in metrics)]]), names
+
+
+def _backward(
+    model: nn.Module, objective: Objective, micro: list[Batch], params: list[nn.Parameter]
+) -> tuple[list[Tensor], list[str], Tensor, Tensor]:
+    """([total, weight, *metrics] summed, metric names, the first micro-batch's |g|^2 and weight)."""
+    sums: list[Tensor] = []
+    names: list[str] = []
+    small_square = small_weight = torch.zeros(())
+    for number, batch in enumerate(micro):
+        loss = objective(model, batch)
+        loss.total.backward()
+        names = list(loss.metrics)
+        parts = [loss.total, loss.weight, *(loss.metrics[name] for name in names)]
+        parts = [part.detach().to(loss.total.dtype) for part in parts]
+        sums = [a + b for a, b in zip(sums, parts, strict=True)] if number else parts
+        if number == 0:
+            small_weight = parts[1]
+            if len(micro) * world_size() > 1:
+                # Sums of losses have gradients of weight x mean, so the norm is brought to a mean's here.
+                grads = [p.grad for p in params if p.grad is not None]
+                small_square = (global_norm(grads) / small_weight).square().nan_to_num(0.0).to(parts[0].dtype)
+    return sums, names, small_square, small_weight
