@@ -1,0 +1,28 @@
+"""Resource accounting: parameters, FLOPs, bytes, and what this machine can do with them."""
+
+from groundup.accounting.flops import forward_flops, ledger, training_flops_per_token
+from groundup.accounting.hardware import Machine, describe_machine, probe
+from groundup.accounting.memory import (
+    MemoryLedger,
+    activation_bytes,
+    kv_cache_bytes_per_token,
+    training_memory,
+)
+from groundup.accounting.params import ParameterCount, count_parameters
+from groundup.accounting.summary import summary
+
+__all__ = [
+    "Machine",
+    "MemoryLedger",
+    "ParameterCount",
+    "activation_bytes",
+    "count_parameters",
+    "describe_machine",
+    "forward_flops",
+    "kv_cache_bytes_per_token",
+    "ledger",
+    "probe",
+    "summary",
+    "training_flops_per_token",
+    "training_memory",
+]

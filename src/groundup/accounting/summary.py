@@ -1,0 +1,34 @@
+"""One table of what a configuration costs, for people who are about to train it."""
+
+from collections import Counter
+
+from groundup.accounting.flops import forward_flops, ledger, training_flops_per_token
+from groundup.accounting.memory import kv_cache_bytes_per_token, training_memory
+from groundup.accounting.params import count_parameters
+from groundup.model import ModelConfig
+
+
+def summary(config: ModelConfig, context_length: int | None = None, batch: int = 1) -> str:
+    """Parameters, FLOPs by operation, and training memory (fp32, AdamW) of one configuration, as text."""
+    seq = context_length or config.context_length
+    count = count_parameters(config)
+    memory = training_memory(config, batch, seq)
+    lines = [
+        f"parameters      {count.total:>18,}  (embedding {count.embedding:,}, head {count.head:,})",
+        f"forward         {forward_flops(config, seq, batch):>18,}  FLOPs for {batch} x {seq} tokens",
+        f"training        {training_flops_per_token(config, seq):>18,.0f}  FLOPs per token "
+        f"({training_flops_per_token(config, seq) / count.total:.2f} per parameter)",
+        f"training peak   {memory.peak:>18,}  bytes (fp32, AdamW, batch {batch})",
+        f"KV cache        {kv_cache_bytes_per_token(config):>18,}  bytes per token (bf16)",
+        "",
+        *_share_rows(config, seq, batch),
+    ]
+    return "\n".join(lines)
+
+
+def _share_rows(config: ModelConfig, seq: int, batch: int) -> list[str]:
+    flops: Counter[str] = Counter()
+    for row in ledger(config, seq, batch):
+        flops[row.name] += row.flops
+    total = flops.total()
+    return [f"{name:<15} {n:>18,}  {100 * n / total:5.1f} % of forward FLOPs" for name, n in flops.most_common()]
