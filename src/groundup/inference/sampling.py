@@ -1,0 +1,196 @@
+"""From logits to a token: temperature, top-k, top-p, min-p, and one random number per token.
+
+The order is Hugging Face's: temperature, then top-k, then top-p over what top-k left, then min-p. (vLLM
+applies min-p first, so there top-p sees what min-p left and can keep fewer tokens.)
+
+A draw inverts the cumulative distribution at one uniform number from the request's own generator. So what a
+request draws depends on its seed and its logits, and not on the requests beside it or on the device.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Setting = float | int | Tensor  # one number, or one per row as (batch, 1)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_texts(value: Any) -> bool:
+    texts = (value,) if isinstance(value, str) else value
+    return isinstance(texts, (list, tuple)) and all(isinstance(text, str) and text for text in texts)
+
+
+ALLOWED = {
+    "max_tokens": (lambda v: _is_int(v) and v >= 0, "an integer of at least 0"),
+    "temperature": (lambda v: _is_number(v) and v >= 0, "a finite number of at least 0"),
+    "top_k": (lambda v: _is_int(v) and v >= 1, "an integer of at least 1"),
+    "top_p": (lambda v: _is_number(v) and 0 < v <= 1, "a number in (0, 1]"),
+    "min_p": (lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
+    "stop": (_are_texts, "a text or several, none of them empty"),
+    "seed": (lambda v: _is_int(v) and 0 <= v < 2**63, "an integer from 0 to 2^63 - 1"),
+    "logprobs": (lambda v: _is_int(v) and v >= 0, "an integer of at least 0"),
+}
+OPTIONAL = ("top_k", "top_p", "min_p", "seed")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose tokens and when to stop. Raises ValueError naming the field that makes no sense.
+
+    max_tokens: at most so many new tokens; the context length may end the text earlier.
+    temperature: divides the logits; 0 takes the most likely token (the lowest id among equals).
+    top_k: keep the k most likely tokens (and all that tie with the k-th).
+    top_p: keep the smallest set of most likely tokens whose probabilities reach top_p (Holtzman et al. 2019,
+        arXiv:1904.09751).
+    min_p: keep tokens with at least min_p times the probability of the most likely (Nguyen et al. 2024,
+        arXiv:2407.01082).
+    stop: texts that end the answer; they are not part of it.
+    seed: makes the draws repeatable. None takes a seed from torch's global generator.
+    logprobs: for every token its log-probability and the n most likely ones, under the model's own
+        distribution (before temperature and filters). 0: none.
+    """
+
+    max_tokens: int = 128
+    temperature: float | int = 1.0
+    top_k: int | None = None
+    top_p: float | int | None = None
+    min_p: float | int | None = None
+    stop: str | tuple[str, ...] | list[str] = ()
+    seed: int | None = None
+    logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (is_allowed, allowed) in ALLOWED.items():
+            value = getattr(self, name)
+            if not (value is None and name in OPTIONAL) and not is_allowed(value):
+                raise ValueError(f"{name}={value!r:.80}; expected {allowed}")
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        for name in ("temperature", "top_p", "min_p"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
+
+
+class TokenLogprob(NamedTuple):
+    """A token's natural-log probability, and the most likely tokens at its place, best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def scale(logits: Float[Tensor, "batch vocab"], temperature: Setting) -> Float[Tensor, "batch vocab"]:
+    """(logits - max) / temperature: the same softmax as logits / temperature, for any temperature above 0.
+
+    Subtracting first keeps a temperature of 1e-30 from making infinity minus infinity.
+    """
+    bounded = torch.as_tensor(temperature, dtype=logits.dtype, device=logits.device).clamp(1e-30, 1e30)
+    return (logits - logits.amax(-1, keepdim=True)) / bounded
+
+
+def keep_top_k(logits: Float[Tensor, "batch vocab"], k: Setting) -> Float[Tensor, "batch vocab"]:
+    """-inf for every logit below the k-th largest of its row."""
+    vocab = logits.shape[-1]
+    count = torch.as_tensor(k, device=logits.device).clamp(1, vocab).long().expand(logits.shape[0], 1)
+    largest = logits.topk(int(count.max()), dim=-1).values
+    return logits.masked_fill(logits < largest.gather(-1, count - 1), -torch.inf)
+
+
+def keep_top_p(logits: Float[Tensor, "batch vocab"], p: Setting) -> Float[Tensor, "batch vocab"]:
+    """-inf outside the smallest set of most likely tokens that holds probability p; one always stays."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    # not `before >= p` alone: with p = 1, rounding can push `before` to 1 ahead of the last tokens
+    limit = torch.as_tensor(p, dtype=logits.dtype, device=logits.device)
+    drop = (before >= limit) & (limit < 1)
+    drop[:, 0] = False
+    return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -torch.inf)
+
+
+def keep_min_p(logits: Float[Tensor, "batch vocab"], p: Setting) -> Float[Tensor, "batch vocab"]:
+    """-inf where probability < p * (the largest one), compared as logits so that nothing underflows."""
+    floor = torch.as_tensor(p, dtype=logits.dtype, device=logits.device).log()
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + floor, -torch.inf)
+
+
+def distribution(
+    logits: Float[Tensor, "batch vocab"], params: Sequence[SamplingParams]
+) -> Float[Tensor, "batch vocab"]:
+    """What each row's token is drawn from. A row with temperature 0 has all its mass on one token."""
+    greedy = torch.tensor([[p.temperature == 0] for p in params], device=logits.device)
+    x = scale(logits.float(), _column(logits, [p.temperature or 1.0 for p in params]))
+    if any(p.top_k is not None for p in params):
+        x = keep_top_k(
+            x, _column(logits, [min(p.top_k or logits.shape[-1], logits.shape[-1]) for p in params])
+        )
+    if any(p.top_p is not None for p in params):
+        x = keep_top_p(x, _column(logits, [p.top_p or 1.0 for p in params]))
+    if any(p.min_p is not None for p in params):
+        x = keep_min_p(x, _column(logits, [p.min_p or 0.0 for p in params]))
+    one_hot = torch.zeros_like(x).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    return torch.where(greedy, one_hot, x.softmax(-1))
+
+
+def draw(
+    probabilities: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, "batch 1"]
+) -> Int[Tensor, " batch"]:
+    """The token at which the cumulative distribution passes the uniform number (in [0, 1)).
+
+    Cumulated in float64: in float32 the error over a large vocabulary exceeds rare tokens' probabilities.
+    """
+    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64  # MPS has no float64
+    cumulative = probabilities.cumsum(-1, dtype=wide)
+    target = uniforms.to(wide).to(cumulative.device) * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return token.clamp(max=probabilities.shape[-1] - 1)
+
+
+def sample(
+    logits: Float[Tensor, "batch vocab"],
+    params: Sequence[SamplingParams],
+    generators: Sequence[torch.Generator],
+) -> Int[Tensor, " batch"]:
+    """One token per row. Raises ValueError when a row has no usable logits (NaN or infinity)."""
+    usable = logits.amax(-1).isfinite()
+    if not usable.all():
+        rows = (~usable).nonzero().flatten().tolist()
+        raise ValueError(f"the model's logits are NaN or infinite (rows {rows}): its weights are broken")
+    if all(p.temperature == 0 for p in params):
+        return logits.argmax(-1)
+    uniforms = [torch.rand(1, generator=g, dtype=torch.float64) for g in generators]
+    return draw(distribution(logits, params), torch.stack(uniforms))
+
+
+def token_logprobs(
+    logits: Float[Tensor, "batch vocab"], tokens: Int[Tensor, " batch"], count: int
+) -> list[TokenLogprob]:
+    """Each row's chosen token with the `count` most likely ones, from the unmodified logits."""
+    logp = logits.float().log_softmax(-1)
+    chosen = logp.gather(-1, tokens[:, None]).squeeze(-1).tolist()
+    best = logp.topk(min(count, logp.shape[-1]), dim=-1)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    tops = [tuple(zip(ids, values, strict=True)) for ids, values in pairs]
+    return [TokenLogprob(*row) for row in zip(tokens.tolist(), chosen, tops, strict=True)]
+
+
+def new_generator(seed: int | None) -> torch.Generator:
+    """A generator of one request's own, on the CPU so that its numbers are the same everywhere."""
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, ()))
+    return torch.Generator().manual_seed(seed)
+
+
+def _column(like: Tensor, values: list[Any]) -> Float[Tensor, "batch 1"]:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
