@@ -1,0 +1,15 @@
+"""Evaluation: how good is the model, against what, and by which stated rule."""
+
+from groundup.evaluation.baselines import (
+    Baseline,
+    kneser_ney_bits_per_byte,
+    unigram_bits_per_byte,
+    zstd_bits_per_byte,
+    zstd_with_training_text_bits_per_byte,
+)
+from groundup.evaluation.perplexity import Perplexity, bits_per_byte, token_nats
+
+__all__ = [
+    "Baseline", "Perplexity", "bits_per_byte", "kneser_ney_bits_per_byte", "token_nats",
+    "unigram_bits_per_byte", "zstd_bits_per_byte", "zstd_with_training_text_bits_per_byte",
+]  # fmt: skip
