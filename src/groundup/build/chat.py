@@ -1,0 +1,124 @@
+"""From a model that continues text to one that answers: conversations cut from the text itself, and the talk.
+
+A raw text holds no instructions, so the build makes the plainest conversation that it does hold: someone says
+how a passage opens, and the answer is how it goes on, and where it ends. What is learnt is the form of a dialogue
+(whose turn it is, and when to stop); what is said comes from pretraining.
+"""
+
+import random
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from groundup.inference import Engine, SamplingParams
+from groundup.tokenizer import Tokenizer
+from groundup.tokenizer.chat import render
+
+SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|\n+")
+OPENING_WORDS = (3, 24)
+ANSWER_WORDS = (8, 160)
+QUIT = ("/exit", "/quit")
+
+
+def passages(documents: Iterable[str]) -> list[tuple[str, str]]:
+    """(opening, continuation) pairs: the first sentence of each paragraph, and the rest of it.
+
+    A paragraph whose first sentence is too long or too short is opened in the middle of a line instead, or left out.
+    """
+    pairs = []
+    for document in documents:
+        for paragraph in re.split(r"\n\s*\n", document):
+            if pair := _cut(" ".join(paragraph.split())):
+                pairs.append(pair)
+    return pairs
+
+
+def _cut(paragraph: str) -> tuple[str, str] | None:
+    end = SENTENCE_END.search(paragraph)
+    opening, rest = (paragraph[: end.start()], paragraph[end.end() :]) if end else (paragraph, "")
+    words = opening.split()
+    if len(words) > OPENING_WORDS[1]:
+        words = paragraph.split()
+        opening, rest = " ".join(words[: OPENING_WORDS[1] // 2]), " ".join(words[OPENING_WORDS[1] // 2 :])
+    answer = rest.split()
+    if len(words) < OPENING_WORDS[0] or len(answer) < ANSWER_WORDS[0]:
+        return None
+    return opening, _end_at_a_sentence(answer[: ANSWER_WORDS[1]])
+
+
+def _end_at_a_sentence(words: list[str]) -> str:
+    """Cut back to the last full sentence, so that the model learns to stop where people do."""
+    for n in range(len(words), len(words) // 2, -1):
+        if words[n - 1][-1] in ".!?":
+            return " ".join(words[:n])
+    return " ".join(words)
+
+
+def examples(
+    documents: Iterable[str], tokenizer: Tokenizer, context_length: int, seed: int
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids and loss masks of one-turn conversations that fit into `context_length`, in seeded order."""
+    made = []
+    for opening, continuation in passages(documents):
+        turns = [{"role": "user", "content": opening}, {"role": "assistant", "content": continuation}]
+        ids, mask = render(tokenizer, turns)
+        if len(ids) <= context_length:
+            made.append((ids, mask))
+    random.Random(seed).shuffle(made)
+    return made
+
+
+def load_chat_engine(model: str | Path, device: str | None = None) -> Engine:
+    """The chat model of a run (its `chat/` folder), or any model folder whose tokenizer knows the chat tokens."""
+    folder = Path(model)
+    engine = Engine.load(folder / "chat" if (folder / "chat" / "config.json").exists() else folder, device=device)
+    if "<|assistant|>" not in engine.tokenizer.special_tokens:
+        raise ValueError(
+            f"{model}: its tokenizer has no <|user|> and <|assistant|> tokens, so it was not tuned to chat; "
+            "use `groundup generate` to continue text with it"
+        )
+    return engine
+
+
+def converse(engine: Engine, params: SamplingParams, message: str | None = None) -> int:
+    """Talk in the terminal until /exit or end of input; /reset forgets. With `message`, one exchange and out."""
+    if message is not None:
+        print(engine.chat([{"role": "user", "content": message}], params).text.strip())
+        return 0
+    print(
+        "Say how a passage begins; the model goes on. /reset forgets what was said, /exit leaves.",
+        file=sys.stderr,
+    )
+    turns: list[dict[str, str]] = []
+    while (line := _ask()) is not None:
+        if line in QUIT:
+            break
+        if line == "/reset":
+            turns = []
+        elif line:
+            turns = _exchange(engine, params, [*turns, {"role": "user", "content": line}])
+    return 0
+
+
+def _ask() -> str | None:
+    try:
+        return input("you: ").strip()
+    except EOFError:
+        print()
+        return None
+
+
+def _exchange(engine: Engine, params: SamplingParams, turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """One answer, streamed. The oldest turns are forgotten when the conversation outgrows the context."""
+    turns = list(turns)
+    room = engine.context_length - min(params.max_tokens, engine.context_length // 2)
+    while len(turns) > 1 and len(render(engine.tokenizer, turns, add_generation_prompt=True)[0]) > room:
+        turns = turns[2:]
+    print("model: ", end="", flush=True)
+    answer = ""
+    for piece in engine.stream_chat(turns, params):
+        print(piece, end="", flush=True)
+        answer += piece
+    print()
+    return [*turns, {"role": "assistant", "content": answer}]

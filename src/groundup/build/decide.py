@@ -1,0 +1,186 @@
+"""From facts to a decision: measure the machine, plan, and time the planned model's step before believing it."""
+
+import time
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+
+from groundup.accounting.hardware import Machine, gemm_rate, probe
+from groundup.accounting.plan import (
+    TextFacts,
+    TrainingPlan,
+    Wishes,
+    at_speed,
+    error_of,
+    fit_to_time,
+    plan,
+)
+from groundup.build.pretrain import Session, prepare, time_step
+from groundup.build.reserve import Reserve, reserve_for
+from groundup.build.settings import BuildSettings
+from groundup.config import from_dict, to_dict
+from groundup.device import use_onednn_fp32
+
+PROBE_SHARE, MOST_PROBE_SECONDS = 0.02, 3.0
+# Tokenizer and baselines, before pretraining: seconds for each megabyte of training text, and at least.
+PREPARE_SECONDS_PER_MB, LEAST_PREPARE_SECONDS = 1.6, 2.0
+# Speeds this far from the assumed one can make another shape the best.
+SURPRISE = 1.25
+# Of the time left when planning, for ranking shapes before the exact reserve is known.
+TRAINING_SHARE = 0.85
+LEAST_TRAINING_SHARE = 0.1
+ENDS_EARLY = 0.97
+# Compiling takes 10 to 25 seconds the first time, and makes a step about 1.5 times as fast.
+LEAST_COMPILED_SECONDS = 150.0
+
+
+@dataclass
+class Decision:
+    """A plan, what it rests on, and the model that was already built to time it (not kept on disk).
+
+    capped: whether the passes over the text end training, and not the clock.
+    """
+
+    plan: TrainingPlan
+    machine: Machine
+    facts: TextFacts
+    reserve: Reserve
+    prepare_seconds: float
+    total_seconds: float
+    capped: bool
+    peak_bytes: int
+    runners_up: list[TrainingPlan] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    session: Session | None = None
+
+    @property
+    def predicted(self) -> dict[str, float]:
+        """What the report holds against the measurement."""
+        made = self.plan
+        return {
+            "total_seconds": self.total_seconds,
+            "step_seconds": made.seconds_per_step,
+            "tokens_per_second": made.batch_tokens / made.seconds_per_step,
+            "peak_memory_bytes": self.peak_bytes,
+            "bits_per_byte": made.bits_per_byte,
+            "bits_per_byte_error": error_of(made.bits_per_byte),
+            "nats_per_token": made.nats_per_token,
+            "bytes_per_token": made.bytes_per_token,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        stored = ("plan", "machine", "facts", "reserve")
+        return {
+            **{name: to_dict(getattr(self, name)) for name in stored},
+            "prepare_seconds": self.prepare_seconds,
+            "capped": self.capped,
+            "predicted": self.predicted,
+            "runners_up": [
+                {"parameters": p.parameters, "d_model": p.model.d_model, "num_layers": p.model.num_layers,
+                 "bits_per_byte": p.bits_per_byte, "epochs": p.epochs}
+                for p in self.runners_up
+            ],
+        }  # fmt: skip
+
+
+def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spent: float) -> Decision:
+    """Plan for what is left of the budget after `spent` seconds.
+
+    The step of the best plan is timed for real. Where the machine turns out much faster or slower than its
+    matmul rate promised, planning is done once more with the measured speed.
+    """
+    began = time.monotonic() - spent
+    use_onednn_fp32()
+    machine = fixed(probe(device, min(MOST_PROBE_SECONDS, PROBE_SHARE * settings.budget_seconds)), settings)
+    wishes = Wishes(**{f.name: getattr(settings, f.name) for f in fields(Wishes)})
+    preparing = max(LEAST_PREPARE_SECONDS, PREPARE_SECONDS_PER_MB * facts.train_bytes / 1e6)
+
+    def left() -> float:
+        return settings.budget_seconds - (time.monotonic() - began) - preparing
+
+    speed = 1.0
+    for _ in range(2):
+        ranked = plan(facts, machine, TRAINING_SHARE * left(), wishes, speed)
+        session = prepare(ranked[0], machine, settings.seed, worth_compiling(settings))
+        measured = time_step(session, ranked[0], settings.seed)
+        surprise = ranked[0].seconds_per_step / measured
+        speed *= surprise
+        if 1 / SURPRISE < surprise < SURPRISE:
+            break
+    timed = at_speed(ranked[0], facts, measured)
+    reserve = reserve_for(timed, facts, settings.budget_seconds, settings.chat)
+    available = left() - reserve.total
+    if available < LEAST_TRAINING_SHARE * settings.budget_seconds:
+        raise ValueError(
+            f"--budget {settings.budget_seconds:g}s: reading, preparing and measuring leave only "
+            f"{max(0.0, available):.0f} s to train in; give it more time, or less text"
+        )
+    made = fit_to_time(timed, facts, available, settings.max_epochs)
+    total = settings.budget_seconds - (available - made.train_seconds) - reserve.slack
+    return Decision(
+        plan=made, machine=machine, facts=facts, reserve=reserve, prepare_seconds=preparing, total_seconds=total,
+        capped=made.train_seconds < ENDS_EARLY * available, peak_bytes=session.peak_bytes,
+        runners_up=ranked[1:3], notes=_notes(made, machine, session, available), session=session,
+    )  # fmt: skip
+
+
+def worth_compiling(settings: BuildSettings) -> bool | None:
+    """Whether to compile: as the user says; else when the time is long enough to earn the compiler's own back."""
+    if settings.compile is None and settings.budget_seconds < LEAST_COMPILED_SECONDS:
+        return False
+    return settings.compile
+
+
+def decision_from_json(stored: dict[str, Any], device: torch.device | None) -> Decision:
+    """The decision of an interrupted run. Raises ValueError when the run was planned for another device."""
+    machine = from_dict(Machine, stored["machine"], "plan.json: machine")
+    if device is not None and str(device) != machine.device:
+        raise ValueError(f"this run was planned for {machine.device}, so it cannot go on on {device}")
+    if machine.device == "cpu":
+        use_onednn_fp32()
+        torch.set_num_threads(machine.threads)
+    return Decision(
+        plan=from_dict(TrainingPlan, stored["plan"], "plan.json: plan"),
+        machine=machine,
+        facts=from_dict(TextFacts, stored["facts"], "plan.json: facts"),
+        reserve=from_dict(Reserve, stored["reserve"], "plan.json: reserve"),
+        prepare_seconds=stored["prepare_seconds"],
+        total_seconds=stored["predicted"]["total_seconds"],
+        capped=stored["capped"],
+        peak_bytes=stored["predicted"]["peak_memory_bytes"],
+    )
+
+
+def fixed(machine: Machine, settings: BuildSettings) -> Machine:
+    """The machine with the user's precision and thread count instead of the fastest ones."""
+    threads = settings.threads or machine.threads
+    precision = machine.precision if settings.precision == "auto" else settings.precision
+    key = f"{precision} x{threads}"
+    rates = machine.gemm_flops
+    if key not in rates:
+        rates = {**rates, key: gemm_rate(torch.device(machine.device), precision, threads, seconds=0.3)}
+    if machine.device == "cpu":
+        torch.set_num_threads(threads)
+    return replace(machine, threads=threads, precision=precision, gemm_flops=rates)
+
+
+def _notes(made: TrainingPlan, machine: Machine, session: Session, available: float) -> list[str]:
+    notes = []
+    if made.train_seconds < ENDS_EARLY * available:
+        notes.append(
+            f"the text is used up after {made.epochs:.0f} passes: more would hardly help, so training takes "
+            f"{made.train_seconds:.0f} s of the {available:.0f} s that it could; more text would make a better model"
+        )
+    elif made.epochs > 4:
+        notes.append(
+            f"the text is read {made.epochs:.1f} times; a pass after the fourth is worth clearly less than fresh "
+            "text (Muennighoff et al. 2023): more text would help"
+        )
+    if not session.compiled:
+        notes.append(
+            "training runs without torch.compile (no working C++ compiler here), at about two thirds of the speed"
+        )
+    if machine.precision == "fp32":
+        notes.append("fp32 was measured to be the fastest precision here")
+    return notes

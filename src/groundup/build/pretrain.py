@@ -1,0 +1,148 @@
+"""The pretraining stage: the planned model, its optimizer and its loader, and the one training loop."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from groundup import data, optim, train
+from groundup.accounting.flops import training_flops_per_token
+from groundup.accounting.hardware import Machine
+from groundup.accounting.plan import TrainingPlan
+from groundup.device import peak_memory_bytes, reset_peak_memory, synchronize
+from groundup.model import Transformer
+from groundup.train import objectives, precision
+from groundup.train.compiling import compile_blocks
+
+EMBEDDING_STD = 0.1
+HEAD_STD = 0.02
+TRIAL_STEPS = 6
+# Documents shorter than this many contexts are kept apart by the attention mask; in longer ones a boundary is
+# rare, and the plain causal mask is faster.
+MASKED_DOCUMENT_CONTEXTS = 8
+CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass
+class Session:
+    """A model on its device, ready to train: made once, timed by a trial, then trained."""
+
+    model: Transformer
+    device: torch.device
+    compiled: bool
+    first_step_seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+def prepare(made: TrainingPlan, machine: Machine, seed: int, compile: bool | None) -> Session:
+    """Build, initialise and (unless told not to, or impossible here) compile the planned model.
+
+    Raises ValueError when `compile=True` was asked for and the compiler does not work.
+    """
+    device = torch.device(machine.device)
+    model = Transformer(made.model).to(device)
+    initialise(model, seed)
+    precision.apply(model, machine.precision)
+    compiled = compile is not False and compile_blocks(model, required=compile is True)
+    return Session(model, device, compiled)
+
+
+@torch.no_grad()
+def initialise(model: Transformer, seed: int) -> None:
+    """Every block starts as the identity; embeddings and head start small, so the first loss is log(vocabulary)."""
+    model.init_weights(seed, residual="zero")
+    model.embed.weight.mul_(EMBEDDING_STD / model.embed.weight.std())
+    if model.head is not None:
+        model.head.weight.mul_(HEAD_STD / model.head.weight.std())
+
+
+def make_optimizer(model: Transformer, made: TrainingPlan) -> optim.Optimizers:
+    """Muon for the blocks' matrices, AdamW for embeddings, head and norms."""
+    return optim.muon_adamw(
+        model, lr=made.adam_rate, muon_lr=made.learning_rate, weight_decay=made.weight_decay, eps=1e-10
+    )
+
+
+def time_step(session: Session, made: TrainingPlan, seed: int) -> float:
+    """Median seconds of a training step on made-up tokens. Leaves the model initialised anew.
+
+    The first step compiles; its time is kept in `session.first_step_seconds`, the peak of memory beside it.
+    """
+    reset_peak_memory(session.device)
+    optimizer = make_optimizer(session.model, made)
+    shape = (made.batch_size, made.model.context_length + 1)
+    tokens = torch.randint(0, made.model.vocab_size, shape, device=session.device)
+    seconds = []
+    for _ in range(TRIAL_STEPS):
+        start = time.perf_counter()
+        train.train(
+            session.model, [{"tokens": tokens}], objectives.next_token, optimizer, 1,
+            micro_batches=made.micro_batches, progress=False,
+        )  # fmt: skip
+        synchronize(session.device)
+        seconds.append(time.perf_counter() - start)
+    session.first_step_seconds = seconds[0]
+    session.peak_bytes = peak_memory_bytes(session.device)
+    initialise(session.model, seed)
+    return statistics.median(seconds[2:])
+
+
+def make_loader(folder: Path, made: TrainingPlan, seed: int) -> data.Loader:
+    """Seeded windows over the shards, with document boundaries masked where documents are short."""
+    shards = data.ShardSet.open(folder)
+    mean_tokens = shards.num_tokens / max(1, shards.num_documents)
+    masks = mean_tokens < MASKED_DOCUMENT_CONTEXTS * made.model.context_length
+    return data.Loader(
+        shards, made.batch_size, made.model.context_length, seed=seed, document_masks=masks, shorten=True
+    )
+
+
+def pretrain(
+    session: Session,
+    made: TrainingPlan,
+    machine: Machine,
+    shards: Path,
+    run_dir: Path,
+    *,
+    seed: int,
+    deadline: float,
+    max_steps: int | None,
+    hook: Callable[[int, Any, train.Run], None],
+    hook_every: int,
+    saved: Callable[[], None],
+) -> train.Run:
+    """Train until the deadline (or `max_steps`, where more passes are not worth it), resuming what is there.
+
+    The rate warms up, stays, and falls to zero over the last part of the time: the decay begins when the
+    clock says that it must, so the run ends on time whatever the machine does meanwhile.
+    """
+    per_minute = max(1, round(CHECKPOINT_SECONDS / made.seconds_per_step))
+    return train.train(
+        session.model,
+        make_loader(shards, made, seed),
+        objectives.next_token,
+        make_optimizer(session.model, made),
+        max_steps,
+        schedule=schedule(made, max_steps),
+        micro_batches=made.micro_batches,
+        every={hook_every: hook, per_minute: lambda step, model, run: saved()},
+        run_dir=run_dir,
+        checkpoint_every=per_minute,
+        keep=2,
+        resume=True,
+        deadline=deadline,
+        flops_per_token=training_flops_per_token(made.model, made.model.context_length),
+        peak_flops=machine.peak_flops,
+        config={"seed": seed},
+    )
+
+
+def schedule(made: TrainingPlan, max_steps: int | None) -> Callable[[int], float]:
+    """By the clock when the time is what ends the run; by steps when the passes over the text are."""
+    if max_steps is None:
+        return optim.ClockDecay(made.warmup_steps, made.decay_fraction)
+    return optim.warmup_stable_decay(min(made.warmup_steps, max_steps // 4), max_steps, made.decay_fraction)

@@ -1,0 +1,109 @@
+"""`groundup build`: the order of the stages, and what each leaves in the run's folder.
+
+A stage that is done is not done again, so a build that was stopped goes on where it was: all that a later stage
+needs lies in the folder.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from groundup.accounting.hardware import describe_machine
+from groundup.accounting.plan import describe
+from groundup.build.decide import Decision, decide, decision_from_json
+from groundup.build.folder import RunFolder, fresh_path
+from groundup.build.say import say
+from groundup.build.settings import BuildSettings
+from groundup.build.stages import Stages
+from groundup.build.text import Text, read_text
+from groundup.config import from_dict, to_dict
+from groundup.device import default_device, environment, require_device
+from groundup.files import sha256
+
+
+def build(
+    files: Sequence[str] = (),
+    settings: BuildSettings | None = None,
+    *,
+    out: str | None = None,
+    device: str | None = None,
+    dry_run: bool = False,
+    started: float | None = None,
+) -> dict[str, Any]:
+    """Build a model from `files` (none: the bundled text) within `settings.budget_seconds`; returns the results.
+
+    `started` is the reading of `time.monotonic` from which the budget counts. With `dry_run` nothing is written
+    and the plan is returned. Raises ValueError or OSError, before a folder is made, for text or settings that
+    no model can be built from.
+    """
+    started = time.monotonic() if started is None else started
+    settings = settings or BuildSettings()
+    if out is not None:
+        RunFolder.check_free(Path(out))
+    target = require_device(device) if device else default_device()
+    say("reading text")
+    text = read_text(files, settings)
+    decision = decide(text.facts, settings, target, time.monotonic() - started)
+    announce(text, decision)
+    if dry_run:
+        return {"plan": decision.as_json(), "notes": text.notes}
+    name = Path(files[0]).name.split(".")[0] if files else "state-of-the-union"
+    folder = RunFolder.create(Path(out) if out else fresh_path(name), started)
+    say(f"run folder {folder.path}")
+    folder.write("config.json", {"groundup": {"build": to_dict(settings), "data": text.manifest}})
+    folder.write("env.json", environment())
+    folder.write("plan.json", {**decision.as_json(), "data": text.manifest, "notes": text.notes + decision.notes})
+    folder.record("plan", folder.elapsed)
+    return _finish(Stages(folder, settings, decision, text))
+
+
+def resume(run: str | Path, *, device: str | None = None, started: float | None = None) -> dict[str, Any]:
+    """Go on with an interrupted build. A finished one is left as it is, and its results are returned.
+
+    Raises ValueError when the folder is no run, another process works in it, or its inputs have changed.
+    """
+    folder = RunFolder.open(Path(run), time.monotonic() if started is None else started)
+    if folder.done("report"):
+        say(f"{run} is finished; nothing to do")
+        folder.release()
+        return folder.read("result.json")
+    stored = folder.read("config.json")["groundup"]
+    settings = from_dict(BuildSettings, stored["build"], "config.json: groundup.build")
+    text = None
+    if not folder.done("tokenizer"):
+        _check_inputs(stored["data"])
+        text = read_text([] if stored["data"]["bundled"] else stored["data"]["inputs"], settings)
+    decision = decision_from_json(folder.read("plan.json"), require_device(device) if device else None)
+    say(f"going on with {run} after {folder.elapsed:.0f} s of work: {', '.join(s['name'] for s in folder.stages)} done")
+    return _finish(Stages(folder, settings, decision, text))
+
+
+def _finish(stages: Stages) -> dict[str, Any]:
+    """Run what is not done yet. Ctrl-C leaves a folder that `--resume` goes on with."""
+    folder = stages.folder
+    try:
+        result = stages.run()
+    except KeyboardInterrupt:
+        result = {"stopped_by": "interrupt", "run": str(folder.path)}
+    finally:
+        folder.save_state()
+        folder.release()
+    if result.get("stopped_by") == "interrupt":
+        say(f"stopped; go on with: groundup build --resume {folder.path}")
+    return result
+
+
+def _check_inputs(manifest: dict[str, Any]) -> None:
+    for name, digest in manifest["hashes"].items():
+        if not Path(name).exists() or sha256(name) != digest:
+            raise ValueError(f"{name}: it changed since this run began; put it back, or begin a new run")
+
+
+def announce(text: Text, decision: Decision) -> None:
+    """Print the machine, the plan, and everything that was decided on the user's behalf."""
+    say(describe_machine(decision.machine))
+    for line in describe(decision.plan, text.facts, decision.runners_up):
+        say(line)
+    for note in text.notes + decision.notes:
+        say(f"note       {note}")

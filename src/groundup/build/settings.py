@@ -1,0 +1,79 @@
+"""What a person may decide about a build. Everything left open is planned from the machine, the text and the time."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from groundup.config import override
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+SMALLEST_BUDGET_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """None means: let the planner choose."""
+
+    budget_seconds: float = 600.0
+    seed: int = 0
+    held_out_fraction: float = 0.05
+    text_field: str | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool | None = None
+    threads: int | None = None
+    vocab_size: int | None = None
+    d_model: int | None = None
+    num_layers: int | None = None
+    context_length: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    max_epochs: float | None = None
+    chat: bool = True
+
+    def __post_init__(self) -> None:
+        if self.budget_seconds < SMALLEST_BUDGET_SECONDS:
+            raise ValueError(
+                f"--budget: {self.budget_seconds:g} s is too short to read text, train and measure a model; "
+                f"the smallest budget is {SMALLEST_BUDGET_SECONDS:g}s"
+            )
+        for name in ("vocab_size", "d_model", "num_layers", "context_length", "batch_size", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if not 0 < self.held_out_fraction < 0.9:
+            raise ValueError(f"held_out_fraction={self.held_out_fraction}: must lie between 0 and 0.9")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate={self.learning_rate}: must lie between 0 and 1")
+        if self.max_epochs is not None and self.max_epochs <= 0:
+            raise ValueError(f"max_epochs={self.max_epochs}: must be above 0")
+
+
+def parse_seconds(text: str) -> float:
+    """`90s`, `10m`, `1.5h` or a bare number of seconds.
+
+    >>> parse_seconds("10m"), parse_seconds("90")
+    (600.0, 90.0)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    if not match:
+        raise ValueError(f"--budget {text!r}: expected a time such as 90s, 10m or 1.5h")
+    return float(match[1]) * UNITS[match[2] or "s"]
+
+
+def separate_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split `FILES|key=value` words. A word with `=` is an override unless a file has that very name."""
+    overrides = [w for w in words if "=" in w and not Path(w).exists()]
+    return [w for w in words if w not in overrides], overrides
+
+
+def settings_from(budget: str | None, seed: int | None, overrides: Sequence[str]) -> BuildSettings:
+    """Settings from the command line; an unknown key is an error that names the nearest known one."""
+    settings = BuildSettings()
+    if budget is not None:
+        settings = dataclasses.replace(settings, budget_seconds=parse_seconds(budget))
+    if seed is not None:
+        settings = dataclasses.replace(settings, seed=seed)
+    return override(settings, *overrides)

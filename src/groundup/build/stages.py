@@ -1,0 +1,231 @@
+"""The stages after the plan: each reads the folder, does one thing, and leaves its result there."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from groundup import data, train
+from groundup.accounting.plan import with_bytes_per_token
+from groundup.build import measure
+from groundup.build.decide import Decision, worth_compiling
+from groundup.build.folder import RunFolder
+from groundup.build.pretrain import prepare, pretrain
+from groundup.build.say import say
+from groundup.build.settings import BuildSettings
+from groundup.build.text import Text, load_held_out, save_held_out
+from groundup.build.tune import documents_of, tune_for_chat
+from groundup.device import reset_peak_memory
+from groundup.evaluation import bits_per_byte
+from groundup.inference import Engine
+from groundup.model import Transformer
+from groundup.model.pretrained import load_pretrained, save_pretrained
+from groundup.report import write_report
+from groundup.tokenizer import Tokenizer
+from groundup.tokenizer.chat import CONTROL_TOKENS
+from groundup.train import precision
+
+END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_BYTES = 20_000_000
+CURVE_POINTS = 8
+CURVE_BYTES = 40_000
+CHAT_TOKENS = 1_000_000
+
+
+class Stages:
+    """A build from its plan to its report; `run` does what the folder says is not done yet."""
+
+    def __init__(self, folder: RunFolder, settings: BuildSettings, decision: Decision, text: Text | None) -> None:
+        self.folder, self.settings, self.decision, self.text = folder, settings, decision, text
+        self.held_out_file = folder.path / "data" / "held_out.jsonl"
+        self.shards = folder.path / "data" / "train"
+
+    def run(self) -> dict[str, Any]:
+        """All stages; returns the result, or why there is none yet."""
+        reserve, preparing = self.decision.reserve, self.decision.prepare_seconds
+        self._once("tokenizer", self.make_tokenizer, preparing / 2)
+        self.tokenizer = Tokenizer.load(self.folder.path)
+        self.held_out = load_held_out(self.held_out_file)
+        self._once("baselines", self.make_baselines, preparing / 2)
+        self._sharpen()
+        self._once("pretrain", self.pretrain, self.decision.plan.train_seconds)
+        if not self.folder.done("pretrain"):
+            return {"stopped_by": "interrupt", "run": str(self.folder.path)}
+        self._once("evaluate", self.evaluate, reserve.evaluation)
+        self._once("chat", self.tune, reserve.chat)
+        self._once("samples", self.draw_samples, reserve.samples)
+        self._once("report", self.report, reserve.report)
+        return self.folder.read("result.json")
+
+    def _once(self, name: str, stage: Any, predicted_seconds: float) -> None:
+        if not self.folder.done(name):
+            with self.folder.stage(name, predicted_seconds) as outcome:
+                outcome.finished = stage() is not False
+
+    # ---- before training ----
+
+    def make_tokenizer(self) -> None:
+        """Learn the vocabulary from (at most 20 MB of) the training text, and write the token shards."""
+        assert self.text is not None, "only a build whose text is at hand begins here"
+        say("learning the vocabulary")
+        special = [END_OF_TEXT, *CONTROL_TOKENS]
+        tokenizer = Tokenizer.train_from_iterator(
+            _head(self.text.train, TOKENIZER_BYTES), self.decision.plan.model.vocab_size, special
+        )
+        save_held_out(self.held_out_file, self.text.held_out)
+        say("encoding the text")
+        data.write_shards(self.text.train, tokenizer, self.shards, overwrite=True)
+        tokenizer.save(self.folder.path)
+        self.text = None
+
+    def make_baselines(self) -> None:
+        say("measuring the baselines")
+        self.folder.write("baselines.json", measure.baselines(self.shards, self.held_out, self.tokenizer))
+
+    def _sharpen(self) -> None:
+        """Put the trained tokenizer into the plan: the vocabulary that the text allowed, the bytes per token."""
+        made = self.decision.plan
+        shards = data.ShardSet.open(self.shards, verify=False)
+        if self.tokenizer.vocab_size < made.model.vocab_size:
+            allowed = self.tokenizer.vocab_size
+            say(f"note       the text allows a vocabulary of {allowed:,}, not {made.model.vocab_size:,}")
+            made = replace(made, model=replace(made.model, vocab_size=self.tokenizer.vocab_size))
+            self.decision.session = None
+        made = with_bytes_per_token(made, self.decision.facts, shards.text_bytes / shards.num_tokens)
+        self.decision.plan = made
+        if not (self.folder.path / "checkpoints").exists():
+            self.folder.write("plan.json", {**self.folder.read("plan.json"), **self.decision.as_json()})
+            say(f"expected   {made.bits_per_byte:.3f} bits per byte, {made.nats_per_token:.3f} nats per token")
+
+    # ---- training ----
+
+    def pretrain(self) -> bool:
+        """Train until the reserve begins, or the passes over the text are done; False when interrupted."""
+        made, machine, seed = self.decision.plan, self.decision.machine, self.settings.seed
+        session = self.decision.session or prepare(made, machine, seed, worth_compiling(self.settings))
+        deadline = self.folder.deadline(self.settings.budget_seconds - self.decision.reserve.total)
+        reset_peak_memory(session.device)
+        run = pretrain(
+            session, made, machine, self.shards, self.folder.path, seed=seed, deadline=deadline,
+            max_steps=made.steps if self.decision.capped else None,
+            hook=self._curve(session.device), hook_every=max(1, made.steps // CURVE_POINTS),
+            saved=self.folder.save_state,
+        )  # fmt: skip
+        if run.stopped_by == "interrupt":
+            return False
+        request = {name: self.folder.read("config.json")["groundup"][name] for name in ("build", "data")}
+        save_pretrained(session.model, self.folder.path, self.folder.path, extra_config=request)
+        self.folder.write("training.json", {**run.measured(), "epochs": run.epochs, "stopped_by": run.stopped_by,
+                                            "skipped": run.skipped})  # fmt: skip
+        return True
+
+    def _curve(self, device: torch.device) -> train.loop.Hook:
+        """A hook that scores the training model on a little held-out text, for the report's curve."""
+        texts = _head(self.held_out, CURVE_BYTES)
+        twin = Transformer(self.decision.plan.model).to(device)
+        path = self.folder.path / "curve.jsonl"
+
+        def score(step: int, model: Transformer, run: train.Run) -> None:
+            twin.load_state_dict(model.state_dict())  # not compiled: other shapes would compile anew
+            twin.compute_dtype = model.compute_dtype
+            measured = bits_per_byte(twin, self.tokenizer, texts)
+            record = {"step": step, "tokens": run.tokens, "seconds": round(run.seconds, 2),
+                      "bits_per_byte": measured.bits_per_byte, "nats_per_token": measured.nats_per_token}  # fmt: skip
+            with open(path, "a", encoding="utf-8") as f:
+                f.write(json.dumps(record) + "\n")
+
+        return score
+
+    # ---- after training ----
+
+    def evaluate(self) -> None:
+        """Bits per byte of the saved weights on all held-out text."""
+        say("measuring on held-out text")
+        model = self._load()
+        measured = bits_per_byte(model, self.tokenizer, self.held_out)
+        self.folder.write("evaluation.json", asdict(measured))
+        say(f"measured   {measured.bits_per_byte:.4f} bits per byte, {measured.nats_per_token:.3f} nats per token")
+
+    def tune(self) -> None:
+        """A copy of the model learns to chat, in its own folder; not when the settings say no."""
+        if not self.settings.chat:
+            return
+        say("tuning a copy to chat")
+        model = self._load()
+        model.compute_dtype = precision.DTYPES[self.decision.machine.precision]
+        documents = documents_of(self.shards, self.tokenizer, CHAT_TOKENS)
+        deadline = time.monotonic() + self.decision.reserve.chat
+        run = tune_for_chat(
+            model, self.tokenizer, documents, self.decision.plan, seed=self.settings.seed, deadline=deadline
+        )
+        if run is None:
+            say("note       the text has no passages to make conversations of: no chat model")
+            return
+        extra = {"chat": run.measured(), "tuned_from": "the model in the folder above"}
+        save_pretrained(model, self.folder.path, self.folder.path / "chat", extra_config=extra)
+
+    def draw_samples(self) -> None:
+        """Continuations of the base model, and answers of the chat model."""
+        seed = self.settings.seed
+        base = measure.draw_samples(Engine(self._load(), self.tokenizer), self.held_out, seed)
+        self.folder.write("samples/base.json", base)
+        if (self.folder.path / "chat" / "config.json").exists():
+            chat = Engine(load_pretrained(self.folder.path / "chat").to(self.device), self.tokenizer)
+            self.folder.write("samples/chat.json", measure.draw_answers(chat, self.held_out, seed))
+
+    def report(self) -> None:
+        """result.json and report.html."""
+        self.folder.write("result.json", self.result())
+        write_report(self.folder.path)
+
+    def result(self) -> dict[str, Any]:
+        """Measured beside predicted, under the names that `--json` promises."""
+        evaluation, training = self.folder.read("evaluation.json"), self.folder.read("training.json")
+        baselines = {name: b["bits_per_byte"] for name, b in self.folder.read("baselines.json").items()}
+        plan = self.folder.read("plan.json")
+        seconds = round(self.folder.elapsed, 2)
+        return {
+            "bits_per_byte": evaluation["bits_per_byte"],
+            "baselines": baselines,
+            "parameters": self.decision.plan.parameters,
+            "tokens": training["tokens"],
+            "seconds": seconds,
+            "predicted": plan["predicted"],
+            "measured": {
+                "total_seconds": seconds,
+                "step_seconds": training["step_seconds"],
+                "tokens_per_second": training["tokens_per_second"],
+                "peak_memory_bytes": training["peak_memory_bytes"],
+                "bits_per_byte": evaluation["bits_per_byte"],
+                "nats_per_token": evaluation["nats_per_token"],
+                "bytes_per_token": plan["predicted"]["bytes_per_token"],
+            },
+            "held_out": {k: evaluation[k] for k in ("tokens", "bytes", "documents", "policy")},
+            "epochs": training["epochs"],
+            "steps": training["steps"],
+            "stopped_by": training["stopped_by"],
+            "stages": self.folder.stages,
+            "budget_seconds": self.settings.budget_seconds,
+            "run": str(self.folder.path),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.decision.machine.device)
+
+    def _load(self) -> Transformer:
+        return load_pretrained(self.folder.path).to(self.device)
+
+
+def _head(texts: Sequence[str], most_bytes: int) -> list[str]:
+    """The first texts up to a number of bytes (of characters, to be quick), at least a part of one."""
+    kept, size = [], 0
+    for text in texts:
+        kept.append(text[: most_bytes - size])
+        size += len(kept[-1])
+        if size >= most_bytes:
+            break
+    return kept

@@ -1,0 +1,131 @@
+"""The first stage: read what the user named, cut off the held-out part, and measure how hard the text is."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundup import bundled
+from groundup.accounting.plan import TextFacts
+from groundup.build.settings import BuildSettings
+from groundup.corpus import Document, Tally, discover, read_documents, split_held_out
+from groundup.evaluation.baselines import zstd_bits_per_byte
+from groundup.files import sha256
+from groundup.tokenizer import Tokenizer
+
+# Bytes of text per second of budget beyond which no planned model could read, so that they need not be loaded.
+READ_BYTES_PER_SECOND = 150_000
+# A megabyte measures a loss to a fraction of a per cent; scoring more only takes time.
+MOST_HELD_OUT_BYTES = 1_000_000
+DIFFICULTY_SAMPLE_BYTES = 1 << 20
+HASHED_INPUTS = 200
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the stages after this one work on."""
+
+    train: list[str]
+    held_out: list[str]
+    facts: TextFacts
+    manifest: dict[str, Any]
+    notes: list[str]
+
+
+def read_text(files: Sequence[str], settings: BuildSettings) -> Text:
+    """Documents of the files (none named: the bundled corpus), split into a training and a held-out part.
+
+    Raises ValueError or OSError, with the file and the remedy, when there is nothing to learn from.
+    """
+    paths = [Path(f) for f in files] or [bundled.path()]
+    tally, limit = Tally(), int(settings.budget_seconds * READ_BYTES_PER_SECOND)
+    documents, complete = _up_to(read_documents(paths, text_field=settings.text_field, tally=tally), limit)
+    size = _count_bytes(d.text for d in documents)
+    fraction = min(settings.held_out_fraction, MOST_HELD_OUT_BYTES / max(1, size))
+    split = split_held_out(documents, fraction, settings.seed)
+    notes = [split.note] if split.note else []
+    if tally.skipped or tally.repaired:
+        notes.append(f"reading: {tally}")
+    if not complete:
+        notes.append(f"reading stopped after {limit:,} bytes: more than can be trained on within the budget")
+    train, held_out = [d.text for d in split.train], [d.text for d in split.held_out]
+    facts = TextFacts(
+        train_bytes=_count_bytes(train),
+        held_out_bytes=_count_bytes(held_out),
+        documents=len(train),
+        zstd_bits_per_byte=difficulty(train),
+    )
+    return Text(train, held_out, facts, _manifest(paths, facts, tally, bundled_text=not files), notes)
+
+
+def _up_to(documents: Iterator[Document], limit: int) -> tuple[list[Document], bool]:
+    """Documents until `limit` bytes are reached, and whether these are all."""
+    kept, size = [], 0
+    for document in documents:
+        kept.append(document)
+        size += len(document.text)
+        if size >= limit:
+            return kept, next(documents, None) is None
+    return kept, True
+
+
+def _count_bytes(texts: Iterable[str]) -> int:
+    return sum(len(t.encode("utf-8", "replace")) for t in texts)
+
+
+def difficulty(texts: Sequence[str]) -> float:
+    """Bits per byte of zstd -19 on a sample spread over the documents: known before any tokenizer is."""
+    sample, size = [], 0
+    stride = max(1, _count_bytes(texts) // (2 * DIFFICULTY_SAMPLE_BYTES))
+    for text in texts[::stride] if len(texts) >= 2 * stride else texts:
+        sample.append(text[: DIFFICULTY_SAMPLE_BYTES - size])
+        size += len(sample[-1])
+        if size >= DIFFICULTY_SAMPLE_BYTES:
+            break
+    return zstd_bits_per_byte(sample).bits_per_byte
+
+
+def _manifest(paths: Sequence[Path], facts: TextFacts, tally: Tally, bundled_text: bool) -> dict[str, Any]:
+    files = discover(paths)
+    return {
+        "bundled": bundled_text,
+        "inputs": [str(p.resolve()) for p in paths],
+        "files": len(files),
+        "hashes": {str(f): sha256(f) for f in files[:HASHED_INPUTS]},
+        "documents": tally.kept,
+        "train_bytes": facts.train_bytes,
+        "held_out_bytes": facts.held_out_bytes,
+        "licence": "public domain (State of the Union addresses)"
+        if bundled_text
+        else "not stated: the user's own files",
+    }
+
+
+def save_held_out(path: Path, texts: Sequence[str]) -> None:
+    """One JSON record per document, so that later stages and `groundup eval` measure on the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"text": t}, ensure_ascii=True) for t in texts)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def load_held_out(path: Path) -> list[str]:
+    """What `save_held_out` wrote."""
+    return [d.text for d in read_documents([path])]
+
+
+def train_tokenizer_on_files(
+    files: Sequence[str], vocab_size: int, special_tokens: Sequence[str], pattern: str, out: str
+) -> dict[str, Any]:
+    """Learn a vocabulary from files of any readable kind, save it, and say how well it packs the text."""
+    texts = [d.text for d in read_documents(files)]
+    tokenizer = Tokenizer.train_from_iterator(texts, vocab_size, special_tokens, pattern)
+    tokenizer.save(out)
+    sample = texts[: max(1, len(texts) // 10)]
+    tokens = sum(len(tokenizer.encode(t)) for t in sample)
+    return {
+        "tokenizer": out,
+        "vocab_size": tokenizer.vocab_size,
+        "merges": len(tokenizer.merges),
+        "bytes_per_token": round(_count_bytes(sample) / max(1, tokens), 4),
+    }

@@ -1,0 +1,306 @@
+"""The command line: a table of verbs. Nothing heavy is imported until a verb runs, so --help answers at once."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+STARTED = time.monotonic()
+
+Arguments = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: a line of help, its options, and the function that runs it and returns an exit code."""
+
+    summary: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Arguments], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _refuse_unknown_verb(arguments)
+    options = _parser().parse_args(arguments)
+    if not options.verb:
+        _parser().print_help()
+        return 2
+    try:
+        return VERBS[options.verb].run(options)
+    except KeyboardInterrupt:
+        print(f"groundup {options.verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except (ValueError, OSError, MemoryError, ImportError) as error:
+        if options.traceback:
+            raise
+        print(f"groundup {options.verb}: error: {describe(error)}", file=sys.stderr)
+        return 1
+
+
+def describe(error: BaseException) -> str:
+    """The error as a sentence for the person who ran the command."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def _refuse_unknown_verb(arguments: list[str]) -> None:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+        from groundup.config import nearest
+
+        print(f"groundup: unknown command {arguments[0]!r}{nearest(arguments[0], VERBS)}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from groundup import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="groundup",
+        description="Given this much compute and this data: the best language model you can build.",
+        epilog="Each command has its own --help. Start with: groundup build --budget 10m",
+    )
+    parser.add_argument("--version", action="version", version=f"groundup {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND")
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(name, help=verb.summary, description=verb.summary, allow_abbrev=False)
+        sub.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
+        verb.options(sub)
+    return parser
+
+
+def print_json(value: Any) -> None:
+    """The machine-readable last line of a command run with --json."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+# build -----------------------------------------------------------------------------------------------------------
+
+
+def _build_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILES|key=value", help="text to learn from (.txt .md .jsonl .parquet, folders); "
+        "default: the bundled corpus. key=value overrides the plan, e.g. vocab_size=2048 d_model=256")  # fmt: skip
+    add("--budget", default=None, help="wall-clock time for everything, e.g. 90s, 10m, 1.5h (default 10m)")
+    add("--out", help="run folder to create (default: a new one in runs/)")
+    add("--resume", metavar="RUN", help="go on with an interrupted run")
+    add("--dry-run", action="store_true", help="print the plan and stop")
+    add("--json", action="store_true", help="end with one JSON line of results")
+    add("--seed", type=int, default=None, help="seed of split, initialisation and data order (default 0)")
+    add("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest here)")
+
+
+def _build(options: Arguments) -> int:
+    from groundup.build.settings import separate_overrides, settings_from
+
+    files, overrides = separate_overrides(options.files)
+    settings = settings_from(options.budget, options.seed, overrides)
+    from groundup.build import build, resume  # torch is imported only when the settings are sound
+
+    if options.resume:
+        if files or overrides or options.budget or options.out or options.seed is not None:
+            raise ValueError("--resume goes on with the run's own settings: give nothing but the run folder")
+        result = resume(options.resume, device=options.device, started=STARTED)
+    else:
+        result = build(
+            files, settings, out=options.out, device=options.device, dry_run=options.dry_run, started=STARTED
+        )
+    if options.json:
+        print_json(result)
+    return 130 if result.get("stopped_by") == "interrupt" else 0
+
+
+# generate and chat -----------------------------------------------------------------------------------------------
+
+
+def _sampling_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="DIR", help="a finished run, or any model folder in Hugging Face layout")
+    add("--max-tokens", type=int, default=128)
+    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token every time")
+    add("--top-k", type=int)
+    add("--top-p", type=float)
+    add("--min-p", type=float)
+    add("--seed", type=int)
+    add("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest here)")
+
+
+def _generate_options(parser: argparse.ArgumentParser) -> None:
+    _sampling_options(parser)
+    parser.add_argument("--prompt", default="", help="text to continue (default: start a new document)")
+    parser.add_argument("--stop", action="append", default=[], help="stop before this text; may be repeated")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
+
+
+def _sampling(options: Arguments) -> dict[str, Any]:
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+    return {name: getattr(options, name) for name in names}
+
+
+def _generate(options: Arguments) -> int:
+    from groundup.inference import Engine, SamplingParams
+
+    params = SamplingParams(**_sampling(options), stop=tuple(options.stop))
+    engine = Engine.load(options.model, device=options.device)
+    if options.json:
+        done = engine.generate(options.prompt, params)
+        print_json(
+            {
+                "prompt": options.prompt,
+                "text": done.text,
+                "tokens": len(done.tokens),
+                "finish_reason": done.finish_reason,
+            }
+        )
+        return 0
+    print(options.prompt, end="", flush=True)
+    for piece in engine.stream(options.prompt, params):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def _chat_options(parser: argparse.ArgumentParser) -> None:
+    _sampling_options(parser)
+    parser.add_argument("--message", help="say one thing, print the answer, and leave")
+
+
+def _chat(options: Arguments) -> int:
+    from groundup.build.chat import converse, load_chat_engine
+    from groundup.inference import SamplingParams
+
+    params = SamplingParams(**_sampling(options))
+    return converse(load_chat_engine(options.model, device=options.device), params, options.message)
+
+
+# eval ------------------------------------------------------------------------------------------------------------
+
+
+def _eval_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="DIR", help="a finished run, or any model folder in Hugging Face layout")
+    add("files", nargs="*", help="text to measure on (default: the run's own held-out text)")
+    add("--text-field", help="field of .jsonl and .parquet records that holds the text")
+    add("--context-length", type=int, help="tokens in a window (default: the model's)")
+    add("--stride", type=int, help="new tokens per window (default: half the window)")
+    add("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest here)")
+    add("--json", action="store_true", help="end with one JSON line")
+
+
+def _eval(options: Arguments) -> int:
+    from groundup.build.measure import evaluate_files
+
+    result = evaluate_files(options.model, options.files, context_length=options.context_length,
+                            stride=options.stride, device=options.device, text_field=options.text_field)  # fmt: skip
+    print(f"{result['bits_per_byte']:.4f} bits per byte on {result['bytes']:,} bytes ({result['policy']})")
+    if options.json:
+        print_json(result)
+    return 0
+
+
+# tokenizer -------------------------------------------------------------------------------------------------------
+
+
+def _tokenizer_options(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    train = actions.add_parser("train", help="learn a byte-level BPE vocabulary from text")
+    train.add_argument("files", nargs="+", help=".txt .md .jsonl .parquet or folders")
+    train.add_argument("--vocab-size", type=int, default=4096)
+    train.add_argument("--pattern", default="gpt2", help="gpt2, gpt4, o200k, none or a regular expression")
+    train.add_argument("--special-tokens", nargs="*", default=["<|endoftext|>"])
+    train.add_argument("--out", required=True, help="folder or .json file to write")
+    train.add_argument("--json", action="store_true", help="end with one JSON line")
+    encode = actions.add_parser("encode", help="text to ids")
+    encode.add_argument("tokenizer", help="folder or tokenizer.json")
+    encode.add_argument("text", help="the text, or - for standard input")
+    decode = actions.add_parser("decode", help="ids to text")
+    decode.add_argument("tokenizer", help="folder or tokenizer.json")
+    decode.add_argument("ids", nargs="+", type=int)
+
+
+def _tokenizer(options: Arguments) -> int:
+    from groundup.tokenizer import Tokenizer
+
+    match options.action:
+        case "encode":
+            text = sys.stdin.read() if options.text == "-" else options.text
+            print(*Tokenizer.load(options.tokenizer).encode(text))
+        case "decode":
+            print(Tokenizer.load(options.tokenizer).decode(options.ids))
+        case "train":
+            from groundup.build.text import train_tokenizer_on_files
+
+            summary = train_tokenizer_on_files(options.files, options.vocab_size, options.special_tokens,
+                                               options.pattern, options.out)  # fmt: skip
+            print(f"{options.out}: {summary['vocab_size']:,} tokens, {summary['bytes_per_token']:.2f} bytes per token")
+            if options.json:
+                print_json(summary)
+    return 0
+
+
+# report, bench, doctor -------------------------------------------------------------------------------------------
+
+
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN", help="a run folder, finished or not")
+
+
+def _report(options: Arguments) -> int:
+    from groundup.report import write_report
+
+    print(write_report(options.run_folder))
+    return 0
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="the benchmark (none: list them)")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="its own options")
+
+
+def _bench(options: Arguments) -> int:
+    from groundup import bench
+
+    return bench.run(options.name, options.rest)
+
+
+def _doctor_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest here)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+
+
+def _doctor(options: Arguments) -> int:
+    from dataclasses import asdict
+
+    from groundup.accounting.hardware import describe_machine, probe
+    from groundup.device import default_device, environment, require_device
+
+    machine = probe(require_device(options.device) if options.device else default_device(), options.seconds)
+    if options.json:
+        print_json({**asdict(machine), "environment": environment()})
+    else:
+        print(describe_machine(machine))
+    return 0
+
+
+VERBS = {
+    "build": Verb("raw text and a time budget in; a trained, measured, chat-able model and its report out",
+                  _build_options, _build),
+    "generate": Verb("continue a prompt with a model", _generate_options, _generate),
+    "chat": Verb("talk to a model in the terminal", _chat_options, _chat),
+    "eval": Verb("bits per byte of a model on text", _eval_options, _eval),
+    "tokenizer": Verb("train a tokenizer; encode and decode with one", _tokenizer_options, _tokenizer),
+    "report": Verb("write a run's report.html again", _report_options, _report),
+    "bench": Verb("measure groundup against its peers", _bench_options, _bench),
+    "doctor": Verb("measure what this machine can do", _doctor_options, _doctor),
+}  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Conversations cut from text: hand-worked passages, masks that cover the answer and nothing else."""
+
+import pytest
+
+from groundup.build.chat import examples, passages
+from groundup.tokenizer import Tokenizer
+
+TEXT = (
+    "The harvest was good this year. It filled every barn in the valley, and there was much left to sell. "
+    "The people were glad.\n\nToo short.\n\n"
+    "One two three. " + "word " * 300 + "end."
+)
+
+
+def test_first_sentence_opens_and_the_rest_answers():
+    pairs = passages([TEXT])
+    assert pairs[0] == (
+        "The harvest was good this year.",
+        "It filled every barn in the valley, and there was much left to sell. The people were glad.",
+    )
+    assert len(pairs) == 2
+    assert len(pairs[1][1].split()) == 160
+
+
+def test_long_first_sentence_is_opened_in_the_middle():
+    (pair,) = passages([" ".join(f"w{i}" for i in range(60))])
+    assert len(pair[0].split()) == 12
+    assert pair[1].startswith("w12 ")
+
+
+def test_answers_end_at_a_sentence_when_one_ends_late_enough():
+    words = "Here is how it opens. " + "word " * 150 + "stops. " + "more " * 50
+    (pair,) = passages([words])
+    assert pair[1].endswith("stops.")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    special = ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")
+    return Tokenizer.train_from_iterator([TEXT], vocab_size=300, special_tokens=special)
+
+
+def test_mask_covers_the_answer_and_its_end(tokenizer):
+    made = examples([TEXT], tokenizer, context_length=2000, seed=0)
+    for ids, mask in made:
+        answer = tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m])
+        assert any(answer.startswith(continuation) for _, continuation in passages([TEXT]))
+        assert ids[-1] == tokenizer.special_tokens["<|end|>"] or mask[-1] == 0
+        assert tokenizer.special_tokens["<|user|>"] in ids
+
+
+def test_what_does_not_fit_is_left_out_and_order_is_seeded(tokenizer):
+    assert examples([TEXT], tokenizer, context_length=10, seed=0) == []
+    documents = [f"Number {i} opens like this. And this is the way in which passage {i} goes on." for i in range(20)]
+    first, again, other = (examples(documents, tokenizer, 2000, seed) for seed in (1, 1, 2))
+    assert first == again != other

@@ -1,0 +1,36 @@
+"""Settings come from words on the command line; every mistake has an answer."""
+
+import pytest
+
+from groundup.build.settings import BuildSettings, parse_seconds, separate_overrides, settings_from
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45), (" 2 m ", 120)])
+def test_times(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "ten", "-5m", "5d", "1e3", "inf"])
+def test_bad_times(text):
+    with pytest.raises(ValueError, match="expected a time"):
+        parse_seconds(text)
+
+
+def test_overrides_are_told_from_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd=name.txt").write_text("x")
+    files, overrides = separate_overrides(["a.txt", "d_model=64", "odd=name.txt"])
+    assert files == ["a.txt", "odd=name.txt"]
+    assert overrides == ["d_model=64"]
+
+
+def test_settings_from_words():
+    assert settings_from("2m", 7, ["d_model=64"]) == BuildSettings(budget_seconds=120, seed=7, d_model=64)
+
+
+@pytest.mark.parametrize(
+    "bad", [["held_out_fraction=0"], ["max_epochs=0"], ["learning_rate=2"], ["batch_size=-1"], ["vocab_size=x"]]
+)
+def test_values_out_of_range(bad):
+    with pytest.raises(ValueError, match=bad[0].split("=")[0]):
+        settings_from(None, None, bad)
