@@ -1,9 +1,11 @@
 """For every test: runtime shape checks, one thread, fixed seeds, and reasons for what has to be skipped."""
 
 import functools
+import importlib.util
 import inspect
 import os
 import random
+import typing
 from pathlib import Path
 
 # One thread, here and in every process that a test starts: sums are then reproducible, and parallel
@@ -11,7 +13,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import hypothesis  # noqa: E402
 import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -27,13 +28,21 @@ def _check_unless_compiling(function=None, *, typechecker):
     """
     if function is None:
         return functools.partial(_check_unless_compiling, typechecker=typechecker)
-    checked = _jaxtyped(function, typechecker=typechecker)
-    if not inspect.isfunction(function):
+    if inspect.isclass(function) and getattr(function, "_is_protocol", False):
+        return typing.runtime_checkable(function)  # else beartype refuses it as an annotation
+    if inspect.isclass(function):
+        bare = function.__init__
+        checked = _jaxtyped(function, typechecker=typechecker)
+        if checked.__init__ is not bare:
+            checked.__init__ = _bare_when_compiling(bare, checked.__init__)
         return checked
+    return _bare_when_compiling(function, _jaxtyped(function, typechecker=typechecker))
 
-    @functools.wraps(function)
+
+def _bare_when_compiling(bare, checked):
+    @functools.wraps(bare)
     def call(*args, **kwargs):
-        return (function if torch.compiler.is_compiling() else checked)(*args, **kwargs)
+        return (bare if torch.compiler.is_compiling() else checked)(*args, **kwargs)
 
     return call
 
@@ -41,10 +50,22 @@ def _check_unless_compiling(function=None, *, typechecker):
 # The import hook decorates each function and dataclass with `jaxtyping.jaxtyped`, looked up by this name.
 _jaxtyped = jaxtyping.jaxtyped
 jaxtyping.jaxtyped = _check_unless_compiling
-jaxtyping.install_import_hook("groundup", "beartype.beartype")
 
-hypothesis.settings.register_profile("groundup", deadline=None, derandomize=True, print_blob=False)
-hypothesis.settings.load_profile("groundup")
+# A machine that is borrowed for its GPU may lack these two; the header of the report then says so.
+HAS_BEARTYPE, HAS_HYPOTHESIS = (
+    importlib.util.find_spec(name) is not None for name in ("beartype", "hypothesis")
+)
+if HAS_BEARTYPE:
+    jaxtyping.install_import_hook("groundup", "beartype.beartype")
+if HAS_HYPOTHESIS:
+    import hypothesis
+
+    hypothesis.settings.register_profile("groundup", deadline=None, derandomize=True, print_blob=False)
+    hypothesis.settings.load_profile("groundup")
+
+
+def pytest_report_header():
+    return None if HAS_BEARTYPE else "no beartype here: shapes are NOT checked"
 
 
 def pytest_collection_modifyitems(items):

@@ -48,7 +48,10 @@ def test_whole_numbers_become_floats_where_floats_are_wanted():
         ({"shapes": [{"kind": "Square"}]}, r"shapes\[0\]: Square needs side"),
         ({"shapes": [{"kind": "Square", "side": 1.5}]}, r"shapes\[0\]\.side: 1\.5 is not int"),
         ({"shapes": [{"kind": "Square", "side": True}]}, r"side: True is not int"),
-        ({"shapes": [{"kind": "Square", "side": 1, "colour": "green"}]}, r"colour: 'green' is not one of 'red', 'blue'"),
+        (
+            {"shapes": [{"kind": "Square", "side": 1, "colour": "green"}]},
+            r"colour: 'green' is not one of 'red', 'blue'",
+        ),
         ({"shapes": 3}, r"shapes: 3 is not"),
         ({"shapes": [], "title": 4}, r"title: 4 is not str or NoneType"),
     ],

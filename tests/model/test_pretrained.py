@@ -75,7 +75,9 @@ OURS = {
     "llama_mha": llama_like(mixer=AttentionConfig(4, 4, 8)),
     "llama_mqa": llama_like(mixer=AttentionConfig(4, 1, 8)),
     "llama_head_size": llama_like(mixer=AttentionConfig(4, 2, 6), norm_eps=1e-3),
-    "llama_biases": llama_like(mixer=AttentionConfig(4, 2, 8, bias=True, out_bias=True), ffn=MLPConfig(40, bias=True)),
+    "llama_biases": llama_like(
+        mixer=AttentionConfig(4, 2, 8, bias=True, out_bias=True), ffn=MLPConfig(40, bias=True)
+    ),
     "llama_gelu": llama_like(ffn=MLPConfig(40, activation="gelu")),
     "llama_relu2": llama_like(ffn=MLPConfig(40, activation="relu2")),
     "llama_gelu_tanh": llama_like(ffn=MLPConfig(40, activation="gelu_tanh")),
@@ -86,7 +88,8 @@ OURS = {
     "qwen3_windows": llama_like(blocks=(qwen(3), qwen(3), qwen(None)), num_layers=6),
     "gpt2": presets.gpt2(vocab_size=VOCAB, num_layers=2, d_model=32, num_heads=4, context_length=32),
     "gpt2_untied": replace(
-        presets.gpt2(vocab_size=VOCAB, num_layers=2, d_model=32, num_heads=4, context_length=32), tie_embeddings=False
+        presets.gpt2(vocab_size=VOCAB, num_layers=2, d_model=32, num_heads=4, context_length=32),
+        tie_embeddings=False,
     ),
 }
 
@@ -111,13 +114,19 @@ GPT2 = dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=32, bo
 THEIRS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2, rope_theta=777.0)),
     "llama_tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
-    "llama_biases": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, head_dim=6)),
+    "llama_biases": lambda: LlamaForCausalLM(
+        LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, head_dim=6)
+    ),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=5)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_key_value_heads=2)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=12)),
-    "qwen3_tied": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=4, tie_word_embeddings=True)),
+    "qwen3_tied": lambda: Qwen3ForCausalLM(
+        Qwen3Config(**SIZES, num_key_value_heads=4, tie_word_embeddings=True)
+    ),
     "qwen3_windows": lambda: Qwen3ForCausalLM(
-        Qwen3Config(**SIZES, num_key_value_heads=2, use_sliding_window=True, sliding_window=3, max_window_layers=1)
+        Qwen3Config(
+            **SIZES, num_key_value_heads=2, use_sliding_window=True, sliding_window=3, max_window_layers=1
+        )
     ),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
     "gpt2_untied": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, tie_word_embeddings=False)),
@@ -168,7 +177,9 @@ def test_a_gpt2_file_of_the_inner_model_with_its_mask_tables(tmp_path):
 @pytest.fixture(scope="module")
 def tokenizer():
     special = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    return Tokenizer.train_from_iterator(["the cat in the hat, the cat and the bat"], 270, special_tokens=special)
+    return Tokenizer.train_from_iterator(
+        ["the cat in the hat, the cat and the bat"], 270, special_tokens=special
+    )
 
 
 def test_the_tokenizer_goes_along(tmp_path, tokenizer):
@@ -251,7 +262,10 @@ def saved(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"vocab_size": 62}, r"2 of another shape: lm_head.weight \(61, 32\), expected \(62, 32\), model.embed"),
+        (
+            {"vocab_size": 62},
+            r"2 of another shape: lm_head.weight \(61, 32\), expected \(62, 32\), model.embed",
+        ),
         ({"intermediate_size": 10**12}, "6 of another shape"),
         ({"num_hidden_layers": 3}, "9 missing: model.layers.2.input_layernorm.weight"),
         ({"num_hidden_layers": 1}, "9 not in the config: model.layers.1"),
@@ -286,7 +300,10 @@ def rewrite(path, change):
     [
         (lambda t: t.pop("model.norm.weight"), "1 missing: model.norm.weight"),
         (lambda t: t.update(extra=torch.ones(1)), "1 not in the config: extra"),
-        (lambda t: t["model.norm.weight"].fill_(torch.nan), "1 tensors hold NaN or infinity: model.norm.weight"),
+        (
+            lambda t: t["model.norm.weight"].fill_(torch.nan),
+            "1 tensors hold NaN or infinity: model.norm.weight",
+        ),
         (lambda t: t["lm_head.weight"][3].fill_(torch.inf), "lm_head.weight"),
         (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int64)}), "not floating point"),
         (lambda t: t.clear(), "the weights 0 tensors"),

@@ -210,14 +210,18 @@ def test_an_unknown_residual_initialisation():
 # Where and how it runs
 
 
-def test_on_the_meta_device_nothing_is_allocated():
+def test_seventy_billion_parameters_are_built_on_meta():
+    config = llama(d_model=8192, num_layers=80, num_heads=64, num_kv_heads=8, d_ff=28_672, vocab_size=128_256)
     with torch.device("meta"):
-        model = Transformer(
-            llama(d_model=8192, num_layers=80, num_heads=64, num_kv_heads=8, d_ff=28_672, vocab_size=128_256)
-        )
-        logits = model(torch.zeros(2, 4096, dtype=torch.long))
-    assert logits.shape == (2, 4096, 128_256) and logits.is_meta
+        model = Transformer(config)
+    assert all(p.is_meta for p in model.parameters())
     assert sum(p.numel() for p in model.parameters()) == 70_553_706_496
+
+
+def test_on_the_meta_device_a_forward_pass_has_shapes_only():
+    with torch.device("meta"):
+        logits = Transformer(small(LLAMA))(torch.zeros(2, 100_000, dtype=torch.long))
+    assert logits.shape == (2, 100_000, VOCAB) and logits.is_meta
 
 
 def test_weights_can_be_assigned_to_a_meta_model():

@@ -25,9 +25,7 @@ def test_kind_of_each_name(name, shape, expected):
 
 
 def tiny(**options):
-    return Transformer(
-        presets.llama(vocab_size=11, d_model=8, num_layers=2, num_heads=2, d_head=4, d_ff=16, **options)
-    )
+    return Transformer(presets.llama(vocab_size=11, d_model=8, num_layers=2, num_heads=2, d_head=4, d_ff=16, **options))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -72,9 +72,7 @@ def test_clock_decay_with_a_steady_clock_is_warmup_stable_decay():
 
 @pytest.mark.parametrize("slow", [0.5, 2.0])
 def test_clock_decay_arrives_although_the_pace_changes(slow):
-    used = simulate(
-        ClockDecay(0, 0.3), deadline=100.0, step_seconds=lambda s: 0.1 if s < 800 else 0.1 * slow
-    )
+    used = simulate(ClockDecay(0, 0.3), deadline=100.0, step_seconds=lambda s: 0.1 if s < 800 else 0.1 * slow)
     tail = [v for v in used if v < 1.0]
     assert tail == sorted(tail, reverse=True)
     assert 0 < used[-1] < 0.02

@@ -24,7 +24,7 @@ def trained():
 
 @pytest.fixture(scope="session")
 def real_text(shared_data):
-    """100 kB of English and 3,000 sentences in 75 languages."""
-    english = (shared_data / "pretrain" / "tinyshakespeare.txt").read_text("utf-8")[:100_000]
+    """50 kB of English and 1,500 sentences in 75 languages."""
+    english = (shared_data / "pretrain" / "tinyshakespeare.txt").read_text("utf-8")[:50_000]
     with gzip.open(shared_data / "langid" / "lingua_sentences_dev.tsv.gz", "rt", encoding="utf-8") as file:
-        return english + "".join(file.readlines()[::12])
+        return english + "".join(file.readlines()[::24])

@@ -74,9 +74,7 @@ def test_too_many_in_a_row_stop_with_the_reason():
 def test_too_many_in_a_row_go_back_and_past_the_bad_data(tmp_path):
     """Bad data from batch 7 to 10: back to the checkpoint of step 5, on with batch 11."""
     source = Batches(changed={i: factor(math.nan) for i in range(7, 11)})
-    hurt, result = run(
-        12, source, guard=Guard(max_in_row=3), run_dir=tmp_path, checkpoint_every=5, keep=9, lookahead=1
-    )
+    hurt, result = run(12, source, guard=Guard(max_in_row=3), run_dir=tmp_path, checkpoint_every=5, keep=9, lookahead=1)
     clean, _ = run(12, Batches(left_out=[5, 6, 7, 8, 9, 10]))
     assert same_weights(hurt, clean) and result.skipped == 4
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -91,6 +91,7 @@ def kv_cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.bfl
     Counted by running the model on the meta device with a cache that only counts.
     """
     model = meta_model(config)
+    model.compute_dtype = dtype
     caches = [CountingCache() for _ in model.blocks]
     model.hidden(torch.zeros(1, 1, dtype=torch.long, device="meta"), caches=caches)
-    return dtype.itemsize * sum(cache.per_token for cache in caches)
+    return sum(cache.bytes_per_token for cache in caches)

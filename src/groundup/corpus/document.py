@@ -72,9 +72,7 @@ class Tally:
         groups = [f"{self.kept:,} of {self.seen:,} kept"]
         for verb, counts in (("skipped", self.skipped), ("repaired", self.repaired)):
             if counts:
-                groups.append(
-                    f"{verb}: " + ", ".join(f"{n:,} x {reason}" for reason, n in counts.most_common())
-                )
+                groups.append(f"{verb}: " + ", ".join(f"{n:,} x {reason}" for reason, n in counts.most_common()))
         return "; ".join(groups)
 
 

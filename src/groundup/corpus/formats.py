@@ -65,9 +65,7 @@ def _refuse_binary(raw: bytearray, path: Path, offset: int) -> None:
     sample = raw[:_SAMPLE]
     control = len(sample) - len(sample.translate(None, _CONTROL))
     if control > _MOST_CONTROL * len(sample):
-        raise Unreadable(
-            f"{path}: binary, not text ({control:,} control characters in {len(sample):,} bytes)"
-        )
+        raise Unreadable(f"{path}: binary, not text ({control:,} control characters in {len(sample):,} bytes)")
 
 
 def read_jsonl(path: Path, text_field: str | None, limits: Limits) -> Items:
@@ -141,9 +139,7 @@ def _choose_field(fields: list[str], path: Path, wanted: str | None) -> str:
         if found is not None:
             return found
         known = ", ".join(fields[:20]) or "none"
-        raise Unreadable(
-            printable(f"{path}: no field 'text' or 'content'; name one with text_field: {known}")
-        )
+        raise Unreadable(printable(f"{path}: no field 'text' or 'content'; name one with text_field: {known}"))
     if wanted not in fields:
         raise Unreadable(printable(f"{path}: no field {wanted!r}{nearest(wanted, fields[:20])}"))
     return wanted
@@ -172,9 +168,7 @@ def read_parquet(path: Path, text_field: str | None, limits: Limits) -> Items:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise Unreadable(
-            f"{path}: reading .parquet needs pyarrow: pip install 'groundup[parquet]'"
-        ) from error
+        raise Unreadable(f"{path}: reading .parquet needs pyarrow: pip install 'groundup[parquet]'") from error
     row = 0
     try:
         with (

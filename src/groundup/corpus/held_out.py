@@ -104,9 +104,7 @@ def _cut(documents: list[Document], target: float) -> Split:
 def _note(different: int, held_out: list[Document], size: int) -> str:
     source = printable(held_out[0].source)
     where = source if len(held_out) == 1 else f"{len(held_out)} documents (one is {source})"
-    count = (
-        "there is 1 document" if different == 1 else f"there are {different:,} documents of very unequal size"
-    )
+    count = "there is 1 document" if different == 1 else f"there are {different:,} documents of very unequal size"
     if 1 < different < _LEAST_DOCUMENTS:
         count = f"there are only {different} different documents"
     return (

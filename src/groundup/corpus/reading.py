@@ -71,9 +71,7 @@ def _read(
             on_problem(item)
         first = first or problem
         if named and tally.kept == before:
-            raise ValueError(
-                f"{printable(str(path))}: no document in this file; the first problem: {problem}"
-            )
+            raise ValueError(f"{printable(str(path))}: no document in this file; the first problem: {problem}")
     if tally.kept == kept_before:
         raise ValueError(f"no document in {len(files):,} files ({tally}); the first problem: {first}")
 

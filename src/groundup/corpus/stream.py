@@ -80,9 +80,7 @@ def _unpack(path: Path, pieces: Iterator[bytes], start: Callable[[], Any], limit
             try:
                 out = unpacker.decompress(piece)
             except _BROKEN as error:
-                raise Unreadable(
-                    f"{path}: broken {path.suffix} data near byte {consumed:,} ({error})"
-                ) from error
+                raise Unreadable(f"{path}: broken {path.suffix} data near byte {consumed:,} ({error})") from error
             piece = unpacker.unused_data if unpacker.eof else b""
             unpacker = None if unpacker.eof else unpacker
             produced += len(out)
@@ -95,9 +93,7 @@ def _unpack(path: Path, pieces: Iterator[bytes], start: Callable[[], Any], limit
     if pending:
         yield bytes(pending)
     if unpacker is not None:
-        raise Unreadable(
-            f"{path}: broken {path.suffix} data: it ends in the middle, after {consumed:,} bytes"
-        )
+        raise Unreadable(f"{path}: broken {path.suffix} data: it ends in the middle, after {consumed:,} bytes")
 
 
 def split(stream: Iterator[bytes], separator: bytes, most_bytes: int) -> Iterator[Piece]:

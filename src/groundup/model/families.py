@@ -37,7 +37,7 @@ ACTIVATION_NAMES = {
 
 def family_of(config: ModelConfig) -> str:
     """The model_type that expresses `config`. ValueError says what in it no Hugging Face class has."""
-    mixers = [config.block(i).mixer for i in range(config.num_layers)]
+    mixers = [block.mixer for block in _used_blocks(config)]
     first = mixers[0]
     if isinstance(config.positions, LearnedPositions):
         family, reasons = "gpt2", _gpt2_reasons(config)
@@ -52,8 +52,12 @@ def family_of(config: ModelConfig) -> str:
     return family
 
 
+def _used_blocks(config: ModelConfig) -> tuple[BlockConfig, ...]:
+    return config.blocks[: config.num_layers]
+
+
 def _common_reasons(config: ModelConfig) -> list[tuple[bool, str]]:
-    blocks = [config.block(i) for i in range(config.num_layers)]
+    blocks = _used_blocks(config)
     first = blocks[0]
     alike = [replace(b, mixer=replace(b.mixer, window=None)) for b in blocks]
     return [
@@ -69,7 +73,7 @@ def _common_reasons(config: ModelConfig) -> list[tuple[bool, str]]:
 def _llama_reasons(config: ModelConfig, family: str) -> list[tuple[bool, str]]:
     block = config.block(0)
     mixer = block.mixer
-    windows = {config.block(i).mixer.window for i in range(config.num_layers)}
+    windows = {block.mixer.window for block in _used_blocks(config)}
     undivided = config.d_model % mixer.num_heads != 0
     return [
         (block.norm != "rms", "layer norm without learned positions"),
@@ -91,7 +95,7 @@ def _gpt2_reasons(config: ModelConfig) -> list[tuple[bool, str]]:
     block = config.block(0)
     mixer = block.mixer
     unbiased = not (mixer.bias and mixer.out_bias and block.ffn.bias and config.norm_bias)
-    windowed = any(config.block(i).mixer.window is not None for i in range(config.num_layers))
+    windowed = any(block.mixer.window is not None for block in _used_blocks(config))
     return [
         (block.norm != "layer", "RMSNorm with learned positions"),
         (mixer.rope is not None, "rotary and learned positions together"),

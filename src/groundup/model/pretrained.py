@@ -74,16 +74,12 @@ def load_pretrained(path: str | Path) -> Transformer:
     that differ from the config's (they are listed), for weights that are not finite, and for damaged files.
     """
     path = Path(path)
-    config = _read_config(path)
-    family = family_of(config)
+    data = _read_config(path)
     headers = {file: validate_header(file) for file in _weight_files(path)}
     entries = {name: entry for header in headers.values() for name, entry in header.items()}
+    config = _parse_config(data, path, len(entries))
+    family = family_of(config)
     names = known_names(entries, family)
-    # before the model is built: a layer count from a hostile file would build for ever
-    if config.num_layers > len(names):
-        raise ValueError(
-            f"{path}: config.json has {config.num_layers} layers, the weights {len(names)} tensors"
-        )
     with torch.device("meta"):
         model = Transformer(config)
     tied_head = config.tie_embeddings and "lm_head.weight" in names
@@ -125,7 +121,7 @@ def _copy_tokenizer(tokenizer_dir: str | Path | None, path: Path) -> None:
             write_atomic(path / name, source.read_bytes())
 
 
-def _read_config(path: Path) -> ModelConfig:
+def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ValueError(
             f"{path}: no such directory; expected a folder with config.json and model.safetensors"
@@ -133,6 +129,14 @@ def _read_config(path: Path) -> ModelConfig:
     data = read_json(path / "config.json")
     if not isinstance(data, dict):
         raise ValueError(f"{path / 'config.json'}: expected a JSON object")
+    return data
+
+
+def _parse_config(data: dict[str, Any], path: Path, num_tensors: int) -> ModelConfig:
+    layers = data.get("num_hidden_layers", data.get("n_layer"))
+    # first of all: everything below takes time in proportion to a number that a hostile file can choose
+    if isinstance(layers, int) and layers > num_tensors:
+        raise ValueError(f"{path}: config.json has {layers} layers, the weights {num_tensors} tensors")
     try:
         return from_hugging_face(data)
     except ValueError as error:

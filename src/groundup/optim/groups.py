@@ -54,8 +54,7 @@ def describe(model: nn.Module) -> str:
     rows = [(name, "x".join(map(str, p.shape)) or "scalar", kind(name, p)) for name, p in _trainable(model)]
     width = max((len(name) for name, _, _ in rows), default=0)
     return "\n".join(
-        f"{name:<{width}}  {shape:>12}  {k:<9}  "
-        f"{'decay' if DECAYS[k] else '-':<5}  {'muon' if TO_MUON[k] else 'adamw'}"
+        f"{name:<{width}}  {shape:>12}  {k:<9}  {'decay' if DECAYS[k] else '-':<5}  {'muon' if TO_MUON[k] else 'adamw'}"
         for name, shape, k in rows
     )
 

@@ -72,9 +72,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
         for p in (p for group in self.param_groups for p in group["params"]):
             if p.ndim < 2:
-                raise ValueError(
-                    f"Muon: a parameter of shape {tuple(p.shape)} is no matrix; give it to AdamW"
-                )
+                raise ValueError(f"Muon: a parameter of shape {tuple(p.shape)} is no matrix; give it to AdamW")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, skip: Tensor | None = None) -> Any:

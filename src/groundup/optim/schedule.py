@@ -21,9 +21,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.warmup < 0 or not 0.0 <= self.final <= 1.0:
-            raise ValueError(
-                f"schedule warmup={self.warmup}, final={self.final}: expected >= 0 and in [0, 1]"
-            )
+            raise ValueError(f"schedule warmup={self.warmup}, final={self.final}: expected >= 0 and in [0, 1]")
         if self.shape != "constant" and not self.warmup <= self.decay_start <= self.total:
             raise ValueError(
                 f"schedule of {self.total} steps: warm-up to {self.warmup} and decay from {self.decay_start} overlap"

@@ -66,9 +66,7 @@ def save(
             entries |= {key: _describe(tensor, name) for key, tensor in shard.items()}
         write_durably(folder / STATE, body)
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
-        write_durably(
-            folder / MANIFEST, _seal({"format": FORMAT, "step": step, "files": files, "tensors": entries})
-        )
+        write_durably(folder / MANIFEST, _seal({"format": FORMAT, "step": step, "files": files, "tensors": entries}))
     if keep is not None:
         prune(directory, keep)
     return final
@@ -214,9 +212,7 @@ def _open_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: format {manifest.get('format')!r}; this version reads {FORMAT}")
     match = _NAME.fullmatch(path.name)
     if match and int(match[1]) != manifest["step"]:
-        raise ValueError(
-            f"{path}: its manifest is of step {manifest['step']}: the folder was renamed or mixed up"
-        )
+        raise ValueError(f"{path}: its manifest is of step {manifest['step']}: the folder was renamed or mixed up")
     return manifest
 
 
@@ -228,8 +224,7 @@ def _verify_file(path: Path, entry: dict[str, Any], tensors: dict[str, Any]) -> 
         raise ValueError(f"{path}: its bytes changed since it was saved{_damaged_tensors(path, tensors)}")
     if path.suffix == ".safetensors":
         found = {
-            name: (str(e.dtype).removeprefix("torch."), list(e.shape))
-            for name, e in validate_header(path).items()
+            name: (str(e.dtype).removeprefix("torch."), list(e.shape)) for name, e in validate_header(path).items()
         }
         said = {name: (e["dtype"], e["shape"]) for name, e in tensors.items() if e["file"] == path.name}
         if found != said:

@@ -72,9 +72,7 @@ class Guard:
         self.in_row, self.recent = state["in_row"], deque(state["recent"])
 
 
-def diagnose(
-    model: nn.Module, loss: float, grad_norm: float, weight: float, batches: list[dict[str, Tensor]]
-) -> str:
+def diagnose(model: nn.Module, loss: float, grad_norm: float, weight: float, batches: list[dict[str, Tensor]]) -> str:
     """What was wrong, the first weight or gradient that is not finite, and which batch it was."""
     if weight == 0:
         what = "no position of the batch has weight (everything is masked)"

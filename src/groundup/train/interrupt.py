@@ -24,9 +24,7 @@ class Interrupt:
         if self.requested:
             raise KeyboardInterrupt(f"second {signal.Signals(number).name}: stopped at once")
         self.requested = True
-        logger.warning(
-            "%s: finishing this step, then saving; once more stops at once", signal.Signals(number).name
-        )
+        logger.warning("%s: finishing this step, then saving; once more stops at once", signal.Signals(number).name)
 
 
 @contextlib.contextmanager

@@ -333,9 +333,7 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         weights_finite = first_non_finite_weight(self.model) is None
         path = self.saver.latest()
-        verdict = self.guard.judge(
-            finite=values.finite, weights_finite=weights_finite, can_rewind=path is not None
-        )
+        verdict = self.guard.judge(finite=values.finite, weights_finite=weights_finite, can_rewind=path is not None)
         self.log.event(self.run.step + 1, verdict, text)
         if verdict == "stop":
             raise FloatingPointError(f"step {self.run.step + 1}: {text}; {self.guard.why_stopped(path)}")

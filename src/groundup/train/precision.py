@@ -20,9 +20,7 @@ def apply(model: nn.Module, precision: str) -> None:
         raise ValueError(f"precision {precision!r}{nearest(precision, DTYPES)}")
     device = next((p.device.type for p in model.parameters()), "cpu")
     if precision == "fp16" and device == "cpu":
-        raise ValueError(
-            "precision 'fp16' on a CPU: its products are emulated and overflow at 65,504; use 'bf16'"
-        )
+        raise ValueError("precision 'fp16' on a CPU: its products are emulated and overflow at 65,504; use 'bf16'")
     model.compute_dtype = DTYPES[precision]  # type: ignore[assignment]
 
 

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from typing import Any, TextIO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 class ProgressLine:
     """Shows loss, tokens per second, MFU and the time left."""
 
-    def __init__(self, stream: TextIO | None = None, seconds_between_lines: float = 10.0):
+    def __init__(self, stream: IO[str] | None = None, seconds_between_lines: float = 10.0):
         self._stream = stream if stream is not None else sys.stderr
         self._pause = seconds_between_lines
         self._last = -math.inf

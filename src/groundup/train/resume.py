@@ -110,7 +110,5 @@ class Saver:
         if self.folder is None:
             return None
         if checkpoint.checkpoints(self.folder) or (self.folder.parent / "metrics.jsonl").exists():
-            raise ValueError(
-                f"{self.folder.parent} already holds a run: pass resume=True, or another run_dir"
-            )
+            raise ValueError(f"{self.folder.parent} already holds a run: pass resume=True, or another run_dir")
         return None

@@ -56,9 +56,7 @@ def check_weights(weights: dict[str, Tensor], model: nn.Module, where: str) -> N
         raise ValueError(f"{where} does not fit the model: {'; '.join(sorted(faults)[:10])}{more}")
 
 
-def fingerprint(
-    model: nn.Module, optimizer: Any, source: Any, given: dict[str, Any] | None
-) -> dict[str, Any]:
+def fingerprint(model: nn.Module, optimizer: Any, source: Any, given: dict[str, Any] | None) -> dict[str, Any]:
     """What must not change between a checkpoint and its continuation, as JSON.
 
     Learning rates, schedules and micro-batches may: a branch of a run changes them on purpose.
@@ -122,9 +120,7 @@ def _optimizer_state(
         values = by_parameter.pop(name, {})
         for key, value in values.items():
             if value.shape not in (torch.Size(), p.shape):
-                raise ValueError(
-                    f"{where}: {key} of {name} has shape {tuple(value.shape)}, not {tuple(p.shape)}"
-                )
+                raise ValueError(f"{where}: {key} of {name} has shape {tuple(value.shape)}, not {tuple(p.shape)}")
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{where}: {key} of {name} holds NaN or infinity")
         result.append((p, owner, group, values))

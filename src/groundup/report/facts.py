@@ -1,0 +1,95 @@
+"""What a run is made of and what it took, as (label, text) lines."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from groundup.report.quantities import count, label, number, plain, quantity
+from groundup.report.repetition import worth_of_repeats
+from groundup.report.run import RunFiles, as_object
+
+COST_NAMES = ("joules", "watts", "kwh", "dollars", "usd", "euros", "flops")
+MOST_FACTS = 40
+MOST_EVENTS = 20
+
+
+def flatten(value: dict[str, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, str]]:
+    """An object of a run file as (label, text) lines; inner objects have their name before theirs."""
+    for key, inner in value.items():
+        name = f"{prefix} {label(str(key))}".strip()
+        if isinstance(inner, dict) and depth > 1:
+            yield from flatten(inner, name, depth - 1)
+        elif isinstance(inner, list) and inner and all(isinstance(x, str | int | float) for x in inner):
+            yield name, ", ".join(map(plain, inner[:8])) + (", …" if len(inner) > 8 else "")
+        else:
+            yield name, quantity(str(key), inner)
+
+
+def facts(run: RunFiles, epochs: float | None) -> dict[str, list[tuple[str, str]]]:
+    """Groups of facts by title, without the empty ones."""
+    plan = run.plan
+    made = as_object(plan.get("plan"))
+    settings = {k: v for k, v in made.items() if not isinstance(v, dict | list)}
+    architecture = {k: v for k, v in run.config.items() if k != "groundup"}
+    groups = {
+        "Model": list(flatten(as_object(plan.get("model")) or architecture)),
+        "Training": list(flatten(as_object(plan.get("training")) or settings)),
+        "Tokenizer": list(flatten(as_object(plan.get("tokenizer")))) + _tokenizer(run),
+        "Data": _data(run, epochs),
+        "Machine": list(flatten(as_object(plan.get("machine")))),
+        "Environment": list(flatten(run.env)),
+    }
+    return {title: lines[:MOST_FACTS] for title, lines in groups.items() if lines}
+
+
+def _tokenizer(run: RunFiles) -> list[tuple[str, str]]:
+    vocabulary = number(run.config.get("vocab_size"))
+    lines = [("vocabulary", f"{count(vocabulary)} tokens")] if vocabulary else []
+    each = number(run.measured.get("bytes_per_token"))
+    return lines + ([("bytes per token", f"{each:.3f}")] if each else [])
+
+
+def _data(run: RunFiles, epochs: float | None) -> list[tuple[str, str]]:
+    """The manifest; of paths only the file names, as a report is shown to others."""
+    stored = as_object(run.plan.get("data"))
+    lines = list(flatten({k: v for k, v in stored.items() if k not in ("inputs", "hashes")}))
+    if isinstance(inputs := stored.get("inputs"), list):
+        lines.insert(0, ("inputs", ", ".join(_file_name(str(i)) for i in inputs[:8])))
+    for name, digest in list(as_object(stored.get("hashes")).items())[:8]:
+        lines.append((f"SHA-256 of {_file_name(name)}", str(digest)))
+    if epochs is not None:
+        lines.append(("epochs", f"{epochs:.2f}"))
+        lines.append(("worth of a token seen", f"{100 * worth_of_repeats(epochs):.0f} % of a new one"))
+    held_out = as_object(run.result.get("held_out"))
+    return lines + list(flatten({f"held_out_{k}": v for k, v in held_out.items() if k != "policy"}))
+
+
+def _file_name(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def cost(run: RunFiles) -> list[tuple[str, str]]:
+    """What the run took. Energy and money only where the run recorded them."""
+    measured = run.measured | as_object(run.result.get("cost"))
+    seconds, device = number(measured.get("seconds")), str(run.env.get("device") or "one machine")
+    rows = [("wall-clock time", f"{quantity('seconds', seconds)} on {device}")] if seconds is not None else []
+    parameters, tokens = number(measured.get("parameters")), number(measured.get("tokens"))
+    if parameters and tokens and "flops" not in measured:
+        estimate = quantity("flops", 6 * parameters * tokens)
+        rows.append(("training arithmetic, estimated as 6 × parameters × tokens", estimate))
+    recorded = [(n, v) for n, v in measured.items() if n.split("_")[-1] in COST_NAMES and number(v) is not None]
+    rows += [(label(name), quantity(name, value)) for name, value in recorded]
+    if not any(name.split("_")[-1] != "flops" for name, _ in recorded):
+        rows.append(("energy and money", "not recorded"))
+    return rows
+
+
+def notes(run: RunFiles) -> list[str]:
+    """What the plan remarked, and what happened during training."""
+    stored = run.plan.get("notes")
+    notes = [str(note) for note in stored][:MOST_FACTS] if isinstance(stored, list) else []
+    events = [
+        f"step {plain(e.get('step'))}: {e.get('event', '')}: {e.get('text', '')}" for e in run.events[:MOST_EVENTS]
+    ]
+    return (
+        notes + events + ([f"and {len(run.events) - MOST_EVENTS} more events"] if len(run.events) > MOST_EVENTS else [])
+    )

@@ -1,0 +1,176 @@
+"""One self-contained page about a run, and the same content as JSON and as text for a terminal."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from groundup.files import write_atomic
+from groundup.report.charts import HELD_OUT, INK, Chart, Line, Panel, svg, thinned
+from groundup.report.comparison import comparison_table
+from groundup.report.content import Content, content, stage_table
+from groundup.report.quantities import label, plain, quantity
+from groundup.report.run import RunFiles, read_run
+from groundup.report.scores import score_table
+from groundup.report.tables import to_html, to_text
+
+WIDE, NARROW = 960, 380
+
+_PARTS = (
+    ("quality", "Quality", "scores"),
+    ("plan", "Plan and outcome", "comparisons"),
+    ("curves", "Training", "charts"),
+    ("time", "Time and cost", "stages"),
+    ("samples", "Samples", "samples"),
+    ("facts", "Made of", ""),
+    ("openness", "Openness", ""),
+    ("use", "Use it", "commands"),
+    ("missing", "Missing", "problems"),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart drawn for wide and for narrow screens; `legend` is (CSS variable, text)."""
+
+    legend: list[tuple[str, str]]
+    wide: Markup
+    narrow: Markup
+    caption: str
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write report.html and report.json into the run folder; returns the page's path.
+
+    Reads nothing but the folder and needs none of its files in particular: the page shows what is there and
+    names what is not. The same folder gives the same bytes. ValueError for a folder that is not a run's.
+    """
+    run = read_run(run_dir)
+    shown = content(run)
+    target = run.path / "report.html"
+    write_atomic(target, _encoded(page(run, shown)))
+    write_atomic(run.path / "report.json", _encoded(json.dumps(_as_json(run, shown), indent=2, allow_nan=False)))
+    return target
+
+
+def report_text(run_dir: str | Path) -> str:
+    """The main figures of a run for a terminal."""
+    shown = content(read_run(run_dir))
+    tables = (score_table(shown.scores), comparison_table(shown.comparisons), stage_table(shown.stages))
+    level = f"Openness: {shown.openness.level} ({shown.openness.meaning})."
+    lacks = "".join(f"\n  {problem}" for problem in shown.problems)
+    parts = [shown.lede, *(to_text(t) for t in tables if t), shown.advice, level, f"Missing:{lacks}" if lacks else ""]
+    return "\n\n".join(filter(None, parts))
+
+
+def page(run: RunFiles, shown: Content) -> str:
+    """The HTML. Everything from the run is escaped: samples may hold any text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    charts, commands = figures(run), how_to_use(run)
+    filled = {**vars(shown), "charts": charts, "commands": commands, "": True}
+    filled["stages"] = shown.stages or shown.cost
+    filled["samples"] = shown.samples or shown.chat_samples
+    return environment.get_template("template.html.j2").render(
+        content=shown,
+        parts=[(id, title) for id, title, needs in _PARTS if filled[needs]],
+        charts=charts,
+        commands=commands,
+        comparison_table=to_html(comparison_table(shown.comparisons)),
+        stage_table=to_html(stage_table(shown.stages)),
+        label=label,
+        plain=plain,
+        seconds=lambda value: quantity("seconds", value),
+    )
+
+
+def figures(run: RunFiles) -> list[Figure]:
+    """Loss with the learning rate under it, bits per byte during training, and throughput."""
+    curves, x = run.curves, "tokens seen" if run.x_unit == "tokens" else "step"
+    loss, held_out, bits = curves["loss"], curves["held_out_loss"], curves["held_out_bits_per_byte"]
+    lines = [Line(loss), Line(held_out, HELD_OUT, dots=True)]
+    rate = Panel("Learning rate", [Line(curves["lr"], INK)], 0.35, from_zero=True)
+    charts = [
+        (
+            Chart(f"Loss over {x}", [Panel("Loss, nats per token", lines, crop=True), rate], x),
+            [
+                *([("--model", f"training {loss.y[-1]:.3f}")] if loss else []),
+                *([("--held-out", f"held-out {held_out.y[-1]:.3f}")] if held_out else []),
+            ],
+            "Last values in the legend. Where the first steps lie far above the rest, they are cut off.",
+            390,
+        ),
+        (
+            Chart(f"Bits per byte over {x}", [Panel("Bits per byte", [Line(bits, HELD_OUT, dots=True)])], x),
+            [("--held-out", f"held-out {bits.y[-1]:.3f}")] if bits else [],
+            "Measured during training on a part of the held-out text.",
+            240,
+        ),
+        (
+            Chart(
+                f"Throughput over {x}",
+                [Panel("Tokens per second", [Line(curves["tokens_per_second"])], from_zero=True)],
+                x,
+            ),
+            [],
+            "Dips are evaluations, checkpoints or other work on the machine.",
+            220,
+        ),
+    ]
+    return [
+        Figure(legend, svg(chart, WIDE, height), svg(chart, NARROW, max(220, height * 3 // 4)), caption)
+        for chart, legend, caption, height in charts
+        if chart
+    ]
+
+
+def how_to_use(run: RunFiles) -> list[tuple[str, str]]:
+    """(title, code) for what the finished folder can do, from the folder that it lies in."""
+    if not run.has("model.safetensors"):
+        return []
+    name = run.path.resolve().name
+    folder = f"'{name}'" if set(name) & set(' $&;|<>()*?#~`"\\!') else name
+    lines = [f"groundup generate {folder} --prompt 'Once upon a time'", f"groundup eval {folder}"]
+    if run.has("chat/config.json"):
+        lines.insert(0, f"groundup chat {folder}")
+    python = (
+        f"import groundup as gu\n\nengine = gu.Engine.load({name!r})\nprint(engine.generate('Once upon a time').text)"
+    )
+    peers = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({name!r})\n"
+        f"model = AutoModelForCausalLM.from_pretrained({name!r})"
+    )
+    return [("In a terminal", "\n".join(lines)), ("In Python", python), ("With transformers", peers)]
+
+
+def _as_json(run: RunFiles, shown: Content) -> dict[str, Any]:
+    """The content, the curves (thinned) and the run's own result, with null for what JSON cannot hold."""
+    curves = {name: {run.x_unit: thin.x, "y": thin.y} for name, s in run.curves.items() if s and (thin := thinned(s))}
+    return _finite({"format": 1, **asdict(shown), "curves": curves, "result": run.result, "environment": run.env})
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case dict():
+            return {str(key): _finite(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_finite(inner) for inner in value]
+        case float() if not math.isfinite(value):
+            return None
+        case _:
+            return value
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; half a surrogate pair, which JSON can carry into a sample, becomes a question mark."""
+    return text.encode("utf-8", "replace")

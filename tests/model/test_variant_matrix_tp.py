@@ -1,0 +1,57 @@
+"""Every variant on two tensor-parallel ranks: logits, cached decoding and all gradients equal one process."""
+
+import torch
+
+from groundup.model import NoCache
+from groundup.parallel import full_parameters, tensor_parallel
+from tests.distributed import run_ranks
+from tests.model.variants import VARIANTS, build, tokens
+
+TOLERANCE = 2e-4
+
+
+def gradients(model, x):
+    logits = model(x)
+    logits.logsumexp(-1).square().mean().backward()
+    return logits.detach()
+
+
+def cached(model, x):
+    """Prefill, then two tokens one at a time."""
+    caches, pieces = model.new_caches(x.shape[1]), []
+    assert not isinstance(caches[0], NoCache)
+    with torch.no_grad():
+        for start, end in ((0, 7), (7, 8), (8, 9)):
+            pieces.append(model(x[:, start:end], caches=caches))
+    return torch.cat(pieces, 1)
+
+
+def relative(found, expected):
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-3)).item()
+
+
+def compare(rank, size):
+    """Per variant, the relative error of each thing compared."""
+    x, errors = tokens(), {}
+    for name, config in VARIANTS.items():
+        single, cut = build(config), tensor_parallel(build(config))
+        expected = gradients(single, x)
+        found = {
+            "logits": relative(gradients(cut, x), expected),
+            "cached": relative(cached(cut, x), expected),
+        }
+        whole = dict(full_parameters(cut, value=lambda p: p.grad))
+        scale = max(p.grad.abs().max() for p in single.parameters())
+        for parameter, p in single.named_parameters():
+            found[parameter] = ((whole[parameter] - p.grad).abs().max() / scale).item()
+        errors[name] = found
+    return errors
+
+
+def test_two_ranks_equal_one_process_for_every_variant():
+    for errors in run_ranks(compare, 2, timeout=120):
+        assert errors.keys() == VARIANTS.keys()
+        wrong = {
+            f"{v}: {what}": e for v, found in errors.items() for what, e in found.items() if not e < TOLERANCE
+        }
+        assert not wrong, wrong
