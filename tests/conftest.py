@@ -1,6 +1,7 @@
 """For every test: runtime shape checks, one thread, fixed seeds, and reasons for what has to be skipped."""
 
 import functools
+import importlib
 import importlib.util
 import inspect
 import os
@@ -56,7 +57,8 @@ HAS_BEARTYPE, HAS_HYPOTHESIS = (
     importlib.util.find_spec(name) is not None for name in ("beartype", "hypothesis")
 )
 if HAS_BEARTYPE:
-    jaxtyping.install_import_hook("groundup", "beartype.beartype")
+    importlib.import_module("tests.typecheck")
+    jaxtyping.install_import_hook("groundup", "tests.typecheck.check")
 if HAS_HYPOTHESIS:
     import hypothesis
 

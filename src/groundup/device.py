@@ -1,6 +1,8 @@
 """What this process runs on. The only reader of `os.environ`, and the only place that touches global torch state."""
 
 import contextlib
+import ctypes
+import gc
 import os
 import platform
 import subprocess
@@ -119,6 +121,13 @@ def peak_memory_bytes(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, where its C library can (glibc), so that a next peak is its own."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes() -> int:

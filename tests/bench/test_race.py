@@ -2,7 +2,6 @@ import sys
 
 import pytest
 
-from groundup.bench import race
 from groundup.bench.measure import Rates
 from groundup.bench.race import Contest, Entry, Program, Setting, fastest
 from groundup.bench.record import checkout
@@ -24,12 +23,11 @@ def prepare(options):
 
 
 @pytest.fixture
-def contest(tmp_path, monkeypatch):
-    monkeypatch.setattr(race, "TURN_SECONDS", 0.02)
+def contest(tmp_path):
     script = tmp_path / "sleeper.py"
     script.write_text(SLEEPER, "utf-8")
     programs = {"sleeper": Program(script, "json"), "absent": Program(script, "no_such_package_at_all")}
-    return Contest(programs, {"name": "x", "unit_seconds": 0.001})
+    return Contest(programs, {"name": "x", "unit_seconds": 0.001}, turn_seconds=0.02)
 
 
 def test_everyone_is_measured_or_has_a_reason(contest):

@@ -4,7 +4,7 @@ import pytest
 
 from groundup import bench, presets
 from groundup.accounting import count_parameters
-from groundup.bench import race, train_step
+from groundup.bench import train_step
 from groundup.bench.measure import Rates
 from groundup.bench.race import Entry, Setting
 from groundup.bench.train_step import OURS, SHAPES, compare, table
@@ -81,9 +81,8 @@ def test_ours_runs_turn_by_turn(monkeypatch, capsys):
     tiny = train_step.Shape(32, 1, num_heads=2, d_ff=64, vocab_size=64, batch_size=2, context_length=8)
     only = [Setting(OURS, name, {"precision": name, "compile": False}) for name in ("fp32", "bf16")]
     monkeypatch.setitem(SHAPES, "S", tiny)
-    monkeypatch.setattr(race, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(train_step, "settings", lambda: only)
-    assert train_step.main(["--seconds", "0", "--device", "cpu"]) == 0
+    assert train_step.main(["--seconds", "0", "--turn-seconds", "0.01", "--device", "cpu"]) == 0
     made = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert made["ours"] > 0
     assert made["peer"] is None and made["ratio"] is None

@@ -13,9 +13,7 @@ from groundup.evaluation import (
 from groundup.evaluation.baselines import END_OF_DOCUMENT, _joined, _parameters
 from groundup.model.ngram import KneserNey
 
-SENTENCES = [
-    f"The {a} {b} the {c}.\n" for a in ("cat", "dog") for b in ("sees", "bites") for c in ("rat", "hat")
-]
+SENTENCES = [f"The {a} {b} the {c}.\n" for a in ("cat", "dog") for b in ("sees", "bites") for c in ("rat", "hat")]
 
 
 def test_zstd_counts_the_bytes_of_one_frame():
@@ -69,9 +67,7 @@ def test_unigram_by_hand():
 
 
 def test_unigram_sums_to_one():
-    each = [
-        unigram_bits_per_byte([[5, 5, 6, 0]], [[token]], 1, vocab_size=9).bits_per_byte for token in range(9)
-    ]
+    each = [unigram_bits_per_byte([[5, 5, 6, 0]], [[token]], 1, vocab_size=9).bits_per_byte for token in range(9)]
     assert sum(2.0**-bits for bits in each) == pytest.approx(1)
 
 

@@ -50,11 +50,7 @@ def naive_nats(model, ids, begin, context, stride):
     """One forward pass per token, with the context that the policy gives it."""
     nats, seen = [], [begin, *ids]
     for i, target in enumerate(ids):
-        end = (
-            context
-            if i < context
-            else min(context + stride * math.ceil((i + 1 - context) / stride), len(ids))
-        )
+        end = context if i < context else min(context + stride * math.ceil((i + 1 - context) / stride), len(ids))
         history = seen[max(0, end - context) : i + 1]
         logits = model(torch.tensor([history]))[0, -1].double()
         nats.append(float(logits.logsumexp(0) - logits[target]))
@@ -169,9 +165,7 @@ def test_equals_transformers_loss_on_the_same_window():
     )
     theirs = transformers.LlamaForCausalLM(config).eval()
     ours = Transformer(
-        presets.llama(
-            d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, vocab_size=257, d_ff=48, context_length=64
-        )
+        presets.llama(d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, vocab_size=257, d_ff=48, context_length=64)
     )
     copy_llama_weights(theirs, ours)
     text = "Windows of one document, no longer than the context."

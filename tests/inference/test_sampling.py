@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from groundup.inference.sampling import (
     token_logprobs,
 )
 
+NO_INPUT: Any = torch.zeros(3, 1).long()
 HAND = torch.tensor([[0.1, 0.4, 0.3, 0.2]]).log()
 
 
@@ -71,7 +73,7 @@ def test_equals_transformers(setting, seed):
         warpers.append(TopPLogitsWarper(params.top_p))
     if params.min_p:
         warpers.append(MinPLogitsWarper(params.min_p))
-    expected = warpers(torch.zeros(3, 1, dtype=torch.long), logits).softmax(-1)
+    expected = warpers(NO_INPUT, logits).softmax(-1)
     torch.testing.assert_close(distribution(logits, [params] * 3), expected)
 
 
@@ -134,9 +136,8 @@ def expected_distribution(logits: list[float], params: SamplingParams) -> list[f
 def test_sample_itself_follows_the_distribution():
     logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(500, -1)
     generators = [new_generator(i) for i in range(500)]
-    counts = sum(
-        torch.bincount(sample(logits, [SamplingParams()] * 500, generators), minlength=3) for _ in range(8)
-    )
+    draws = torch.cat([sample(logits, [SamplingParams()] * 500, generators) for _ in range(8)])
+    counts = torch.bincount(draws, minlength=3)
     assert stats.chisquare(counts.numpy(), [400, 800, 2800]).pvalue > 1e-4
 
 

@@ -134,7 +134,8 @@ def test_bfloat16_sums_in_float32():
 def test_what_needs_no_gradient_gets_none(frozen):
     hidden, weight, targets, _ = random()
     full = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets)[0], (hidden, weight))
-    hidden.requires_grad_(frozen == "weight"), weight.requires_grad_(frozen == "hidden")
+    hidden.requires_grad_(frozen == "weight")
+    weight.requires_grad_(frozen == "hidden")
     total, _ = linear_cross_entropy(hidden, weight, targets, chunk=4)
     assert total.requires_grad == (frozen != "both")
     if frozen != "both":

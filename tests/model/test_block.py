@@ -44,7 +44,8 @@ def test_only_the_slots_of_the_table_have_parameters(placement):
 @pytest.mark.parametrize("placement", ["pre", "sandwich", "inner", "parallel"])
 def test_silent_branches_leave_the_residual_stream_alone(placement):
     b, x = block(placement), torch.randn(2, 5, 8)
-    torch.nn.init.zeros_(b.mixer.wo.weight), torch.nn.init.zeros_(b.ffn.down.weight)
+    torch.nn.init.zeros_(b.mixer.wo.weight)
+    torch.nn.init.zeros_(b.ffn.down.weight)
     b.mixer_post_norm.bias = b.ffn_post_norm.bias = None
     torch.testing.assert_close(b(x, LAYOUT, NoCache()), x)
 

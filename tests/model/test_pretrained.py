@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -98,7 +99,8 @@ OURS = {
 def test_ours_written_loads_in_transformers_and_in_ours(tmp_path, name):
     model = shaken(Transformer(OURS[name]))
     save_pretrained(model, None, tmp_path)
-    theirs, problems = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    theirs, problems = loaded
     assert not any(problems.values()), problems
     same_logits(model, theirs.eval())
     again = load_pretrained(tmp_path)
@@ -107,12 +109,18 @@ def test_ours_written_loads_in_transformers_and_in_ours(tmp_path, name):
         assert n == m and torch.equal(p, q) and q.requires_grad
 
 
-SIZES = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
-             bos_token_id=None, eos_token_id=None)  # fmt: skip
-GPT2 = dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0)
+SIZES: Any = dict(
+    vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+    bos_token_id=None, eos_token_id=None,
+)  # fmt: skip
+GPT2: Any = dict(
+    vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0
+)
+
+WINDOWS: Any = dict(use_sliding_window=True, sliding_window=3, max_window_layers=1)
 
 THEIRS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2, rope_theta=777.0)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, **{"rope_theta": 777.0}, num_key_value_heads=2)),
     "llama_tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
     "llama_biases": lambda: LlamaForCausalLM(
         LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, head_dim=6)
@@ -123,11 +131,7 @@ THEIRS = {
     "qwen3_tied": lambda: Qwen3ForCausalLM(
         Qwen3Config(**SIZES, num_key_value_heads=4, tie_word_embeddings=True)
     ),
-    "qwen3_windows": lambda: Qwen3ForCausalLM(
-        Qwen3Config(
-            **SIZES, num_key_value_heads=2, use_sliding_window=True, sliding_window=3, max_window_layers=1
-        )
-    ),
+    "qwen3_windows": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=2, **WINDOWS)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
     "gpt2_untied": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, tie_word_embeddings=False)),
     "gpt2_relu": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, n_inner=20, activation_function="relu")),
@@ -160,7 +164,7 @@ def test_half_precision_written(tmp_path):
     model = shaken(Transformer(OURS["llama"]))
     save_pretrained(model, None, tmp_path, dtype=torch.bfloat16)
     assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
-    assert torch.equal(load_pretrained(tmp_path).head.weight, model.head.weight.bfloat16().float())
+    assert torch.equal(load_pretrained(tmp_path).head_weight, model.head_weight.bfloat16().float())
 
 
 def test_a_gpt2_file_of_the_inner_model_with_its_mask_tables(tmp_path):
@@ -216,10 +220,10 @@ def test_a_tokenizer_that_is_larger_than_the_model(tmp_path, tokenizer):
     assert not (tmp_path / "model").exists()
 
 
-GPT = OURS["gpt2"]
+GPT, BLOCK = OURS["gpt2"], OURS["llama"].blocks[0]
 UNEXPRESSED = {
-    "post": (llama_like(blocks=(BlockConfig(AttentionConfig(4, 2, 8), MLPConfig(40), placement="post"),)), "placement"),
-    "layer norm": (llama_like(blocks=(BlockConfig(AttentionConfig(4, 2, 8), MLPConfig(40), "layer"),)), "layer norm"),
+    "post": (llama_like(blocks=(replace(BLOCK, placement="post"),)), "placement"),
+    "layer norm": (llama_like(blocks=(replace(BLOCK, norm="layer"),)), "layer norm"),
     "no positions": (llama_like(mixer=AttentionConfig(4, 2, 8, rope=None)), "without a rotary"),
     "sinusoids": (llama_like(positions=SinusoidalPositions(32)), "sinusoidal"),
     "softcap": (llama_like(mixer=AttentionConfig(4, 2, 8, softcap=2.0)), "attention softcap"),
@@ -228,10 +232,11 @@ UNEXPRESSED = {
     "no final norm": (llama_like(final_norm=False), "no final norm"),
     "no gate": (llama_like(ffn=MLPConfig(40, gated=False)), "without a gate"),
     "out bias only": (llama_like(mixer=AttentionConfig(4, 2, 8, out_bias=True)), "output alone"),
-    "some windows": (llama_like(blocks=(replace(qwen(3), mixer=AttentionConfig(4, 2, 8, window=3)),
-                                        replace(qwen(None), mixer=AttentionConfig(4, 2, 8)))), "some layers only"),
+    "some windows": (
+        llama_like(blocks=(BLOCK, replace(BLOCK, mixer=replace(BLOCK.mixer, window=3)))), "some layers only"
+    ),
     "two windows": (llama_like(blocks=(qwen(3), qwen(4))), "different sizes"),
-    "unlike layers": (llama_like(blocks=(qwen(None), replace(qwen(None), ffn=MLPConfig(8)))), "layers that differ"),
+    "unlike layers": (llama_like(blocks=(BLOCK, replace(BLOCK, ffn=MLPConfig(8)))), "layers that differ"),
     "odd width": (llama_like(mixer=AttentionConfig(3, 3, 8)), "does not divide"),
     "gpt2 rms": (replace(GPT, blocks=(replace(GPT.blocks[0], norm="rms"),)), "RMSNorm with learned"),
     "gpt2 unbiased": (replace(GPT, norm_bias=False), "without a bias"),

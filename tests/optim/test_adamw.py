@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -41,9 +42,9 @@ def test_first_step_by_hand():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("fused", [False, True])
 def test_equals_torch_to_the_bit_over_100_steps(dtype, fused):
-    options = dict(lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    options: dict[str, Any] = dict(lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     ours, _ = run(lambda p: AdamW(p, fused=fused, **options), dtype)
-    other = dict(fused=True) if fused else dict(foreach=False)
+    other: dict[str, Any] = dict(fused=True) if fused else dict(foreach=False)
     theirs, _ = run(lambda p: torch.optim.AdamW(p, **options, **other), dtype)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
@@ -66,7 +67,7 @@ def test_a_skipped_step_never_happened(fused):
             new_gradients(step)
             bad = step in (0, 4)
             if bad:
-                params[0].grad.fill_(float("nan"))
+                params[0].grad = torch.full_like(params[0], float("nan"))
             if skip_bad or not bad:
                 optimizer.step(skip=torch.tensor(float(bad)))
         return params, optimizer

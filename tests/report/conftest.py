@@ -91,7 +91,12 @@ def fake_run(tmp_path):
         "samples/base.json",
         [
             {"prompt": "The fox and the", "text": " crow met at the well, and neither spoke. " * 7, "temperature": 0.8},
-            {"prompt": "", "text": "<script>alert('x')</script> & \"quotes\" \ud800 中文", "temperature": 0.8, "step": 900},
+            {
+                "prompt": "",
+                "text": "<script>alert('x')</script> & \"quotes\" \ud800 中文",
+                "temperature": 0.8,
+                "step": 900,
+            },
         ],
     )
     write(

@@ -97,6 +97,7 @@ def run_until_killed(data, run_dir, seconds):
 def outcome(run_dir):
     """(final tensors by name, log records without timings)."""
     path = checkpoint.latest(run_dir / "checkpoints")
+    assert path is not None
     saved = checkpoint.load(path)
     assert saved.step == STEPS
     records = [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(run_dir)]

@@ -1,5 +1,7 @@
 """A run small enough to be repeated hundreds of times: 2 layers, 31 tokens, milliseconds a step."""
 
+from typing import Any
+
 import torch
 
 from groundup import presets
@@ -11,7 +13,9 @@ VOCAB = 31
 
 
 def tiny_model(seed=0, **options):
-    settings = dict(vocab_size=VOCAB, d_model=16, num_layers=2, num_heads=2, d_head=8, d_ff=32) | options
+    settings: dict[str, Any] = (
+        dict(vocab_size=VOCAB, d_model=16, num_layers=2, num_heads=2, d_head=8, d_ff=32) | options
+    )
     model = Transformer(presets.llama(**settings))
     model.init_weights(seed)
     return model
@@ -50,11 +54,11 @@ def batch(number, rows=4, seq=8):
     return {"tokens": (starts + torch.arange(seq + 1)) % VOCAB}
 
 
-def tiny_run(steps=20, *, model=None, source=None, optimizer=None, **options):
+def tiny_run(steps: int | None = 20, *, model=None, source=None, optimizer=None, **options):
     """(model, optimizer, run) after `train` with everything small by default."""
     model = tiny_model() if model is None else model
     optimizer = AdamW(model, lr=1e-2) if optimizer is None else optimizer
-    settings = dict(schedule=warmup_stable_decay(3, 40), progress=False, log_every=1) | options
+    settings: dict[str, Any] = dict(schedule=warmup_stable_decay(3, 40), progress=False, log_every=1) | options
     run = train(model, Batches() if source is None else source, next_token, optimizer, steps, **settings)
     return model, optimizer, run
 

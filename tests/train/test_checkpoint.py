@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import logging
 import os
@@ -232,7 +233,7 @@ class Faults:
         return call
 
     def _open(self, path, mode="r", *args, **kwargs):
-        file = open(path, mode, *args, **kwargs)
+        file = io.open(path, mode, *args, **kwargs)  # noqa: SIM115, UP020
         return PartialFile(file, self._point) if "w" in mode else file
 
     def _save_file(self, tensors, path, metadata):

@@ -1,5 +1,6 @@
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def factor(value):
 
 def run(steps, source, make=AdamW, **options):
     model = tiny_model()
-    settings = dict(progress=False, log_every=1) | options
+    settings: dict[str, Any] = dict(progress=False, log_every=1) | options
     result = train(model, source, poisoned, make(model, lr=1e-2), steps, **settings)
     return model, result
 

@@ -30,7 +30,7 @@ def test_a_torn_end_is_repaired(tmp_path, tail):
     log = MetricsLog(tmp_path)
     for step in range(1, 6):
         log.write({"step": step})
-    with open(log.path, "ab") as f:
+    with open(tmp_path / "metrics.jsonl", "ab") as f:
         f.write(tail)
     again = MetricsLog(tmp_path, from_step=3)
     again.write({"step": 4, "again": True})

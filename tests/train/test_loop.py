@@ -21,7 +21,7 @@ def test_learns_to_count():
 
 
 def test_equals_a_loop_written_by_hand():
-    model, optimizer = tiny_model(), None
+    model = tiny_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)
     schedule = warmup_stable_decay(3, 12)
     for step in range(12):
@@ -284,6 +284,7 @@ def test_split_and_count():
 def test_groups_given_back_come_first_and_in_order():
     feed = Feed([batch(i) for i in range(4)], torch.device("cpu"))
     first, second = feed.take(1), feed.take(1)
+    assert first is not None and second is not None
     feed.give_back([first, second])
     assert feed.owes and feed.take(1) is first and feed.take(1) is second and not feed.owes
     assert feed.take(1) is not None and feed.take(2) is None
@@ -295,4 +296,5 @@ def test_a_source_without_a_cursor_is_fast_forwarded():
     feed.take(2), feed.take(1)
     other = Feed(batches, torch.device("cpu"))
     other.load_state(feed.state())
-    assert torch.equal(other.take(1)[0]["tokens"], batches[3]["tokens"])
+    group = other.take(1)
+    assert group is not None and torch.equal(group[0]["tokens"], batches[3]["tokens"])

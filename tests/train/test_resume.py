@@ -82,7 +82,7 @@ def test_a_damaged_newest_checkpoint_costs_its_interval_only(tmp_path):
     (tmp_path / "checkpoints" / "step-12" / "state.json").write_text("{}")
     resumed, _, run = tiny_run(12, run_dir=tmp_path, checkpoint_every=4, resume=True)
     assert same_weights(whole, resumed) and run.step == 12
-    assert checkpoint.latest(tmp_path / "checkpoints").name == "step-12.1"
+    assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-12.1"
 
 
 def test_another_model_optimizer_or_config_is_refused_with_the_difference(tmp_path):

@@ -115,7 +115,7 @@ def test_values_by_hand():
     micro = [{"x": torch.tensor([1.0])}, {"x": torch.tensor([2.0, 6.0])}]
     vector, names = compute_gradients(model, objective, micro, math.inf)
     values = PendingValues(vector, names).read()
-    assert float(model.w.grad) == 18.0 and values.grad_norm == 18.0
+    assert model.w.grad is not None and float(model.w.grad) == 18.0 and values.grad_norm == 18.0
     assert values.loss == 27.0 and values.weight == 3.0 and values.metrics == {"x": 3.0}
     assert values.small_square == 36.0 and values.small_weight == 1.0 and values.finite
 

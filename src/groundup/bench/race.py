@@ -13,8 +13,6 @@ from groundup.bench.measure import Rates, interleave
 from groundup.bench.record import checkout
 from groundup.bench.worker import Worker, WorkerFailed
 
-TURN_SECONDS = 3.0
-
 
 @dataclass(frozen=True)
 class Program:
@@ -84,11 +82,11 @@ class Entry:
 class Contest:
     """Races between settings of `programs`, all with the same `options`.
 
-    A turn has as many units of work as take about TURN_SECONDS, found by doing one.
+    A turn has as many units of work as take about `turn_seconds`, found by doing one.
     """
 
-    def __init__(self, programs: dict[str, Program], options: dict[str, Any]):
-        self.programs, self.options = programs, options
+    def __init__(self, programs: dict[str, Program], options: dict[str, Any], turn_seconds: float = 3.0):
+        self.programs, self.options, self.turn_seconds = programs, options, turn_seconds
 
     def race(self, settings: Sequence[Setting], seconds: float = 0.0) -> list[Entry]:
         """All of them at once, in turns, for `seconds` and at least three turns each."""
@@ -96,7 +94,7 @@ class Contest:
             entries = [self._enter(setting, stack) for setting in settings]
             for entry in entries:
                 if (rate := entry.turn()) > 0:
-                    entry.turn_units = max(1, round(TURN_SECONDS * rate))
+                    entry.turn_units = max(1, round(self.turn_seconds * rate))
             running = {entry.setting.title: entry for entry in entries if not entry.failure}
             if running:
                 measured = interleave({name: e.turn for name, e in running.items()}, seconds=seconds)

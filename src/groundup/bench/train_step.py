@@ -153,6 +153,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="groundup bench train-step", description=main.__doc__)
     parser.add_argument("--size", choices=list(SHAPES), default="S")
     parser.add_argument("--seconds", type=float, default=90.0, help="length of the final (default 90)")
+    parser.add_argument("--turn-seconds", type=float, default=3.0, help="length of one program's turn (default 3)")
     parser.add_argument("--device", help="cpu or cuda (default: the fastest here)")
     parser.add_argument("--warmup-steps", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/train-step-SIZE.json")
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] = ()) -> int:
     options = _arguments(argv)
     shape = SHAPES[options.size]
     common = {"shape": asdict(shape), "device": options.device, "warmup_steps": options.warmup_steps}
-    contest = Contest(programs(), common)
+    contest = Contest(programs(), common, options.turn_seconds)
     load_before = list(os.getloadavg())
     tried = heats(contest)
     best = [fastest([e for e in tried if e.setting.program == program]) for program in contest.programs]

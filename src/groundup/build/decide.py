@@ -49,7 +49,6 @@ class Decision:
     prepare_seconds: float
     total_seconds: float
     capped: bool
-    peak_bytes: int
     runners_up: list[TrainingPlan] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     session: Session | None = None
@@ -62,7 +61,7 @@ class Decision:
             "total_seconds": self.total_seconds,
             "step_seconds": made.seconds_per_step,
             "tokens_per_second": made.batch_tokens / made.seconds_per_step,
-            "peak_memory_bytes": self.peak_bytes,
+            "peak_memory_bytes": made.peak_bytes,
             "bits_per_byte": made.bits_per_byte,
             "bits_per_byte_error": error_of(made.bits_per_byte),
             "nats_per_token": made.nats_per_token,
@@ -116,11 +115,11 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
             f"--budget {settings.budget_seconds:g}s: reading, preparing and measuring leave only "
             f"{max(0.0, available):.0f} s to train in; give it more time, or less text"
         )
-    made = fit_to_time(timed, facts, available, settings.max_epochs)
+    made = replace(fit_to_time(timed, facts, available, settings.max_epochs), peak_bytes=session.peak_bytes)
     total = settings.budget_seconds - (available - made.train_seconds) - reserve.slack
     return Decision(
         plan=made, machine=machine, facts=facts, reserve=reserve, prepare_seconds=preparing, total_seconds=total,
-        capped=made.train_seconds < ENDS_EARLY * available, peak_bytes=session.peak_bytes,
+        capped=made.train_seconds < ENDS_EARLY * available,
         runners_up=ranked[1:3], notes=_notes(made, machine, session, available), session=session,
     )  # fmt: skip
 
@@ -148,7 +147,6 @@ def decision_from_json(stored: dict[str, Any], device: torch.device | None) -> D
         prepare_seconds=stored["prepare_seconds"],
         total_seconds=stored["predicted"]["total_seconds"],
         capped=stored["capped"],
-        peak_bytes=stored["predicted"]["peak_memory_bytes"],
     )
 
 
@@ -178,9 +176,7 @@ def _notes(made: TrainingPlan, machine: Machine, session: Session, available: fl
             "text (Muennighoff et al. 2023): more text would help"
         )
     if not session.compiled:
-        notes.append(
-            "training runs without torch.compile (no working C++ compiler here), at about two thirds of the speed"
-        )
+        notes.append("training runs without torch.compile, at about two thirds of the speed")
     if machine.precision == "fp32":
         notes.append("fp32 was measured to be the fastest precision here")
     return notes

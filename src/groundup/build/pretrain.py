@@ -13,7 +13,7 @@ from groundup import data, optim, train
 from groundup.accounting.flops import training_flops_per_token
 from groundup.accounting.hardware import Machine
 from groundup.accounting.plan import TrainingPlan
-from groundup.device import peak_memory_bytes, reset_peak_memory, synchronize
+from groundup.device import peak_memory_bytes, release_memory, reset_peak_memory, synchronize
 from groundup.model import Transformer
 from groundup.train import objectives, precision
 from groundup.train.compiling import compile_blocks
@@ -72,6 +72,7 @@ def time_step(session: Session, made: TrainingPlan, seed: int) -> float:
 
     The first step compiles; its time is kept in `session.first_step_seconds`, the peak of memory beside it.
     """
+    release_memory()
     reset_peak_memory(session.device)
     optimizer = make_optimizer(session.model, made)
     shape = (made.batch_size, made.model.context_length + 1)

@@ -18,7 +18,7 @@ from groundup.build.say import say
 from groundup.build.settings import BuildSettings
 from groundup.build.text import Text, load_held_out, save_held_out
 from groundup.build.tune import documents_of, tune_for_chat
-from groundup.device import reset_peak_memory
+from groundup.device import release_memory, reset_peak_memory
 from groundup.evaluation import bits_per_byte
 from groundup.inference import Engine
 from groundup.model import Transformer
@@ -107,6 +107,7 @@ class Stages:
         made, machine, seed = self.decision.plan, self.decision.machine, self.settings.seed
         session = self.decision.session or prepare(made, machine, seed, worth_compiling(self.settings))
         deadline = self.folder.deadline(self.settings.budget_seconds - self.decision.reserve.total)
+        release_memory()
         reset_peak_memory(session.device)
         run = pretrain(
             session, made, machine, self.shards, self.folder.path, seed=seed, deadline=deadline,

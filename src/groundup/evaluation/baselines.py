@@ -132,8 +132,7 @@ def _counts(documents: Sequence[Ids], vocab_size: int, what: str) -> Integer[np.
         ids = np.asarray(document, dtype=np.int64)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
             raise ValueError(
-                f"unigram baseline: {what} token ids from {ids.min()} to {ids.max()}; "
-                f"expected 0 to {vocab_size - 1}"
+                f"unigram baseline: {what} token ids from {ids.min()} to {ids.max()}; expected 0 to {vocab_size - 1}"
             )
         counts += np.bincount(ids, minlength=vocab_size)
     return counts

@@ -185,9 +185,7 @@ def _score(
     scored = np.zeros((len(batch), longest), dtype=bool)
     for row, mask, w in zip(rows, scored, batch, strict=True):
         ids = documents[w.document]
-        row[: w.end - w.start + 1] = np.append(
-            begin if w.start == 0 else ids[w.start - 1], ids[w.start : w.end]
-        )
+        row[: w.end - w.start + 1] = np.append(begin if w.start == 0 else ids[w.start - 1], ids[w.start : w.end])
         mask[w.first - w.start : w.end - w.start] = True
     tokens = torch.from_numpy(rows).to(model.device)
     chosen = torch.from_numpy(scored).to(model.device)

@@ -106,7 +106,7 @@ class Engine:
         that make no sense.
         """
         single = _is_single(prompts)
-        batch = [prompts] if single else list(prompts)
+        batch: list[Any] = [prompts] if single else list(prompts)
         settings = _settings(params, overrides, len(batch))
         sequences = [self._sequence(p, s) for p, s in zip(batch, settings, strict=True)]
         by_length = sorted(sequences, key=lambda s: len(s.prompt))  # similar lengths together: less padding

@@ -8,9 +8,7 @@ from groundup.kernels._dispatch import op
 
 
 @op
-def rmsnorm(
-    x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"], eps: float = 1e-5
-) -> Float[Tensor, "*rows d"]:
+def rmsnorm(x: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"], eps: float = 1e-5) -> Float[Tensor, "*rows d"]:
     r"""y = weight * x / sqrt(mean(x^2) + eps).
 
     Squares are summed in float32: in bfloat16 the mean of 4096 squares loses everything below 1/256 of it.

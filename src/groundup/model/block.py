@@ -78,9 +78,7 @@ class Block(nn.Module):
     ffn_post_norm: nn.Module
     ffn_out_norm: nn.Module
 
-    def __init__(
-        self, config: BlockConfig, d_model: int, norm_eps: float = 1e-5, norm_bias: bool = False
-    ) -> None:
+    def __init__(self, config: BlockConfig, d_model: int, norm_eps: float = 1e-5, norm_bias: bool = False) -> None:
         super().__init__()
         self.config = config
         self.mixer = build_mixer(config.mixer, d_model, norm_eps)

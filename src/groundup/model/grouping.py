@@ -38,14 +38,10 @@ def _grouped(block: BlockConfig, num_kv_heads: int) -> BlockConfig:
     old = block.mixer.num_kv_heads
     if num_kv_heads < 1 or old % num_kv_heads:
         allowed = ", ".join(str(n) for n in range(1, old + 1) if old % n == 0)
-        raise ValueError(
-            f"{old} key/value heads cannot be pooled to num_kv_heads={num_kv_heads}; allowed: {allowed}"
-        )
+        raise ValueError(f"{old} key/value heads cannot be pooled to num_kv_heads={num_kv_heads}; allowed: {allowed}")
     return replace(block, mixer=replace(block.mixer, num_kv_heads=num_kv_heads))
 
 
-def _mean_heads(
-    rows: Float[Tensor, "rows *d_model"], heads: int, d_head: int
-) -> Float[Tensor, "fewer *d_model"]:
+def _mean_heads(rows: Float[Tensor, "rows *d_model"], heads: int, d_head: int) -> Float[Tensor, "fewer *d_model"]:
     """Rows are heads of d_head rows each; the mean runs over the members of each of `heads` groups."""
     return rows.unflatten(0, (heads, -1, d_head)).mean(1).flatten(0, 1)

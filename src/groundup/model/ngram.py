@@ -72,9 +72,7 @@ class KneserNey:
             ids.append(numbers)
             counts.append(count)
             last.append(places)
-        self._orders = [
-            self._estimate(n, keys, counts, ids, last, offset == n - 1) for n in range(1, self.order + 1)
-        ]
+        self._orders = [self._estimate(n, keys, counts, ids, last, offset == n - 1) for n in range(1, self.order + 1)]
         return self
 
     def log2_probs(self, ids: Tokens) -> Float64[np.ndarray, "tokens"]:
@@ -174,9 +172,7 @@ class KneserNey:
     def _walk(self, stream: Places, offset: Places) -> Float64[np.ndarray, "place"]:
         """P of every place of the stream: from the uniform up, each order mixes itself into the one below."""
         p = np.full(len(stream), 1 / self.vocab_size)
-        past = np.zeros(
-            len(stream), dtype=np.int64
-        )  # id of the history before each place, -1 when never seen
+        past = np.zeros(len(stream), dtype=np.int64)  # id of the history before each place, -1 when never seen
         for n, table in enumerate(self._fitted(), 1):
             ends = np.flatnonzero(offset >= n - 1)
             ids = np.full(len(stream), -1, dtype=np.int64)
@@ -218,9 +214,7 @@ def estimate_discounts(counts: Grams) -> tuple[float, float, float]:
     return (d1, d2, d3) if 0 < d1 <= 1 and 0 < d2 <= 2 and 0 < d3 <= 3 else FALLBACK_DISCOUNTS
 
 
-def split_documents(
-    ids: Integer[np.ndarray, "tokens"], end_of_text: int
-) -> Iterator[Integer[np.ndarray, "_"]]:
+def split_documents(ids: Integer[np.ndarray, "tokens"], end_of_text: int) -> Iterator[Integer[np.ndarray, "_"]]:
     """Cut a token stream after every end_of_text, which stays the last token of its document."""
     start = 0
     for end in (np.flatnonzero(np.asarray(ids) == end_of_text) + 1).tolist():

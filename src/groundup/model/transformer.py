@@ -96,9 +96,7 @@ class Transformer(nn.Module):
         self.positions = None
         if isinstance(config.positions, LearnedPositions):
             self.positions = PositionTable(config.positions.max_length, d_model, std)
-        self.blocks = nn.ModuleList(
-            Block(config.block(i), d_model, config.norm_eps, config.norm_bias) for i in layers
-        )
+        self.blocks = nn.ModuleList(Block(config.block(i), d_model, config.norm_eps, config.norm_bias) for i in layers)
         self.final_norm = nn.Identity()
         if config.final_norm:
             kind = config.block(config.num_layers - 1).norm
@@ -171,9 +169,7 @@ class Transformer(nn.Module):
                 f"{self.config.positions.max_length} positions"
             )
 
-    def embed_tokens(
-        self, tokens: Int[Tensor, "batch seq"], layout: Layout
-    ) -> Float[Tensor, "batch seq d_model"]:
+    def embed_tokens(self, tokens: Int[Tensor, "batch seq"], layout: Layout) -> Float[Tensor, "batch seq d_model"]:
         """Token vectors plus added positions, in the compute type."""
         x = self.embed(tokens)
         if self.config.scale_embeddings:
@@ -221,9 +217,7 @@ class Transformer(nn.Module):
             raise ValueError(f"residual {residual!r} is unknown; expected one of 'scaled', 'zero'")
         scale = 0.0 if residual == "zero" else (2 * self.config.num_layers) ** -0.5
         outputs = {
-            id(getattr(module, name))
-            for module in self.modules()
-            for name in getattr(module, "residual_outputs", ())
+            id(getattr(module, name)) for module in self.modules() for name in getattr(module, "residual_outputs", ())
         }
         for name, module in self.named_modules():
             reset = getattr(module, "reset_weights", None)

@@ -111,10 +111,10 @@ class AdamW(torch.optim.Optimizer):
         for tensors in _by_device_and_dtype(params):
             states = [self.state[p] for p in tensors]
             steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1)
-            torch._fused_adamw_(
+            torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+            torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
                 tensors,
-                [p.grad for p in tensors],
+                [p.grad for p in tensors if p.grad is not None],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
@@ -130,7 +130,7 @@ class AdamW(torch.optim.Optimizer):
                 found_inf=skip,
             )
             if skip is not None:
-                torch._foreach_sub_(steps, [skip] * len(steps))
+                torch._foreach_sub_(steps, [skip] * len(steps))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _by_device_and_dtype(params: list[Tensor]) -> list[list[Tensor]]:

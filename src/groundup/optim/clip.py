@@ -12,7 +12,8 @@ def global_norm(tensors: Iterable[Tensor]) -> Float[Tensor, ""]:
     tensors = list(tensors)
     if not tensors:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    norms = torch._foreach_norm(tensors)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 @torch.no_grad()
@@ -34,5 +35,5 @@ def clip_by_global_norm(
     factor = torch.where(norm.isfinite(), (max_norm / (norm + eps)).clamp(max=1.0), 1.0) / divisor
     # On the CPU the comparison is free and spares a pass over memory; elsewhere it would wait for the device.
     if grads and (norm.device.type != "cpu" or bool(factor != 1.0)):
-        torch._foreach_mul_(grads, factor)
+        torch._foreach_mul_(grads, factor)  # pyright: ignore[reportPrivateImportUsage]
     return norm

@@ -51,12 +51,13 @@ def split_for_muon(model: nn.Module) -> tuple[list[nn.Parameter], list[tuple[str
 
 def describe(model: nn.Module) -> str:
     """The table as text: one line per parameter with its shape, kind, and what is done to it."""
-    rows = [(name, "x".join(map(str, p.shape)) or "scalar", kind(name, p)) for name, p in _trainable(model)]
-    width = max((len(name) for name, _, _ in rows), default=0)
-    return "\n".join(
-        f"{name:<{width}}  {shape:>12}  {k:<9}  {'decay' if DECAYS[k] else '-':<5}  {'muon' if TO_MUON[k] else 'adamw'}"
-        for name, shape, k in rows
-    )
+    width = max((len(name) for name, _ in _trainable(model)), default=0)
+    lines = []
+    for name, p in _trainable(model):
+        shape, what = "x".join(map(str, p.shape)) or "scalar", kind(name, p)
+        decay, owner = "decay" if DECAYS[what] else "-", "muon" if TO_MUON[what] else "adamw"
+        lines.append(f"{name:<{width}}  {shape:>12}  {what:<9}  {decay:<5}  {owner}")
+    return "\n".join(lines)
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

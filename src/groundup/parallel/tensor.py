@@ -14,6 +14,7 @@ weights needs to know nothing of this. Shoeybi et al. 2019 (arXiv:1909.08053).
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -88,7 +89,7 @@ def tensor_parallel(model: nn.Module, group: dist.ProcessGroup | None = None) ->
 def full_parameters(
     model: nn.Module,
     group: dist.ProcessGroup | None = None,
-    value: Callable[[Tensor], Tensor] = Tensor.detach,
+    value: Callable[[Tensor], Any] = Tensor.detach,
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, whole tensor) of every parameter of a cut model, slices gathered from all ranks.
 
@@ -113,21 +114,21 @@ def _slice(parameter: nn.Parameter, dim: int, rank: int, size: int) -> nn.Parame
     return nn.Parameter(parameter.detach().chunk(size, dim)[rank].clone(), parameter.requires_grad)
 
 
-def _keep_rows(linear: nn.Module, rank: int, size: int, group: dist.ProcessGroup | None) -> None:
-    linear.cut_dims = dict.fromkeys(dict(linear.named_parameters(recurse=False)), 0)  # type: ignore[assignment]
+def _keep_rows(linear: Any, rank: int, size: int, group: dist.ProcessGroup | None) -> None:
+    linear.cut_dims = dict.fromkeys(dict(linear.named_parameters(recurse=False)), 0)
     for name in linear.cut_dims:
         setattr(linear, name, _slice(getattr(linear, name), 0, rank, size))
     linear.register_forward_pre_hook(lambda _, inputs: (copy_to_ranks(inputs[0], group), *inputs[1:]))
 
 
-def _keep_columns(linear: nn.Module, rank: int, size: int, group: dist.ProcessGroup | None) -> None:
-    linear.cut_dims = {"weight": 1}  # type: ignore[assignment]
-    linear.weight = _slice(linear.weight, 1, rank, size)  # type: ignore[arg-type]
+def _keep_columns(linear: Any, rank: int, size: int, group: dist.ProcessGroup | None) -> None:
+    linear.cut_dims = {"weight": 1}
+    linear.weight = _slice(linear.weight, 1, rank, size)
     inner = linear.forward
 
     def forward(x: Tensor) -> Tensor:
         # Every rank would add the bias once, so it is taken out of the sum and added after it.
-        bias, linear.bias = linear.bias, None  # type: ignore[assignment]
+        bias, linear.bias = linear.bias, None
         try:
             total = sum_over_ranks(inner(x), group)
         finally:

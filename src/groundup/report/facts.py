@@ -78,7 +78,7 @@ def cost(run: RunFiles) -> list[tuple[str, str]]:
         rows.append(("training arithmetic, estimated as 6 × parameters × tokens", estimate))
     recorded = [(n, v) for n, v in measured.items() if n.split("_")[-1] in COST_NAMES and number(v) is not None]
     rows += [(label(name), quantity(name, value)) for name, value in recorded]
-    if not any(name.split("_")[-1] != "flops" for name, _ in recorded):
+    if rows and not any(name.split("_")[-1] != "flops" for name, _ in recorded):
         rows.append(("energy and money", "not recorded"))
     return rows
 
@@ -86,10 +86,9 @@ def cost(run: RunFiles) -> list[tuple[str, str]]:
 def notes(run: RunFiles) -> list[str]:
     """What the plan remarked, and what happened during training."""
     stored = run.plan.get("notes")
-    notes = [str(note) for note in stored][:MOST_FACTS] if isinstance(stored, list) else []
-    events = [
-        f"step {plain(e.get('step'))}: {e.get('event', '')}: {e.get('text', '')}" for e in run.events[:MOST_EVENTS]
-    ]
-    return (
-        notes + events + ([f"and {len(run.events) - MOST_EVENTS} more events"] if len(run.events) > MOST_EVENTS else [])
-    )
+    lines = [str(note) for note in stored][:MOST_FACTS] if isinstance(stored, list) else []
+    for event in run.events[:MOST_EVENTS]:
+        lines.append(f"step {plain(event.get('step'))}: {event.get('event', '')}: {event.get('text', '')}")
+    if len(run.events) > MOST_EVENTS:
+        lines.append(f"and {len(run.events) - MOST_EVENTS} more events, in events.jsonl")
+    return lines

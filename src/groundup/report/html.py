@@ -156,7 +156,9 @@ def how_to_use(run: RunFiles) -> list[tuple[str, str]]:
 def _as_json(run: RunFiles, shown: Content) -> dict[str, Any]:
     """The content, the curves (thinned) and the run's own result, with null for what JSON cannot hold."""
     curves = {name: {run.x_unit: thin.x, "y": thin.y} for name, s in run.curves.items() if s and (thin := thinned(s))}
-    return _finite({"format": 1, **asdict(shown), "curves": curves, "result": run.result, "environment": run.env})
+    # Where the run lay on its machine is nobody else's business.
+    result = {key: value for key, value in run.result.items() if key != "run"}
+    return _finite({"format": 1, **asdict(shown), "curves": curves, "result": result, "environment": run.env})
 
 
 def _finite(value: Any) -> Any:

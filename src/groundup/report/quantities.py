@@ -1,6 +1,6 @@
 """Numbers as a person reads them. The unit is in a quantity's name: `step_seconds`, `peak_memory_bytes`."""
 
-import math
+import sys
 from typing import Any
 
 MISSING = "–"
@@ -38,7 +38,8 @@ def number(value: Any) -> float | None:
     """The finite number that `value` is, else None: run files may hold null, NaN or text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    # Comparing also holds for NaN and for integers that no float can hold.
+    return float(value) if abs(value) <= sys.float_info.max else None
 
 
 def unit(name: str) -> str:
@@ -103,7 +104,7 @@ def plain(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case int() | float():
-            return count(float(value))
+            return MISSING if (x := number(value)) is None else count(x)
         case dict() | list():
             return f"{len(value)} entries" if len(value) != 1 else "1 entry"
         case _:
@@ -112,9 +113,7 @@ def plain(value: Any) -> str:
 
 def count(x: float) -> str:
     """Whole numbers with separators, others to four significant digits."""
-    if not math.isfinite(x):
-        return MISSING
-    if x == int(x) or abs(x) >= 10_000:
+    if abs(x) < 1e15 and (x == int(x) or abs(x) >= 10_000):
         return f"{x:,.0f}"
     return f"{x:.4g}"
 
@@ -126,6 +125,8 @@ def short_count(x: float) -> str:
 
 def decimal(x: float, unit: str) -> str:
     """Scaled by powers of 1000 to three digits, with the prefix before the unit."""
+    if abs(x) >= 1e21:
+        return f"{x:.3g} {unit}"
     scale, prefix = next(((s, p) for s, p in _SCALES if abs(x) >= s), (1.0, ""))
     return f"{_three_digits(x / scale)} {prefix}{unit}"
 

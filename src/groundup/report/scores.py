@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from groundup.report.quantities import number
-from groundup.report.run import RunFiles
+from groundup.report.run import RunFiles, as_object
 from groundup.report.tables import Column, Table
 
 
@@ -67,7 +67,7 @@ def score_table(scores: Sequence[Score]) -> Table:
 
 def policies(run: RunFiles) -> list[tuple[str, str]]:
     """How each bits-per-byte figure was measured."""
-    own = asas_object(run.result.get("held_out")).get("policy") or run.evaluation.get("policy")
+    own = as_object(run.result.get("held_out")).get("policy") or run.evaluation.get("policy")
     stored = [("this model", own)] if own else []
     for name, entry in run.baselines.items():
         if isinstance(entry, dict) and entry.get("policy"):

@@ -179,7 +179,7 @@ def _describe(tensor: Tensor, file: str) -> dict[str, Any]:
 
 def _crc32(tensor: Tensor) -> int:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return zlib.crc32(memoryview(flat.view(torch.uint8).numpy())) if flat.numel() else 0
+    return zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
 
 
 def _encode(value: Any) -> bytes:

@@ -3,16 +3,16 @@
 import math
 import sys
 import time
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 
 class ProgressLine:
-    """Shows loss, tokens per second, MFU and the time left."""
+    """Shows loss, tokens per second, MFU and the time left on a text `stream` (default: standard error)."""
 
-    def __init__(self, stream: IO[str] | None = None, seconds_between_lines: float = 10.0):
+    def __init__(self, stream: Any = None, seconds_between_lines: float = 10.0):
         self._stream = stream if stream is not None else sys.stderr
         self._pause = seconds_between_lines
         self._last = -math.inf
