@@ -36,9 +36,7 @@ def record(path: Path) -> dict[str, str | int]:
 
 def main() -> None:
     """Read the package, write the file, and say whether it equals the one on record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path, help="folder of the unpacked npm package")
     parser.add_argument("--out", type=Path, default=bundled.path())
     arguments = parser.parse_args()

@@ -53,9 +53,7 @@ _jaxtyped = jaxtyping.jaxtyped
 jaxtyping.jaxtyped = _check_unless_compiling
 
 # A machine that is borrowed for its GPU may lack these two; the header of the report then says so.
-HAS_BEARTYPE, HAS_HYPOTHESIS = (
-    importlib.util.find_spec(name) is not None for name in ("beartype", "hypothesis")
-)
+HAS_BEARTYPE, HAS_HYPOTHESIS = (importlib.util.find_spec(name) is not None for name in ("beartype", "hypothesis"))
 if HAS_BEARTYPE:
     importlib.import_module("tests.typecheck")
     jaxtyping.install_import_hook("groundup", "tests.typecheck.check")

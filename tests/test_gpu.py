@@ -96,9 +96,7 @@ def test_attention_in_bf16_is_the_reference_in_fp32(options, seq):
 
 
 def test_peak_memory_is_near_the_ledger(record_property):
-    config = presets.llama(
-        vocab_size=8192, d_model=512, num_layers=8, num_heads=8, d_ff=1376, context_length=256
-    )
+    config = presets.llama(vocab_size=8192, d_model=512, num_layers=8, num_heads=8, d_ff=1376, context_length=256)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     model = model_on("cuda", config, "bf16")

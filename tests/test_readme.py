@@ -72,9 +72,7 @@ def run_shell(block: CodeBlock, folder: Path) -> None:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, (
-        f"README.md:{block.line}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    )
+    assert done.returncode == 0, f"README.md:{block.line}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
 
 
 def run_python(block: CodeBlock, namespace: dict) -> None:
@@ -111,9 +109,7 @@ def test_only_what_cannot_run_is_left_out():
     assert [f"README.md:{b.line}: {fault}" for b in excused for fault in excuse_faults(b)] == []
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{p.name}" for p in (REPOSITORY / "docs").glob("*.md"))]
-)
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in (REPOSITORY / "docs").glob("*.md"))])
 def test_relative_links_lead_to_a_file(page):
     text = re.sub(r"```.*?```", "", (REPOSITORY / page).read_text("utf-8"), flags=re.DOTALL)
     links = re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", text)

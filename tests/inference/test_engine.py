@@ -88,9 +88,11 @@ def test_greedy_equals_recomputing_and_transformers(tmp_path, tokenizer, preset)
 def test_a_request_does_not_depend_on_its_neighbours(model, tokenizer):
     prompts = ["the cat", "", [3] * 30, "in the hat and the bat", [7]]
     settings = [SamplingParams(max_tokens=4 * i + 2, seed=i, top_p=0.9, logprobs=1) for i in range(5)]
-    alone = [Engine(model, tokenizer).generate(p, s) for p, s in zip(prompts, settings, strict=True)]
+    alone: list[Any] = [
+        Engine(model, tokenizer).generate(p, s) for p, s in zip(prompts, settings, strict=True)
+    ]
     for batch_size in (1, 2, 5):
-        together = Engine(model, tokenizer, batch_size=batch_size).generate(prompts, settings)
+        together: Any = Engine(model, tokenizer, batch_size=batch_size).generate(prompts, settings)
         assert [c.tokens for c in together] == [c.tokens for c in alone]
         for a, b in zip(together, alone, strict=True):
             assert [x.logprob for x in a.logprobs] == pytest.approx([x.logprob for x in b.logprobs], abs=1e-5)

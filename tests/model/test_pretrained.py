@@ -117,10 +117,11 @@ GPT2: Any = dict(
     vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0
 )
 
+THETA: Any = dict(rope_theta=777.0)  # the name of transformers 4, which 5 still reads
 WINDOWS: Any = dict(use_sliding_window=True, sliding_window=3, max_window_layers=1)
 
 THEIRS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, **{"rope_theta": 777.0}, num_key_value_heads=2)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, **THETA, num_key_value_heads=2)),
     "llama_tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
     "llama_biases": lambda: LlamaForCausalLM(
         LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, head_dim=6)

@@ -293,7 +293,8 @@ def test_groups_given_back_come_first_and_in_order():
 def test_a_source_without_a_cursor_is_fast_forwarded():
     batches = [batch(i) for i in range(6)]
     feed = Feed(batches, torch.device("cpu"))
-    feed.take(2), feed.take(1)
+    feed.take(2)
+    feed.take(1)
     other = Feed(batches, torch.device("cpu"))
     other.load_state(feed.state())
     group = other.take(1)

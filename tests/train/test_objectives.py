@@ -34,7 +34,7 @@ def test_nothing_counted_is_zero_and_has_a_zero_gradient():
     model = tiny_model()
     loss = next_token(model, batch(0) | {"mask": torch.zeros(4, 9)})
     loss.total.backward()
-    assert float(loss.total) == float(loss.weight) == 0.0
+    assert loss.total.item() == loss.weight.item() == 0.0
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.parameters() if p.grad is not None)
 
 

@@ -1,5 +1,6 @@
 """The pretraining stage: the planned model, its optimizer and its loader, and the one training loop."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from groundup.model import Transformer
 from groundup.train import objectives, precision
 from groundup.train.compiling import compile_blocks
 
+Hook = Callable[[int, Any, train.Run], None]
 EMBEDDING_STD = 0.1
 HEAD_STD = 0.02
 TRIAL_STEPS = 6
@@ -112,7 +114,7 @@ def pretrain(
     seed: int,
     deadline: float,
     max_steps: int | None,
-    hook: Callable[[int, Any, train.Run], None],
+    hook: Hook,
     hook_every: int,
     saved: Callable[[], None],
 ) -> train.Run:
@@ -130,7 +132,7 @@ def pretrain(
         max_steps,
         schedule=schedule(made, max_steps),
         micro_batches=made.micro_batches,
-        every={hook_every: hook, per_minute: lambda step, model, run: saved()},
+        every=_hooks((hook_every, hook), (per_minute, lambda step, model, run: saved())),
         run_dir=run_dir,
         checkpoint_every=per_minute,
         keep=2,
@@ -140,6 +142,19 @@ def pretrain(
         peak_flops=machine.peak_flops,
         config={"seed": seed},
     )
+
+
+def _hooks(*pairs: tuple[int, Hook]) -> dict[int, Hook]:
+    """{n: hook}, where hooks that come equally often share one entry."""
+    table: dict[int, list[Hook]] = {}
+    for often, hook in pairs:
+        table.setdefault(often, []).append(hook)
+
+    def call(hooks: list[Hook], *arguments: Any) -> None:
+        for hook in hooks:
+            hook(*arguments)
+
+    return {often: functools.partial(call, hooks) for often, hooks in table.items()}
 
 
 def schedule(made: TrainingPlan, max_steps: int | None) -> Callable[[int], float]:

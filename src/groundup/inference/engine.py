@@ -48,9 +48,10 @@ class Engine:
         *,
         batch_size: int = 32,
     ) -> None:
-        if tokenizer.vocab_size > model.config.vocab_size:
+        vocab = model.config.vocab_size
+        if tokenizer.vocab_size > vocab:
             raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens and the model only {model.config.vocab_size}: "
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the model only {vocab}: "
                 "they do not belong together"
             )
         if batch_size < 1:

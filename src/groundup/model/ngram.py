@@ -60,7 +60,7 @@ class KneserNey:
         self._orders: list[_Order] = []
 
     def fit(self, documents: Iterable[Tokens]) -> "KneserNey":
-        """Count and estimate: one sort of the tokens per order, about 40 bytes per token and order."""
+        """Count and estimate: one sort of the tokens per order, about 60 bytes per token and order."""
         stream, offset = self._join(documents)
         if not offset.any():
             raise ValueError("KneserNey.fit: the documents hold no token; expected at least one")

@@ -4,7 +4,7 @@ A module declares what may be cut in a class attribute: {"wq": "col", ..., "wo":
 becomes of that child:
 
     col      each rank keeps a range of output rows, and computes its own outputs from the whole input
-    row      each rank keeps a range of input columns; the outputs are summed over ranks, then the bias is added
+    row      each rank keeps a range of input columns; outputs are summed over ranks, then the bias is added
     shared   kept whole; its output feeds sliced children, so the output's gradient is summed over ranks
     partial  kept whole; it sees only this rank's slice, so its parameters' gradients are summed over ranks
 

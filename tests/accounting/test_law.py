@@ -1,0 +1,45 @@
+"""The loss law: worked by hand, monotone where it must be, and repeats worth less than fresh text."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from groundup.accounting.law import BUILD_LAW, LossLaw
+
+LAW = LossLaw(
+    floor=1.0, size_scale=10.0, size_exponent=0.5, data_scale=100.0, data_exponent=0.5, repeat_worth=10.0,
+    reference_zstd=2.0, residual=0.01, fitted_on="a made-up example",
+)  # fmt: skip
+
+
+def test_by_hand():
+    # 1 + 10 / sqrt(100) + 100 / sqrt(10_000) = 3, on text half as hard: 1.5
+    assert LAW.bits_per_byte(100, 10_000, 1.0, 1.0) == pytest.approx(1.5)
+
+
+def test_repeats_by_hand():
+    assert LAW.effective_bytes(1000, 3.0) == pytest.approx(1000 * (1 + 10 * (1 - math.exp(-0.2))))
+
+
+@pytest.mark.parametrize("epochs", [0.01, 0.5, 1.0, 1.5, 4.0, 20.0, 200.0])
+def test_a_repeat_never_beats_fresh_text_and_never_hurts(epochs):
+    effective = BUILD_LAW.effective_bytes(1e6, epochs)
+    assert effective <= 1e6 * epochs * (1 + 1e-12)
+    assert effective <= 1e6 * (1 + BUILD_LAW.repeat_worth)
+    assert BUILD_LAW.effective_bytes(1e6, epochs * 1.1) > effective
+
+
+def test_more_of_anything_lowers_the_loss():
+    base = BUILD_LAW.bits_per_byte(1e6, 1e7, 1.0, 2.2)
+    assert BUILD_LAW.bits_per_byte(2e6, 1e7, 1.0, 2.2) < base
+    assert BUILD_LAW.bits_per_byte(1e6, 2e7, 1.0, 2.2) < base
+    assert BUILD_LAW.bits_per_byte(1e6, 1e7, 2.0, 2.2) < base
+    assert BUILD_LAW.bits_per_byte(1e6, 1e7, 1.0, 2.4) > base
+    assert BUILD_LAW.bits_per_byte(1e30, 1e30, 1.0, BUILD_LAW.reference_zstd) == pytest.approx(
+        BUILD_LAW.floor, abs=0.01
+    )
+
+
+def test_no_text_at_all_is_not_a_division_by_zero():
+    assert math.isfinite(replace(LAW).bits_per_byte(1e6, 0, 1.0, 2.0))
