@@ -47,9 +47,7 @@ def run_ranks(function: Callable, world_size: int, *args: Any, timeout: float = 
         context.set_forkserver_preload(["torch", "torch.distributed", "groundup.parallel", "groundup.model"])
     with tempfile.TemporaryDirectory() as folder:
         job = (sys.modules[function.__module__].__file__, function.__name__, args)
-        ranks = [
-            _Rank(context, rank, world_size, f"{folder}/store", job, timeout) for rank in range(world_size)
-        ]
+        ranks = [_Rank(context, rank, world_size, f"{folder}/store", job, timeout) for rank in range(world_size)]
         try:
             _collect(ranks, timeout)
         finally:
@@ -116,9 +114,7 @@ def _raise_first_failure(ranks: list[_Rank], timeout: float) -> None:
 
 
 def _is_consequence(error: str) -> bool:
-    return (
-        "Connection closed by peer" in error or "Connection reset by peer" in error or "DistNetwork" in error
-    )
+    return "Connection closed by peer" in error or "Connection reset by peer" in error or "DistNetwork" in error
 
 
 def _describe_death(code: int | None) -> str:
@@ -134,9 +130,7 @@ def _main(report: Connection, rank: int, size: int, store: str, job: bytes, time
     try:
         function, args = _load(job)
         seconds = timedelta(seconds=timeout)
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=seconds
-        )
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=seconds)
         torch.manual_seed(0)
         outcome = (None, function(rank, size, *args))
         dist.barrier()

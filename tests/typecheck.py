@@ -1,4 +1,4 @@
-"""The type checker that tests/conftest.py puts on every function: beartype, with int allowed where float is asked for."""
+"""The type checker that tests/conftest.py puts on every function: beartype, where an int may stand for a float."""
 
 from beartype import BeartypeConf, beartype
 

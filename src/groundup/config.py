@@ -42,7 +42,7 @@ def from_dict(kind: Any, data: Any, path: str = "config") -> Any:
         _check(kind, data, path)
         return tuple(from_dict(element, v, f"{path}[{i}]") for i, v in enumerate(data))
     _check(kind, data, path)
-    return float(data) if _wants_float(kind, data) else data
+    return float(data) if isinstance(data, int) and _wants_float(kind, data) else data
 
 
 def override(config: Any, *assignments: str) -> Any:

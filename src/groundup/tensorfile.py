@@ -80,9 +80,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def write_tensors(
-    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write the tensors under `path`, atomically. Views and tensors that share memory are written whole.
 
     Raises ValueError when the names and shapes would not fit one file's header, OSError as the disk does.
@@ -119,9 +117,7 @@ def _header_length(prefix: bytes, size: int, path: Path) -> int:
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(
-            raw.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant
-        )
+        header = json.loads(raw.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # JSON, UTF-8 and too-long integers are all ValueErrors
         raise ValueError(f"{path}: header is not valid JSON ({str(error)[:200]})") from error
     if not raw.startswith(b"{") or not isinstance(header, dict):

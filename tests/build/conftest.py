@@ -7,8 +7,8 @@ import pytest
 from groundup.build import build
 from groundup.build.settings import BuildSettings
 
-NOUNS = "river king ship harvest letter city soldier garden winter council".split()
-VERBS = "found left praised followed feared remembered built crossed".split()
+NOUNS = ["river", "king", "ship", "harvest", "letter", "city", "soldier", "garden", "winter", "council"]
+VERBS = ["found", "left", "praised", "followed", "feared", "remembered", "built", "crossed"]
 SMALL = BuildSettings(
     budget_seconds=60.0, d_model=64, num_layers=1, vocab_size=300, context_length=64, batch_size=8, max_epochs=2.0,
     compile=False,

@@ -22,9 +22,7 @@ def tokenizer():
 
 def new_model(vocab, preset=presets.llama, context_length=48):
     options = dict(num_kv_heads=2) if preset is presets.llama else {}
-    config = preset(
-        vocab_size=vocab, d_model=32, num_layers=2, num_heads=4, context_length=context_length, **options
-    )
+    config = preset(vocab_size=vocab, d_model=32, num_layers=2, num_heads=4, context_length=context_length, **options)
     model = Transformer(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -88,9 +86,7 @@ def test_greedy_equals_recomputing_and_transformers(tmp_path, tokenizer, preset)
 def test_a_request_does_not_depend_on_its_neighbours(model, tokenizer):
     prompts = ["the cat", "", [3] * 30, "in the hat and the bat", [7]]
     settings = [SamplingParams(max_tokens=4 * i + 2, seed=i, top_p=0.9, logprobs=1) for i in range(5)]
-    alone: list[Any] = [
-        Engine(model, tokenizer).generate(p, s) for p, s in zip(prompts, settings, strict=True)
-    ]
+    alone: list[Any] = [Engine(model, tokenizer).generate(p, s) for p, s in zip(prompts, settings, strict=True)]
     for batch_size in (1, 2, 5):
         together: Any = Engine(model, tokenizer, batch_size=batch_size).generate(prompts, settings)
         assert [c.tokens for c in together] == [c.tokens for c in alone]

@@ -76,9 +76,7 @@ OURS = {
     "llama_mha": llama_like(mixer=AttentionConfig(4, 4, 8)),
     "llama_mqa": llama_like(mixer=AttentionConfig(4, 1, 8)),
     "llama_head_size": llama_like(mixer=AttentionConfig(4, 2, 6), norm_eps=1e-3),
-    "llama_biases": llama_like(
-        mixer=AttentionConfig(4, 2, 8, bias=True, out_bias=True), ffn=MLPConfig(40, bias=True)
-    ),
+    "llama_biases": llama_like(mixer=AttentionConfig(4, 2, 8, bias=True, out_bias=True), ffn=MLPConfig(40, bias=True)),
     "llama_gelu": llama_like(ffn=MLPConfig(40, activation="gelu")),
     "llama_relu2": llama_like(ffn=MLPConfig(40, activation="relu2")),
     "llama_gelu_tanh": llama_like(ffn=MLPConfig(40, activation="gelu_tanh")),
@@ -113,9 +111,7 @@ SIZES: Any = dict(
     vocab_size=VOCAB, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
     bos_token_id=None, eos_token_id=None,
 )  # fmt: skip
-GPT2: Any = dict(
-    vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0
-)
+GPT2: Any = dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0)
 
 THETA: Any = dict(rope_theta=777.0)  # the name of transformers 4, which 5 still reads
 WINDOWS: Any = dict(use_sliding_window=True, sliding_window=3, max_window_layers=1)
@@ -123,15 +119,11 @@ WINDOWS: Any = dict(use_sliding_window=True, sliding_window=3, max_window_layers
 THEIRS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, **THETA, num_key_value_heads=2)),
     "llama_tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
-    "llama_biases": lambda: LlamaForCausalLM(
-        LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, head_dim=6)
-    ),
+    "llama_biases": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, head_dim=6)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, num_key_value_heads=1, sliding_window=5)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, num_key_value_heads=2)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=12)),
-    "qwen3_tied": lambda: Qwen3ForCausalLM(
-        Qwen3Config(**SIZES, num_key_value_heads=4, tie_word_embeddings=True)
-    ),
+    "qwen3_tied": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=4, tie_word_embeddings=True)),
     "qwen3_windows": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=2, **WINDOWS)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
     "gpt2_untied": lambda: GPT2LMHeadModel(GPT2Config(**GPT2, tie_word_embeddings=False)),
@@ -182,9 +174,7 @@ def test_a_gpt2_file_of_the_inner_model_with_its_mask_tables(tmp_path):
 @pytest.fixture(scope="module")
 def tokenizer():
     special = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    return Tokenizer.train_from_iterator(
-        ["the cat in the hat, the cat and the bat"], 270, special_tokens=special
-    )
+    return Tokenizer.train_from_iterator(["the cat in the hat, the cat and the bat"], 270, special_tokens=special)
 
 
 def test_the_tokenizer_goes_along(tmp_path, tokenizer):

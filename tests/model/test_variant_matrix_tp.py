@@ -51,7 +51,5 @@ def compare(rank, size):
 def test_two_ranks_equal_one_process_for_every_variant():
     for errors in run_ranks(compare, 2, timeout=120):
         assert errors.keys() == VARIANTS.keys()
-        wrong = {
-            f"{v}: {what}": e for v, found in errors.items() for what, e in found.items() if not e < TOLERANCE
-        }
+        wrong = {f"{v}: {what}": e for v, found in errors.items() for what, e in found.items() if not e < TOLERANCE}
         assert not wrong, wrong

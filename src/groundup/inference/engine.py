@@ -207,9 +207,7 @@ class Engine:
         tokens = [[0 if s.finish_reason else s.tokens[-1]] for s in sequences]
         positions = [[-1 if s.finish_reason else len(s.prompt) + len(s.tokens) - 1] for s in sequences]
         device = self.model.device
-        hidden = self._hidden(
-            torch.tensor(tokens, device=device), torch.tensor(positions, device=device), caches
-        )
+        hidden = self._hidden(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), caches)
         return self._logits(hidden[:, 0])
 
     @torch.no_grad()  # not inference_mode: a table that a layer keeps must stay usable for training

@@ -132,9 +132,7 @@ def distribution(
     greedy = torch.tensor([[p.temperature == 0] for p in params], device=logits.device)
     x = scale(logits.float(), _column(logits, [p.temperature or 1.0 for p in params]))
     if any(p.top_k is not None for p in params):
-        x = keep_top_k(
-            x, _column(logits, [min(p.top_k or logits.shape[-1], logits.shape[-1]) for p in params])
-        )
+        x = keep_top_k(x, _column(logits, [min(p.top_k or logits.shape[-1], logits.shape[-1]) for p in params]))
     if any(p.top_p is not None for p in params):
         x = keep_top_p(x, _column(logits, [p.top_p or 1.0 for p in params]))
     if any(p.min_p is not None for p in params):
@@ -143,9 +141,7 @@ def distribution(
     return torch.where(greedy, one_hot, x.softmax(-1))
 
 
-def draw(
-    probabilities: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, "batch 1"]
-) -> Int[Tensor, " batch"]:
+def draw(probabilities: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, "batch 1"]) -> Int[Tensor, " batch"]:
     """The token at which the cumulative distribution passes the uniform number (in [0, 1)).
 
     Cumulated in float64: in float32 the error over a large vocabulary exceeds rare tokens' probabilities.

@@ -1,5 +1,7 @@
 """Cross-entropy, and its fusion with the head so that no (tokens, vocab) tensor ever exists."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,18 +45,20 @@ def linear_cross_entropy(
     chunk: int | None = None,
     softcap: float | None = None,
     z_loss: float = 0.0,
+    compiled: bool = False,
 ) -> tuple[Scalar, Scalar]:
     r"""`cross_entropy(softcap(hidden @ weight.T), targets, weights, z_loss)`, `chunk` tokens at a time.
 
     The forward pass also computes both gradients, since a chunk's logits are at hand then: three matrix
     products in all, and logits memory of chunk x vocab. Matrix products run in hidden's type, the softmax
     in float32, and weight's gradient is accumulated over chunks in float32 (each chunk reads and writes
-    it once, so chunks are longer for big vocabularies). Differentiable once.
+    it once, so chunks are longer for big vocabularies). Differentiable once. `compiled` fuses what lies between
+    the matrix products with torch.compile; outside of a graph that is compiled anyway.
     """
     rows = hidden.flatten(0, -2)
     sums = _weights(targets, weights, torch.float64 if hidden.dtype == torch.float64 else torch.float32)
     chunk = _chunk(weight.shape[0]) if chunk is None else chunk
-    total = _LinearCrossEntropy.apply(rows, weight, targets.flatten(), sums.flatten(), chunk, softcap, z_loss)
+    total = _LinearCrossEntropy.apply(rows, weight, targets.flatten(), sums.flatten(), chunk, softcap, z_loss, compiled)
     return total, sums.sum()
 
 
@@ -78,7 +82,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         softcap: float | None,
         z_loss: float,
+        compiled: bool,
     ) -> Tensor:
+        chunk_loss = _compiled_chunk_loss() if compiled else _chunk_loss
         head = weight.to(hidden.dtype)
         total = weights.new_zeros(())
         need_hidden, need_weight = ctx.needs_input_grad[:2]
@@ -87,9 +93,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             h = hidden[part]
-            loss, d_logits = _chunk_loss(h @ head.T, targets[part], weights[part], softcap, z_loss)
+            loss, d_logits = chunk_loss(h @ head.T, targets[part], weights[part], softcap, z_loss)
             total = total + loss
-            d_logits = d_logits.to(hidden.dtype)
             if need_hidden:
                 d_hidden.append(d_logits @ head)
             if d_weight is not None:
@@ -106,17 +111,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if d_hidden is None else (d_hidden * grad).to(d_hidden.dtype),
             None if d_weight is None else (d_weight * grad).to(ctx.weight_dtype),
-            *[None] * 5,
+            *[None] * 6,
         )
+
+
+@functools.cache
+def _compiled_chunk_loss() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_chunk_loss, dynamic=False)
 
 
 def _chunk_loss(
     logits: Tensor, targets: Tensor, weights: Tensor, softcap: float | None, z_loss: float
 ) -> tuple[Tensor, Tensor]:
-    """(sum of weighted losses, its gradient with respect to the logits), in weights' type.
+    """(sum of weighted losses in weights' type, its gradient with respect to the logits in theirs).
 
     d loss / d logits = w * ((1 + 2 z lse) softmax - onehot), times 1 - (logits/c)^2 under a soft cap.
     """
+    dtype = logits.dtype
     if softcap is not None:
         logits = softcap * torch.tanh(logits.to(weights.dtype) / softcap)
     gradient = logits.softmax(-1, dtype=weights.dtype)
@@ -128,4 +139,4 @@ def _chunk_loss(
     gradient.mul_(w * (1 + 2 * z_loss * lse)).scatter_add_(-1, index, -w)
     if softcap is not None:
         gradient.mul_(1 - (logits / softcap).square())
-    return torch.where(w != 0, losses * w, 0.0).sum(), gradient
+    return torch.where(w != 0, losses * w, 0.0).sum(), gradient.to(dtype)

@@ -207,9 +207,7 @@ def _from_llama(data: Mapping[str, Any], family: str) -> ModelConfig:
         out_bias=biased and family != "qwen2",
     )
     bias = family == "llama" and bool(data.get("mlp_bias", False))
-    ffn = MLPConfig(
-        _size(data, "intermediate_size"), activation=_activation(data, "hidden_act", "silu"), bias=bias
-    )
+    ffn = MLPConfig(_size(data, "intermediate_size"), activation=_activation(data, "hidden_act", "silu"), bias=bias)
     windows = _windows_of(data, family, _size(data, "num_hidden_layers"))
     return ModelConfig(
         vocab_size=_size(data, "vocab_size"),
@@ -264,7 +262,5 @@ def _rope(data: Mapping[str, Any]) -> Rope:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     partial = parameters.get("partial_rotary_factor", data.get("partial_rotary_factor", 1.0))
     if kind != "default" or partial != 1.0:
-        raise ValueError(
-            f"rope_parameters={parameters!r:.100} is not supported; expected rope_type 'default'"
-        )
+        raise ValueError(f"rope_parameters={parameters!r:.100} is not supported; expected rope_type 'default'")
     return Rope(float(parameters.get("rope_theta", data.get("rope_theta", 10_000.0))))

@@ -88,9 +88,7 @@ def load_pretrained(path: str | Path) -> Transformer:
         expected["lm_head.weight"] = (config.vocab_size, config.d_model)
     _compare(expected, {full: entries[name] for full, name in names.items()}, path)
     tensors = {full: tensor for file in headers for full, tensor in _read(file, names)}
-    if tied_head and not torch.equal(
-        tensors["lm_head.weight"], tensors[exported_name(family, "embed.weight")]
-    ):
+    if tied_head and not torch.equal(tensors["lm_head.weight"], tensors[exported_name(family, "embed.weight")]):
         raise ValueError(f"{path}: config.json ties the embeddings, yet lm_head.weight is a different matrix")
     state = {
         name: import_tensor(family, name, tensors[exported_name(family, name)]).float().clone()
@@ -123,9 +121,7 @@ def _copy_tokenizer(tokenizer_dir: str | Path | None, path: Path) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise ValueError(
-            f"{path}: no such directory; expected a folder with config.json and model.safetensors"
-        )
+        raise ValueError(f"{path}: no such directory; expected a folder with config.json and model.safetensors")
     data = read_json(path / "config.json")
     if not isinstance(data, dict):
         raise ValueError(f"{path / 'config.json'}: expected a JSON object")

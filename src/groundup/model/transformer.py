@@ -72,7 +72,7 @@ class Transformer(nn.Module):
 
     Weights are float32 masters; `compute_dtype` is the activations' type. `recompute` is the number of
     blocks (True: all) whose activations are recomputed in the backward pass instead of kept; gradients
-    are the same bit for bit.
+    are the same bit for bit. `compiled` says that the blocks were compiled, so that the loss may be, too.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -80,6 +80,7 @@ class Transformer(nn.Module):
         self.config = config
         self.compute_dtype: torch.dtype = torch.float32
         self.recompute: bool | int = False
+        self.compiled = False
         device = torch.empty(0).device
         # Modules initialise themselves; on meta that costs nothing, and init_weights follows once.
         with torch.device("meta"):

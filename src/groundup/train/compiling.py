@@ -1,4 +1,7 @@
-"""torch.compile, block by block: identical blocks share one compiled graph, and names stay as they are."""
+"""torch.compile, block by block: identical blocks share one compiled graph, and names stay as they are.
+
+The loss between the head's matrix products is compiled too: `model.compiled` tells the objective.
+"""
 
 import logging
 
@@ -21,6 +24,7 @@ def compile_blocks(model: nn.Module, *, required: bool) -> bool:
         assert isinstance(blocks, nn.Module)
         for block in blocks.children():
             block.compile(dynamic=False)
+        model.compiled = True  # type: ignore[assignment]
         return True
     if required:
         raise ValueError(f"compile=True: {reason}; use compile=False, or compile='auto' to go on without")

@@ -36,7 +36,8 @@ def next_token(model: nn.Module, batch: Batch) -> Loss:
     hidden = model.hidden(inputs, **context)  # type: ignore[operator]
     weights = batch["mask"][:, 1:].float() if "mask" in batch else None
     softcap = getattr(getattr(model, "config", None), "logit_softcap", None)
-    total, weight = linear_cross_entropy(hidden, head, targets, weights, softcap=softcap)
+    compiled = bool(getattr(model, "compiled", False))
+    total, weight = linear_cross_entropy(hidden, head, targets, weights, softcap=softcap, compiled=compiled)
     return Loss(total, weight)
 
 
