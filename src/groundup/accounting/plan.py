@@ -166,8 +166,8 @@ def _plan_shape(
     return _fit_memory(made, machine)
 
 
-MUON_RATE = 0.02
-ADAM_RATE = 0.006
+MUON_RATE = 0.03
+ADAM_RATE = 0.02
 WEIGHT_DECAY = 0.05
 WARMUP_STEPS = 20
 DECAY_FRACTION = 0.5

@@ -18,7 +18,7 @@ from groundup.tokenizer import Tokenizer
 READ_BYTES_PER_SECOND = 150_000
 # A megabyte measures a loss to a fraction of a per cent; scoring more only takes time.
 MOST_HELD_OUT_BYTES = 1_000_000
-DIFFICULTY_SAMPLE_BYTES = 1 << 20
+DIFFICULTY_BYTES, DIFFICULTY_PIECES = 1 << 20, 16
 HASHED_INPUTS = 200
 
 
@@ -75,15 +75,16 @@ def _count_bytes(texts: Iterable[str]) -> int:
 
 
 def difficulty(texts: Sequence[str]) -> float:
-    """Bits per byte of zstd -19 on a sample spread over the documents: known before any tokenizer is."""
-    sample, size = [], 0
-    stride = max(1, _count_bytes(texts) // (2 * DIFFICULTY_SAMPLE_BYTES))
-    for text in texts[::stride] if len(texts) >= 2 * stride else texts:
-        sample.append(text[: DIFFICULTY_SAMPLE_BYTES - size])
-        size += len(sample[-1])
-        if size >= DIFFICULTY_SAMPLE_BYTES:
-            break
-    return zstd_bits_per_byte(sample).bits_per_byte
+    """Bits per byte of zstd -19 on a megabyte in pieces spread evenly over the text.
+
+    It is known before any tokenizer is, and tells the planner how hard this text is beside others.
+    """
+    data = "\n".join(texts).encode("utf-8", "replace")
+    if len(data) > DIFFICULTY_BYTES:
+        size = DIFFICULTY_BYTES // DIFFICULTY_PIECES
+        starts = [i * (len(data) - size) // (DIFFICULTY_PIECES - 1) for i in range(DIFFICULTY_PIECES)]
+        data = b"".join(data[start : start + size] for start in starts)
+    return zstd_bits_per_byte([data.decode("utf-8", "replace")]).bits_per_byte
 
 
 def _manifest(paths: Sequence[Path], facts: TextFacts, tally: Tally, bundled_text: bool) -> dict[str, Any]:
