@@ -16,12 +16,14 @@ from groundup.accounting.hardware import Machine
 from groundup.accounting.plan import TrainingPlan
 from groundup.device import peak_memory_bytes, release_memory, reset_peak_memory, synchronize
 from groundup.model import Transformer
+from groundup.optim.groups import split_for_muon
 from groundup.train import objectives, precision
 from groundup.train.compiling import compile_blocks
 
 Hook = Callable[[int, Any, train.Run], None]
 EMBEDDING_STD = 0.1
 HEAD_STD = 0.02
+VECTOR_RATE = 0.01
 TRIAL_STEPS = 6
 # Documents shorter than this many contexts are kept apart by the attention mask; in longer ones a boundary is
 # rare, and the plain causal mask is faster.
@@ -62,11 +64,20 @@ def initialise(model: Transformer, seed: int) -> None:
         model.head.weight.mul_(HEAD_STD / model.head.weight.std())
 
 
-def make_optimizer(model: Transformer, made: TrainingPlan) -> optim.Optimizers:
-    """Muon for the blocks' matrices, AdamW for embeddings, head and norms."""
-    return optim.muon_adamw(
-        model, lr=made.adam_rate, muon_lr=made.learning_rate, weight_decay=made.weight_decay, eps=1e-10
+def make_optimizer(model: Transformer, made: TrainingPlan, share: float = 1.0) -> optim.Optimizers:
+    """Muon for the blocks' matrices, AdamW for embeddings, head and norms; rates are `share` of the plan's.
+
+    Only the matrices decay: with AdamW's high rate here, decay would shrink the rows of rare tokens to nothing.
+    """
+    matrices, rest = split_for_muon(model)
+    tables = [p for _, p in rest if p.ndim > 1]
+    vectors = [p for _, p in rest if p.ndim == 1]
+    rate = share * made.adam_rate
+    adamw = optim.AdamW(
+        [{"params": tables}, {"params": vectors, "lr": min(rate, VECTOR_RATE)}], lr=rate, eps=1e-10, weight_decay=0.0
     )
+    muon = optim.Muon(matrices, share * made.learning_rate, weight_decay=made.weight_decay)
+    return optim.Optimizers([muon, adamw])
 
 
 def time_step(session: Session, made: TrainingPlan, seed: int) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from groundup import data, optim, train
 from groundup.accounting.plan import TrainingPlan
 from groundup.build.chat import examples
+from groundup.build.pretrain import make_optimizer
 from groundup.model import Transformer
 from groundup.tokenizer import Tokenizer
 from groundup.train import objectives
@@ -36,10 +37,7 @@ def tune_for_chat(
         made_examples, made.batch_size, made.model.context_length, tokenizer.end_of_text, seed,
         vocab_size=made.model.vocab_size,
     )  # fmt: skip
-    optimizer = optim.muon_adamw(
-        model, lr=RATE_SHARE * made.adam_rate, muon_lr=RATE_SHARE * made.learning_rate,
-        weight_decay=0.0, eps=1e-10,
-    )  # fmt: skip
+    optimizer = make_optimizer(model, made, RATE_SHARE)
     steps = max(1, round(MOST_EPOCHS * source.rows_per_epoch / made.batch_size))
     decay = optim.ClockDecay(min(WARMUP_STEPS, max(1, steps // 4)), decay_fraction=0.5)
     return train.train(
