@@ -65,3 +65,28 @@ def test_mistakes_are_sentences_not_tracebacks(arguments, message, capsys, tmp_p
     assert message in shown.err
     assert "Traceback" not in shown.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_words_may_stand_on_both_sides_of_an_option(monkeypatch):
+    seen = []
+    verb = cli.VERBS["build"]
+    monkeypatch.setitem(cli.VERBS, "build", cli.Verb("", verb.options, lambda options: seen.append(options.files) or 0))
+    assert cli.main(["build", "a.txt", "--budget", "60s", "d_model=64", "--json", "b.txt"]) == 0
+    assert seen == [["a.txt", "d_model=64", "b.txt"]]
+
+
+@pytest.mark.parametrize("arguments", [["build", "a", "--budgt", "9s"], ["report", "a", "--traceback", "b"]])
+def test_words_that_belong_nowhere_are_wrong_use(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_training_that_diverges_ends_in_a_sentence(monkeypatch, capsys):
+    def diverge(options):
+        raise FloatingPointError("step 3: loss nan")
+
+    monkeypatch.setitem(cli.VERBS, "build", cli.Verb("", cli.VERBS["build"].options, diverge))
+    assert cli.main(["build"]) == 1
+    assert "loss nan" in capsys.readouterr().err

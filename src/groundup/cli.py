@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     _refuse_unknown_verb(arguments)
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     if not options.verb:
         _parser().print_help()
         return 2
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
-    except (ValueError, OSError, MemoryError, ImportError) as error:
+    except (ValueError, OSError, MemoryError, ImportError, FloatingPointError) as error:
         if options.traceback:
             raise
         print(f"groundup {options.verb}: error: {describe(error)}", file=sys.stderr)
@@ -57,6 +57,17 @@ def _refuse_unknown_verb(arguments: list[str]) -> None:
 
         print(f"groundup: unknown command {arguments[0]!r}{nearest(arguments[0], VERBS)}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _parse(arguments: list[str]) -> Arguments:
+    """FILES and key=value words may stand before and after options: argparse alone takes one group of them."""
+    parser = _parser()
+    options, late = parser.parse_known_args(arguments)
+    if late and (not hasattr(options, "files") or any(word.startswith("-") for word in late)):
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    if late:
+        options.files += late
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
