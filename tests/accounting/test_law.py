@@ -9,13 +9,19 @@ from groundup.accounting.law import BUILD_LAW, LossLaw
 
 LAW = LossLaw(
     floor=1.0, size_scale=10.0, size_exponent=0.5, data_scale=100.0, data_exponent=0.5, repeat_worth=10.0,
-    reference_zstd=2.0, residual=0.01, fitted_on="a made-up example",
+    reference_zstd=2.0, zstd_exponent=2.0, reference_ngram=1.5, ngram_exponent=0.5, residual=0.01, fitted_on="a made-up example",
 )  # fmt: skip
 
 
 def test_by_hand():
     # 1 + 10 / sqrt(100) + 100 / sqrt(10_000) = 3, on text half as hard: 1.5
-    assert LAW.bits_per_byte(100, 10_000, 1.0, 1.0) == pytest.approx(1.5)
+    assert LAW.bits_per_byte(100, 10_000, 1.0, 0.5) == pytest.approx(1.5)
+
+
+def test_difficulty_by_hand_prefers_the_ngram():
+    assert LAW.difficulty(4.0, None) == pytest.approx(4.0)
+    assert LAW.difficulty(4.0, 6.0) == pytest.approx(2.0)
+    assert LAW.difficulty(2.0, 1.5) == LAW.difficulty(2.0, None) == 1.0
 
 
 def test_repeats_by_hand():
@@ -31,15 +37,13 @@ def test_a_repeat_never_beats_fresh_text_and_never_hurts(epochs):
 
 
 def test_more_of_anything_lowers_the_loss():
-    base = BUILD_LAW.bits_per_byte(1e6, 1e7, 1.0, 2.2)
-    assert BUILD_LAW.bits_per_byte(2e6, 1e7, 1.0, 2.2) < base
-    assert BUILD_LAW.bits_per_byte(1e6, 2e7, 1.0, 2.2) < base
-    assert BUILD_LAW.bits_per_byte(1e6, 1e7, 2.0, 2.2) < base
-    assert BUILD_LAW.bits_per_byte(1e6, 1e7, 1.0, 2.4) > base
-    assert BUILD_LAW.bits_per_byte(1e30, 1e30, 1.0, BUILD_LAW.reference_zstd) == pytest.approx(
-        BUILD_LAW.floor, abs=0.01
-    )
+    base = BUILD_LAW.bits_per_byte(1e6, 1e7, 1.0, 1.0)
+    assert BUILD_LAW.bits_per_byte(2e6, 1e7, 1.0, 1.0) < base
+    assert BUILD_LAW.bits_per_byte(1e6, 2e7, 1.0, 1.0) < base
+    assert BUILD_LAW.bits_per_byte(1e6, 1e7, 2.0, 1.0) < base
+    assert BUILD_LAW.bits_per_byte(1e6, 1e7, 1.0, 1.1) > base
+    assert BUILD_LAW.bits_per_byte(1e30, 1e30, 1.0) == pytest.approx(BUILD_LAW.floor, abs=0.01)
 
 
 def test_no_text_at_all_is_not_a_division_by_zero():
-    assert math.isfinite(replace(LAW).bits_per_byte(1e6, 0, 1.0, 2.0))
+    assert math.isfinite(replace(LAW).bits_per_byte(1e6, 0, 1.0))

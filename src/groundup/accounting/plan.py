@@ -40,12 +40,17 @@ FREE_MEMORY_SHARE = 0.7
 
 @dataclass(frozen=True)
 class TextFacts:
-    """What is known of the text before a tokenizer is trained on it. `zstd_bits_per_byte`: how hard it is."""
+    """What is known of the text. `ngram_bits_per_byte` (a Kneser-Ney 5-gram's, held-out) comes with the tokenizer."""
 
     train_bytes: int
     held_out_bytes: int
     documents: int
     zstd_bits_per_byte: float
+    ngram_bits_per_byte: float | None = None
+
+    @property
+    def difficulty(self) -> float:
+        return BUILD_LAW.difficulty(self.zstd_bits_per_byte, self.ngram_bits_per_byte)
 
 
 @dataclass(frozen=True)
@@ -216,7 +221,7 @@ def worthwhile_epochs(law: LossLaw, facts: TextFacts, parameters: int) -> float:
     """Passes after which more of the same text would lower the predicted loss by less than 0.2 per cent."""
 
     def loss(epochs: float) -> float:
-        return law.bits_per_byte(parameters, facts.train_bytes, epochs, facts.zstd_bits_per_byte)
+        return law.bits_per_byte(parameters, facts.train_bytes, epochs, facts.difficulty)
 
     limit, epochs = loss(1e6) * WORTHWHILE, 1.0
     while loss(epochs) > limit:
@@ -254,7 +259,7 @@ def at_speed(made: TrainingPlan, facts: TextFacts, seconds_per_step: float) -> T
 
 
 def with_bytes_per_token(made: TrainingPlan, facts: TextFacts, bytes_per_token: float) -> TrainingPlan:
-    """The same steps with the measured compression of the trained tokenizer: other passes, another loss per token."""
+    """The same steps with the trained tokenizer's compression (and what `facts` now know): other passes and loss."""
     known = replace(made, bytes_per_token=bytes_per_token)
     return replace(known, **_outcome(known, facts, made.steps))
 
@@ -270,7 +275,7 @@ def fit_to_time(made: TrainingPlan, facts: TextFacts, seconds: float, max_epochs
 def _outcome(made: TrainingPlan, facts: TextFacts, steps: int) -> dict[str, Any]:
     tokens = steps * made.batch_tokens
     epochs = tokens * made.bytes_per_token / facts.train_bytes
-    loss = BUILD_LAW.bits_per_byte(made.parameters, facts.train_bytes, epochs, facts.zstd_bits_per_byte)
+    loss = BUILD_LAW.bits_per_byte(made.parameters, facts.train_bytes, epochs, facts.difficulty)
     return {"steps": steps, "tokens": tokens, "epochs": epochs, "bits_per_byte": loss}
 
 

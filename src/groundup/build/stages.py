@@ -86,7 +86,8 @@ class Stages:
         self.folder.write("baselines.json", measure.baselines(self.shards, self.held_out, self.tokenizer))
 
     def _sharpen(self) -> None:
-        """Put the trained tokenizer into the plan: the vocabulary that the text allowed, the bytes per token."""
+        """Put what was learnt since into the plan: the vocabulary that the text allowed, the bytes per token, and how
+        hard the text is for an n-gram. The predictions of the report are those of this moment, before training."""
         made = self.decision.plan
         shards = data.ShardSet.open(self.shards, verify=False)
         if self.tokenizer.vocab_size < made.model.vocab_size:
@@ -94,6 +95,8 @@ class Stages:
             say(f"note       the text allows a vocabulary of {allowed:,}, not {made.model.vocab_size:,}")
             made = replace(made, model=replace(made.model, vocab_size=self.tokenizer.vocab_size))
             self.decision.session = None
+        ngram = self.folder.read("baselines.json")["kneser_ney_5"]["bits_per_byte"]
+        self.decision.facts = replace(self.decision.facts, ngram_bits_per_byte=ngram)
         made = with_bytes_per_token(made, self.decision.facts, shards.text_bytes / shards.num_tokens)
         self.decision.plan = made
         if not (self.folder.path / "checkpoints").exists():
