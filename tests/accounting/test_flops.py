@@ -5,9 +5,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from groundup import presets
-from groundup.accounting import forward_flops, ledger, training_flops_per_token
+from groundup.accounting import (
+    beside_six_nd,
+    forward_flops,
+    ledger,
+    optimizer_ledger,
+    training_flops_per_token,
+    training_ledger,
+)
 from groundup.accounting.flops import visible_pairs
-from groundup.model import Transformer
+from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig, Transformer
+from groundup.optim import orthogonalize
+from groundup.train import next_token
 from tests.model.variants import VARIANTS
 
 
@@ -33,7 +42,9 @@ def test_gpt2_xl_shape_has_the_published_forward_flops():
     config = presets.llama(
         d_model=1600, num_layers=48, num_heads=25, num_kv_heads=25, d_ff=6400, vocab_size=50257, context_length=1024
     )
-    assert forward_flops(config, seq=1024, causal=False) == pytest.approx(4.513e12, rel=1e-3)
+    per_layer = 2 * 1024 * (4 * 1600**2 + 3 * 1600 * 6400) + 4 * 1024**2 * 1600
+    assert forward_flops(config, seq=1024, causal=False) == 48 * per_layer + 2 * 1024 * 1600 * 50257
+    assert forward_flops(config, seq=1024, causal=False) == 4_513_336_524_800
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
@@ -61,3 +72,76 @@ def test_six_nd_is_the_matmul_part():
     matmul_parameters = sum(p.numel() for p in model.parameters() if p.ndim == 2)
     matmuls = sum(row.flops for row in ledger(config, seq=8) if row.kind == "matmul")
     assert 3 * matmuls == 6 * matmul_parameters * 8
+
+
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+def test_a_training_step_equals_torchs_counter(recompute):
+    """Backward and recomputation too, in a model whose two blocks cost differently."""
+    blocks = tuple(BlockConfig(AttentionConfig(4, kv, 4), MLPConfig(d_ff)) for kv, d_ff in ((4, 24), (1, 40)))
+    config = ModelConfig(vocab_size=50, d_model=16, num_layers=2, blocks=blocks)
+    model = Transformer(config).double()
+    model.compute_dtype, model.recompute = torch.float64, recompute
+    batch = {"tokens": torch.randint(0, 50, (2, 13))}
+    with FlopCounterMode(display=False) as counter:
+        next_token(model, batch).total.backward()
+    rows = training_ledger(config, seq=12, batch=2, causal=False, recomputed_layers=recompute, optimizer=None)
+    assert sum(row.flops for row in rows if row.kind != "elementwise") == counter.get_total_flops()
+
+
+def test_more_layers_recomputed_than_there_are():
+    config = presets.llama(d_model=32, num_layers=2, num_heads=2, vocab_size=64)
+    with pytest.raises(ValueError, match="recomputed_layers=3; expected 0 to 2"):
+        training_ledger(config, 8, recomputed_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("placement", "norms"), [("pre", 2), ("post", 2), ("inner", 2), ("sandwich", 4), ("parallel", 1)]
+)
+def test_as_many_norms_as_the_placement_has(placement, norms):
+    block = BlockConfig(AttentionConfig(2, 2, 4), MLPConfig(16), placement=placement)
+    rows = ledger(ModelConfig(10, 8, 1, (block,)), seq=5)
+    assert next(row.flops for row in rows if row.name == "norm") == norms * 4 * 5 * 8
+
+
+def test_what_only_some_models_compute_has_its_row():
+    def names(**options):
+        block = BlockConfig(AttentionConfig(2, 1, 4, **options), MLPConfig(16))
+        return {row.name: row.flops for row in ledger(ModelConfig(10, 8, 1, (block,)), seq=3)}
+
+    assert names(qk_norm=True)["qk_norm"] == 4 * 3 * (8 + 4)
+    assert names(softcap=5.0)["softcap"] == 3 * 6 * 2
+    assert not {"qk_norm", "softcap"} & names().keys()
+
+
+def test_an_update_by_hand():
+    config = presets.llama(d_model=8, num_layers=1, num_heads=2, d_ff=16, vocab_size=10)
+    count = sum(p.numel() for p in Transformer(config).parameters())
+    assert [row.flops for row in optimizer_ledger(config)] == [14 * count]
+    matrices = 4 * 8 * 8 + 3 * 8 * 16
+    orthogonalized = 5 * (4 * (4 * 8**3 + 2 * 8**3) + 3 * (4 * 8 * 8 * 16 + 2 * 8**3))
+    rows = {row.name: row.flops for row in optimizer_ledger(config, "muon_adamw")}
+    assert rows == {"adamw": 14 * (count - matrices), "muon": 11 * matrices, "orthogonalize": orthogonalized}
+    with pytest.raises(ValueError, match="did you mean 'adamw'"):
+        optimizer_ledger(config, "adam")  # pyright: ignore[reportArgumentType]
+
+
+def test_muons_products_equal_torchs_counter():
+    config = presets.llama(d_model=8, num_layers=2, num_heads=2, d_ff=16, vocab_size=10)
+    matrices = [p for name, p in Transformer(config).named_parameters() if "blocks" in name and p.ndim == 2]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for p in matrices:
+            orthogonalize(p)
+    counted = next(row.flops for row in optimizer_ledger(config, "muon_adamw") if row.name == "orthogonalize")
+    assert counted == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_six_nd_and_all_that_it_leaves_out_are_the_whole_step(tied):
+    config = presets.llama(d_model=64, num_layers=3, num_heads=4, vocab_size=256, tie_embeddings=tied)
+    terms = beside_six_nd(config, 32, 2, recomputed_layers=1, optimizer="muon_adamw")
+    rows = training_ledger(config, 32, 2, recomputed_layers=1, optimizer="muon_adamw")
+    assert sum(terms.values()) == sum(row.flops for row in rows)
+    lookups = sum(p.numel() for name, p in Transformer(config).named_parameters() if "norm" in name)
+    lookups += 0 if tied else 256 * 64
+    assert terms["parameters outside of matmuls"] == -6 * lookups * 64
+    assert terms["attention"] == 3 * 3 * 2 * (2 * 2 * (32 * 33 // 2) * 64)

@@ -9,7 +9,8 @@ from groundup.accounting.law import BUILD_LAW, LossLaw
 
 LAW = LossLaw(
     floor=1.0, size_scale=10.0, size_exponent=0.5, data_scale=100.0, data_exponent=0.5, repeat_worth=10.0,
-    reference_zstd=2.0, zstd_exponent=2.0, reference_ngram=1.5, ngram_exponent=0.5, residual=0.01, fitted_on="a made-up example",
+    reference_zstd=2.0, zstd_exponent=2.0, reference_ngram=1.5, ngram_exponent=0.5, residual=0.01,
+    fitted_on="a made-up example",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The printed summary quotes the ledger, it does not compute its own figures."""
 
 from groundup import presets
-from groundup.accounting import count_parameters, forward_flops, summary
+from groundup.accounting import beside_six_nd, count_parameters, forward_flops, summary
 
 
 def test_summary_quotes_the_ledger():
@@ -10,3 +10,5 @@ def test_summary_quotes_the_ledger():
     assert f"{count_parameters(config).total:,}" in text
     assert f"{forward_flops(config, 16):,}" in text
     assert "% of forward FLOPs" in text
+    terms = beside_six_nd(config, 16)
+    assert all(f"{n:,}" in text for n in (*terms.values(), sum(terms.values())))

@@ -1,6 +1,13 @@
 """Resource accounting: parameters, FLOPs, bytes, and what this machine can do with them."""
 
-from groundup.accounting.flops import forward_flops, ledger, training_flops_per_token
+from groundup.accounting.flops import (
+    beside_six_nd,
+    forward_flops,
+    ledger,
+    optimizer_ledger,
+    training_flops_per_token,
+    training_ledger,
+)
 from groundup.accounting.hardware import Machine, describe_machine, probe
 from groundup.accounting.memory import (
     MemoryLedger,
@@ -16,13 +23,16 @@ __all__ = [
     "MemoryLedger",
     "ParameterCount",
     "activation_bytes",
+    "beside_six_nd",
     "count_parameters",
     "describe_machine",
     "forward_flops",
     "kv_cache_bytes_per_token",
     "ledger",
+    "optimizer_ledger",
     "probe",
     "summary",
     "training_flops_per_token",
+    "training_ledger",
     "training_memory",
 ]

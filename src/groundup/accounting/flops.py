@@ -3,31 +3,45 @@
 "6ND" (six FLOPs per parameter and token) is the sum of the matmul rows below for training: two forward, four
 backward. What it leaves out is listed beside it: attention's scores and values (which grow with the context),
 and the norms, activations and rotations, which cost time but hardly any FLOPs. The embedding is a lookup, not
-a matmul, so its parameters are in N and not in the work, unless they are tied to the head.
+a matmul, so its parameters are in N and not in the work, unless they are tied to the head. `beside_six_nd`
+puts a number on each of these.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig
+from groundup.accounting.params import meta_model
+from groundup.config import nearest
+from groundup.model import PLACEMENTS, AttentionConfig, BlockConfig, MLPConfig, ModelConfig
+from groundup.optim.groups import split_for_muon
 
 Kind = Literal["matmul", "attention", "elementwise"]
+Phase = Literal["forward", "backward", "recompute", "optimizer"]
+OptimizerName = Literal["adamw", "muon_adamw"]
 
 # FLOPs per element of one pass, counting an exponential, a root or a division as one.
 NORM_FLOPS = {"rms": 4, "layer": 7}
 ROPE_FLOPS = 3
 SOFTMAX_FLOPS = 5
 ACTIVATION_FLOPS = 4
+SOFTCAP_FLOPS = 3
+# Per parameter. AdamW: decay 1, first moment 3, second moment 4, denominator 3, step 3. Muon around its
+# orthogonalisation: momentum 3, Nesterov 3, norm 2, decay 1, step 2.
+ADAMW_FLOPS = 14
+MUON_FLOPS = 11
+MUON_ITERATIONS = 5
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One line of the ledger: forward FLOPs of an operation, over all layers in `layers`."""
+    """One line of the ledger: the FLOPs of one operation in one layer (None: outside of the blocks)."""
 
     name: str
     kind: Kind
     flops: int
+    layer: int | None = None
+    phase: Phase = "forward"
 
 
 def ledger(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -> list[Operation]:
@@ -38,15 +52,14 @@ def ledger(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -
     (what torch's FlopCounterMode counts).
     """
     rows = [
-        row
+        replace(row, layer=layer)
         for layer in range(config.num_layers)
-        for row in _block(config.blocks[layer % len(config.blocks)], config.d_model, seq, batch, causal)
+        for row in _block(config.block(layer), config.d_model, seq, batch, causal)
     ]
     tokens = batch * seq
     if config.final_norm:
-        rows.append(
-            Operation("final_norm", "elementwise", NORM_FLOPS[config.blocks[-1].norm] * tokens * config.d_model)
-        )
+        norm = NORM_FLOPS[config.block(config.num_layers - 1).norm]
+        rows.append(Operation("final_norm", "elementwise", norm * tokens * config.d_model))
     rows.append(Operation("head", "matmul", 2 * tokens * config.d_model * config.vocab_size))
     return rows
 
@@ -58,8 +71,9 @@ def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool)
     match block.ffn:
         case MLPConfig():
             yield from _mlp(block.ffn, d_model, batch * seq)
-    norms = 4 if block.placement == "sandwich" else 2
-    yield Operation("norm", "elementwise", norms * NORM_FLOPS[block.norm] * batch * seq * d_model)
+    elements = batch * seq * d_model
+    yield Operation("norm", "elementwise", len(PLACEMENTS[block.placement]) * NORM_FLOPS[block.norm] * elements)
+    yield Operation("residual", "elementwise", 2 * elements)
 
 
 def _attention(mixer: AttentionConfig, d_model: int, seq: int, batch: int, causal: bool) -> Iterator[Operation]:
@@ -68,7 +82,11 @@ def _attention(mixer: AttentionConfig, d_model: int, seq: int, batch: int, causa
     yield Operation("wk", "matmul", 2 * tokens * d_model * kv_width)
     yield Operation("wv", "matmul", 2 * tokens * d_model * kv_width)
     pairs = batch * (visible_pairs(seq, mixer.window) if causal else seq * seq)
+    if mixer.qk_norm:
+        yield Operation("qk_norm", "elementwise", NORM_FLOPS["rms"] * tokens * (width + kv_width))
     yield Operation("scores", "attention", 2 * pairs * width)
+    if mixer.softcap is not None:
+        yield Operation("softcap", "elementwise", SOFTCAP_FLOPS * pairs * mixer.num_heads)
     yield Operation("values", "attention", 2 * pairs * width)
     yield Operation("softmax", "elementwise", SOFTMAX_FLOPS * pairs * mixer.num_heads)
     if mixer.rope is not None:
@@ -79,7 +97,7 @@ def _attention(mixer: AttentionConfig, d_model: int, seq: int, batch: int, causa
 def _mlp(ffn: MLPConfig, d_model: int, tokens: int) -> Iterator[Operation]:
     for name in ("gate", "up", "down") if ffn.gated else ("up", "down"):
         yield Operation(name, "matmul", 2 * tokens * d_model * ffn.d_ff)
-    yield Operation("activation", "elementwise", ACTIVATION_FLOPS * tokens * ffn.d_ff)
+    yield Operation("activation", "elementwise", (ACTIVATION_FLOPS + ffn.gated) * tokens * ffn.d_ff)
 
 
 def visible_pairs(seq: int, window: int | None = None) -> int:
@@ -101,10 +119,82 @@ def forward_flops(config: ModelConfig, seq: int, batch: int = 1, causal: bool = 
 def training_flops_per_token(config: ModelConfig, context_length: int, recomputed_layers: int = 0) -> float:
     """Forward plus backward (twice the forward) FLOPs for one token of a full context, causal count.
 
-    Activation checkpointing repeats the forward of `recomputed_layers` blocks; that is work done but not
-    useful work, so it belongs in HFU and not in MFU: leave it at 0 for MFU.
+    Activation checkpointing repeats the forward of the first `recomputed_layers` blocks; that is work done but
+    not useful work, so it belongs in HFU and not in MFU: leave it at 0 for MFU.
     """
-    forward = forward_flops(config, context_length)
-    head = 2 * context_length * config.d_model * config.vocab_size
-    repeated = (forward - head) * recomputed_layers / config.num_layers
-    return (3 * forward + repeated) / context_length
+    rows = training_ledger(config, context_length, recomputed_layers=recomputed_layers, optimizer=None)
+    return sum(row.flops for row in rows if row.kind != "elementwise") / context_length
+
+
+def training_ledger(
+    config: ModelConfig,
+    seq: int,
+    batch: int = 1,
+    causal: bool = True,
+    *,
+    recomputed_layers: int = 0,
+    optimizer: OptimizerName | None = "adamw",
+) -> list[Operation]:
+    """One optimizer step on `batch` rows: the forward rows, the backward ones, what is recomputed, the update.
+
+    A matmul has two in the backward pass, for the gradient of either factor, and attention's products too: exact.
+    Elementwise operations are counted twice there as a convention. The first `recomputed_layers` blocks run
+    forward once more.
+    """
+    if not 0 <= recomputed_layers <= config.num_layers:
+        raise ValueError(f"recomputed_layers={recomputed_layers}; expected 0 to {config.num_layers}")
+    forward = ledger(config, seq, batch, causal)
+    backward = [replace(row, flops=2 * row.flops, phase="backward") for row in forward]
+    again = [
+        replace(row, phase="recompute") for row in forward if row.layer is not None and row.layer < recomputed_layers
+    ]
+    update = [] if optimizer is None else optimizer_ledger(config, optimizer)
+    return [*forward, *backward, *again, *update]
+
+
+def optimizer_ledger(config: ModelConfig, optimizer: OptimizerName = "adamw") -> list[Operation]:
+    """The FLOPs of one update: elementwise for AdamW; Muon also multiplies matrices (see `optim.muon`).
+
+    Orthogonalising an m x n matrix (m <= n) takes, per iteration, its Gram matrix, the square of that, and their
+    product with the matrix: 4 m^2 n + 2 m^3.
+    """
+    if optimizer not in ("adamw", "muon_adamw"):
+        raise ValueError(f"optimizer {optimizer!r} is unknown{nearest(optimizer, ('adamw', 'muon_adamw'))}")
+    model = meta_model(config)
+    matrices, rest = split_for_muon(model)
+    if optimizer == "adamw":
+        matrices, rest = [], list(model.named_parameters())
+    rows = [Operation("adamw", "elementwise", ADAMW_FLOPS * sum(p.numel() for _, p in rest))]
+    if matrices:
+        shapes = [(min(p.shape), max(p.shape)) for p in matrices]
+        products = MUON_ITERATIONS * sum(4 * m * m * n + 2 * m**3 for m, n in shapes)
+        rows.append(Operation("muon", "elementwise", MUON_FLOPS * sum(p.numel() for p in matrices)))
+        rows.append(Operation("orthogonalize", "matmul", products))
+    return [replace(row, phase="optimizer") for row in rows]
+
+
+def beside_six_nd(
+    config: ModelConfig,
+    seq: int,
+    batch: int = 1,
+    *,
+    recomputed_layers: int = 0,
+    optimizer: OptimizerName | None = "adamw",
+) -> dict[str, int]:
+    """Where "6ND" is wrong for one step, term by term. All terms together are the sum of `training_ledger`.
+
+    N counts every parameter. Tables, gains and biases are in N but no matmul reads them, hence the negative term;
+    everything else is work that N does not see.
+    """
+    rows = training_ledger(config, seq, batch, recomputed_layers=recomputed_layers, optimizer=optimizer)
+    passes = [row for row in rows if row.phase in ("forward", "backward")]
+    six_nd = 6 * sum(p.numel() for p in meta_model(config).parameters()) * batch * seq
+    by_kind = {kind: sum(row.flops for row in passes if row.kind == kind) for kind in ("matmul", "attention")}
+    return {
+        "6ND": six_nd,
+        "parameters outside of matmuls": by_kind["matmul"] - six_nd,
+        "attention": by_kind["attention"],
+        "elementwise": sum(row.flops for row in passes if row.kind == "elementwise"),
+        "recomputation": sum(row.flops for row in rows if row.phase == "recompute"),
+        "optimizer": sum(row.flops for row in rows if row.phase == "optimizer"),
+    }

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from groundup.accounting.flops import forward_flops, ledger, training_flops_per_token
+from groundup.accounting.flops import beside_six_nd, forward_flops, ledger, training_flops_per_token
 from groundup.accounting.memory import kv_cache_bytes_per_token, training_memory
 from groundup.accounting.params import count_parameters
 from groundup.model import ModelConfig
@@ -22,6 +22,8 @@ def summary(config: ModelConfig, context_length: int | None = None, batch: int =
         f"KV cache        {kv_cache_bytes_per_token(config):>18,}  bytes per token (bf16)",
         "",
         *_share_rows(config, seq, batch),
+        "",
+        *_six_nd_rows(config, seq, batch),
     ]
     return "\n".join(lines)
 
@@ -32,3 +34,10 @@ def _share_rows(config: ModelConfig, seq: int, batch: int) -> list[str]:
         flops[row.name] += row.flops
     total = flops.total()
     return [f"{name:<15} {n:>18,}  {100 * n / total:5.1f} % of forward FLOPs" for name, n in flops.most_common()]
+
+
+def _six_nd_rows(config: ModelConfig, seq: int, batch: int) -> list[str]:
+    """One AdamW step against the rule of thumb: each term, and its size beside 6ND."""
+    terms = beside_six_nd(config, seq, batch)
+    rows = [f"{name:<30} {n:>22,}  {100 * n / terms['6ND']:+7.2f} %" for name, n in terms.items()]
+    return [*rows, f"{'one training step':<30} {sum(terms.values()):>22,}  FLOPs"]
