@@ -85,6 +85,14 @@ def fixed_seeds_and_one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def unchecked():
+    """What a user sees, who runs without the type checks of the tests."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY

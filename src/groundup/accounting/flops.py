@@ -139,17 +139,24 @@ def training_ledger(
 
     A matmul has two in the backward pass, for the gradient of either factor, and attention's products too: exact.
     Elementwise operations are counted twice there as a convention. The first `recomputed_layers` blocks run
-    forward once more.
+    forward once more, up to the last thing that their backward pass reads: without a norm after it, what the
+    `down` product makes is not needed again.
     """
     if not 0 <= recomputed_layers <= config.num_layers:
         raise ValueError(f"recomputed_layers={recomputed_layers}; expected 0 to {config.num_layers}")
     forward = ledger(config, seq, batch, causal)
     backward = [replace(row, flops=2 * row.flops, phase="backward") for row in forward]
     again = [
-        replace(row, phase="recompute") for row in forward if row.layer is not None and row.layer < recomputed_layers
+        replace(row, phase="recompute")
+        for row in forward
+        if row.layer is not None and row.layer < recomputed_layers and _is_read_again(row, config.block(row.layer))
     ]
     update = [] if optimizer is None else optimizer_ledger(config, optimizer)
     return [*forward, *backward, *again, *update]
+
+
+def _is_read_again(row: Operation, block: BlockConfig) -> bool:
+    return row.name != "down" or bool({"ffn_post_norm", "ffn_out_norm"} & set(PLACEMENTS[block.placement]))
 
 
 def optimizer_ledger(config: ModelConfig, optimizer: OptimizerName = "adamw") -> list[Operation]:
