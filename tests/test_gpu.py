@@ -103,9 +103,9 @@ def test_peak_memory_is_near_the_ledger(record_property):
     torch.cuda.reset_peak_memory_stats()
     fit(model, batches(3, rows=32, config=config), 3)
     measured = torch.cuda.max_memory_allocated() - before
-    predicted = training_memory(config, batch=32, seq=256, dtype=torch.bfloat16).peak
+    predicted = training_memory(config, batch=32, seq=256, dtype=torch.bfloat16, device="cuda").peak
     record_property("measured_over_predicted", measured / predicted)
-    # Flash attention keeps less than the ledger's plain attention; cuBLAS and fragmentation take some more.
+    # cuBLAS and fragmentation take some more than the ledger says, and one micro-batch's gradients come late.
     assert 0.5 < measured / predicted < 1.5
 
 

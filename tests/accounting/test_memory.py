@@ -1,11 +1,13 @@
 """Bytes: hand counts, and activations against what autograd really holds on the CPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from groundup import presets
-from groundup.accounting import activation_bytes, kv_cache_bytes_per_token, training_memory
+from groundup.accounting import activation_bytes, kv_cache_bytes_per_token, least_recompute, training_memory
 from groundup.model import Transformer
 from tests.model.variants import VARIANTS
 
@@ -22,11 +24,10 @@ def test_parameters_gradients_and_adam_states():
     )
 
 
-@pytest.mark.parametrize("name", sorted(VARIANTS))
-def test_activations_counted_on_meta_equal_those_kept_on_cpu(name):
-    config = VARIANTS[name]
+def kept_bytes(config, batch, seq, dtype, recompute: bool | int = False):
+    """What autograd holds on the CPU for a real model."""
     model = Transformer(config)
-    model.compute_dtype = torch.float64  # on both devices the plain path of attention
+    model.compute_dtype, model.recompute = dtype, recompute
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept, alive = {}, []
 
@@ -38,9 +39,33 @@ def test_activations_counted_on_meta_equal_those_kept_on_cpu(name):
         return tensor
 
     with saved_tensors_hooks(pack, lambda t: t):
-        model.hidden(torch.randint(0, config.vocab_size, (2, 12)))
-    counted = activation_bytes(config, 2, 12, torch.float64)
-    assert counted == pytest.approx(sum(kept.values()), rel=0.01)
+        model.hidden(torch.randint(0, config.vocab_size, (batch, seq)))
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_activations_counted_without_storage_equal_those_kept(name):
+    config = VARIANTS[name]
+    for dtype in (torch.float32, torch.bfloat16):  # the fused path of attention, and that of matrix products
+        assert activation_bytes(config, 2, 12, dtype) == kept_bytes(config, 2, 12, dtype)
+
+
+@pytest.mark.parametrize("recompute", [False, True, 1, 3])
+def test_deep_models_and_recomputed_ones_are_counted_exactly(recompute):
+    config = replace(VARIANTS["local_local_global"], num_layers=10)
+    assert activation_bytes(config, 2, 12, torch.float32, recompute) == kept_bytes(
+        config, 2, 12, torch.float32, recompute
+    )
+
+
+def test_the_fewest_recomputed_blocks_that_fit():
+    config = replace(SMALL, num_layers=6)
+    peaks = [training_memory(config, 4, 16, recompute=n).peak for n in range(7)]
+    assert peaks == sorted(peaks, reverse=True)
+    for n, peak in enumerate(peaks):
+        assert least_recompute(config, 4, 16, peak) == peaks.index(peak)
+        assert least_recompute(config, 4, 16, peak - 1) == (n + 1 if n < 6 else None)
+    assert least_recompute(config, 4, 16, 10**12) == 0
 
 
 def test_recomputation_keeps_less():

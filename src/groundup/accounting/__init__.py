@@ -13,6 +13,7 @@ from groundup.accounting.memory import (
     MemoryLedger,
     activation_bytes,
     kv_cache_bytes_per_token,
+    least_recompute,
     training_memory,
 )
 from groundup.accounting.params import ParameterCount, count_parameters
@@ -28,6 +29,7 @@ __all__ = [
     "describe_machine",
     "forward_flops",
     "kv_cache_bytes_per_token",
+    "least_recompute",
     "ledger",
     "optimizer_ledger",
     "probe",

@@ -1,12 +1,16 @@
 """Bytes of a training step: parameters, gradients, optimizer states, activations, and the logits in flight.
 
-Activations are not estimated by formula: the model runs once on the meta device while autograd's
+Activations are not estimated by formula: the model runs once on tensors without storage while autograd's
 saved-tensor hooks add up what the backward pass would keep. So a new layer is counted right from its first day.
+These tensors say that they are on the real device, because kernels choose their path by it: the fused attention
+keeps no scores.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from groundup.accounting.params import meta_model
@@ -19,7 +23,8 @@ LOGIT_COPIES = 3
 
 @dataclass(frozen=True)
 class MemoryLedger:
-    """Bytes by purpose. `peak` is their sum: at the end of the forward pass all of them are alive."""
+    """Bytes by purpose. `peak` is their sum, which is an upper bound: with several micro-batches all of them are
+    alive at the end of a forward pass; with one, gradients come to life while activations are freed."""
 
     parameters: int
     gradients: int
@@ -30,6 +35,7 @@ class MemoryLedger:
 
     @property
     def peak(self) -> int:
+        """All bytes at once."""
         return sum(asdict(self).values())
 
 
@@ -42,11 +48,13 @@ def training_memory(
     optimizer_states: float = 2.0,
     logit_rows: int = 512,
     recompute: bool | int = False,
+    device: torch.device | str = "cpu",
 ) -> MemoryLedger:
     """The ledger of one step with fp32 master weights and compute in `dtype`.
 
     `optimizer_states` is the number of fp32 values that the optimizer keeps per parameter: 2 for AdamW,
-    1 for momentum and Muon. `logit_rows` is the chunk of the fused head and loss.
+    1 for momentum and Muon. `logit_rows` is the chunk of the fused head and loss. `recompute` is the number of
+    blocks (True: all) under activation checkpointing, `device` as for `activation_bytes`.
     """
     model = meta_model(config)
     count = sum(p.numel() for p in model.parameters())
@@ -56,19 +64,39 @@ def training_memory(
         gradients=FP32_BYTES * count,
         optimizer=int(FP32_BYTES * optimizer_states * count),
         cast_weights=dtype.itemsize * cast,
-        activations=activation_bytes(config, batch, seq, dtype, recompute) - dtype.itemsize * cast,
+        activations=activation_bytes(config, batch, seq, dtype, recompute, device) - dtype.itemsize * cast,
         logits=LOGIT_COPIES * FP32_BYTES * min(logit_rows, batch * seq) * config.vocab_size,
     )
 
 
 def activation_bytes(
-    config: ModelConfig, batch: int, seq: int, dtype: torch.dtype, recompute: bool | int = False
+    config: ModelConfig,
+    batch: int,
+    seq: int,
+    dtype: torch.dtype,
+    recompute: bool | int = False,
+    device: torch.device | str = "cpu",
 ) -> int:
-    """Bytes that autograd keeps between forward and backward, cast weights included, parameters not."""
+    """Bytes that autograd keeps between forward and backward, cast weights included, parameters not.
+
+    `device` is where the model would train; nothing is allocated there, but this torch must support it.
+    """
+    rounds, rest = divmod(config.num_layers, len(config.blocks))
+    if rounds <= 2 or not isinstance(recompute, bool):
+        return _kept_bytes(config, batch, seq, dtype, recompute, device)
+    # One more round of the same blocks keeps as much again, and a deep model takes a second to run.
+    one, two = (
+        _kept_bytes(replace(config, num_layers=n * len(config.blocks) + rest), batch, seq, dtype, recompute, device)
+        for n in (1, 2)
+    )
+    return one + (rounds - 1) * (two - one)
+
+
+def _kept_bytes(
+    config: ModelConfig, batch: int, seq: int, dtype: torch.dtype, recompute: bool | int, device: torch.device | str
+) -> int:
     model = meta_model(config)
-    model.compute_dtype = dtype
-    model.recompute = recompute
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    model.compute_dtype, model.recompute = dtype, recompute
     kept: dict[int, int] = {}
     alive = []
 
@@ -79,14 +107,44 @@ def activation_bytes(
             alive.append(tensor)  # or the allocator could give its address to another storage
         return tensor
 
-    tokens = torch.zeros(batch, seq, dtype=torch.long, device="meta")
-    with saved_tensors_hooks(pack, lambda t: t):
-        model.hidden(tokens)
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, p in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=device)))
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
+        with saved_tensors_hooks(pack, lambda t: t):
+            model.hidden(torch.zeros(batch, seq, dtype=torch.long, device=device))
     return sum(kept.values())
 
 
+def least_recompute(
+    config: ModelConfig,
+    batch: int,
+    seq: int,
+    memory_bytes: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    optimizer_states: float = 2.0,
+    logit_rows: int = 512,
+    device: torch.device | str = "cpu",
+) -> int | None:
+    """The fewest blocks to recompute so that a step's peak stays within `memory_bytes`; None when no number does.
+
+    Every recomputed block costs its forward pass once more, so no more than necessary should be.
+    """
+    low, high = 0, config.num_layers
+    while low <= high:
+        blocks = (low + high) // 2
+        needed = training_memory(
+            config, batch, seq, dtype,
+            optimizer_states=optimizer_states, logit_rows=logit_rows, recompute=blocks, device=device,
+        ).peak  # fmt: skip
+        low, high = (low, blocks - 1) if needed <= memory_bytes else (blocks + 1, high)
+    return low if low <= config.num_layers else None
+
+
 def kv_cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> int:
-    """What one more token of context costs in inference, over all layers: 2 L n_kv d_head bytes for attention.
+    """What one more token of context costs in inference: 2 L n_kv d_head numbers of `dtype` for attention.
 
     Counted by running the model on the meta device with a cache that only counts.
     """
