@@ -11,7 +11,7 @@ NOUNS = ["river", "king", "ship", "harvest", "letter", "city", "soldier", "garde
 VERBS = ["found", "left", "praised", "followed", "feared", "remembered", "built", "crossed"]
 SMALL = BuildSettings(
     budget_seconds=60.0, d_model=64, num_layers=1, vocab_size=300, context_length=64, batch_size=8, max_epochs=2.0,
-    compile=False,
+    compile=False, precision="fp32", threads=1,
 )  # fmt: skip
 
 

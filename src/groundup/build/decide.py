@@ -1,7 +1,7 @@
 """From facts to a decision: measure the machine, plan, and time the planned model's step before believing it."""
 
 import time
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from groundup.accounting.hardware import Machine, gemm_rate, probe
 from groundup.accounting.plan import (
     TextFacts,
     TrainingPlan,
-    Wishes,
     at_speed,
     error_of,
     fit_to_time,
@@ -92,7 +91,6 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
     began = time.monotonic() - spent
     use_onednn_fp32()
     machine = fixed(probe(device, min(MOST_PROBE_SECONDS, PROBE_SHARE * settings.budget_seconds)), settings)
-    wishes = Wishes(**{f.name: getattr(settings, f.name) for f in fields(Wishes)})
     preparing = max(LEAST_PREPARE_SECONDS, PREPARE_SECONDS_PER_MB * facts.train_bytes / 1e6)
 
     def left() -> float:
@@ -100,7 +98,7 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
 
     speed = 1.0
     for _ in range(2):
-        ranked = plan(facts, machine, TRAINING_SHARE * left(), wishes, speed)
+        ranked = plan(facts, machine, TRAINING_SHARE * left(), settings, speed)
         session = prepare(ranked[0], machine, settings.seed, worth_compiling(settings))
         measured = time_step(session, ranked[0], settings.seed)
         surprise = ranked[0].seconds_per_step / measured

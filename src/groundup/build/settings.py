@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from groundup.accounting.plan import Wishes
 from groundup.config import override
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -14,8 +15,8 @@ SMALLEST_BUDGET_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class BuildSettings:
-    """None means: let the planner choose."""
+class BuildSettings(Wishes):
+    """What the planner must keep to, and how to run. None means: choose what is best here."""
 
     budget_seconds: float = 600.0
     seed: int = 0
@@ -24,13 +25,6 @@ class BuildSettings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool | None = None
     threads: int | None = None
-    vocab_size: int | None = None
-    d_model: int | None = None
-    num_layers: int | None = None
-    context_length: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    max_epochs: float | None = None
     chat: bool = True
 
     def __post_init__(self) -> None:

@@ -1,0 +1,72 @@
+"""Deciding: the user's choices are kept, the decision survives its file, and too little time is said."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from groundup.accounting.hardware import Machine
+from groundup.accounting.plan import TextFacts
+from groundup.build.decide import decide, decision_from_json, fixed, worth_compiling
+from groundup.build.settings import BuildSettings
+from tests.build.conftest import SMALL
+
+FACTS = TextFacts(train_bytes=60_000, held_out_bytes=10_000, documents=30, zstd_bits_per_byte=2.0)
+MACHINE = Machine("cpu", "some", 1, "bf16", {"bf16 x1": 1e11, "fp32 x1": 5e10}, 1e10, 2**34)
+
+
+@pytest.fixture(scope="module")
+def decision():
+    return decide(FACTS, replace(SMALL, threads=1), torch.device("cpu"), spent=3.0)
+
+
+def test_the_users_choices_are_kept(decision):
+    assert decision.plan.model.d_model == SMALL.d_model
+    assert decision.plan.model.vocab_size == SMALL.vocab_size
+    assert decision.machine.threads == 1
+    assert decision.plan.epochs <= 2.0
+    assert decision.capped
+
+
+def test_predictions_come_from_a_timed_step(decision):
+    assert decision.session is not None
+    assert not decision.session.compiled
+    assert decision.predicted["step_seconds"] > 0
+    assert decision.predicted["peak_memory_bytes"] > 50_000_000  # a process with torch in it, whatever the model
+    assert 3.0 < decision.total_seconds <= SMALL.budget_seconds
+
+
+def test_the_decision_survives_its_file(decision):
+    again = decision_from_json(json.loads(json.dumps(decision.as_json())), device=None)
+    assert again.plan == decision.plan
+    assert again.machine == decision.machine
+    assert again.reserve == decision.reserve
+    assert again.predicted == decision.predicted
+
+
+def test_a_run_does_not_move_to_another_device(decision):
+    stored = json.loads(json.dumps(decision.as_json()))
+    with pytest.raises(ValueError, match="planned for cpu"):
+        decision_from_json(stored, device=torch.device("meta"))
+
+
+def test_too_little_time_is_said():
+    with pytest.raises(ValueError, match="give it more time"):
+        decide(FACTS, replace(SMALL, budget_seconds=30.0), torch.device("cpu"), spent=28.0)
+
+
+def test_fixed_precision_and_threads_are_measured_when_they_were_not():
+    assert fixed(MACHINE, BuildSettings()) == MACHINE
+    forced = fixed(MACHINE, BuildSettings(precision="fp32"))
+    assert forced.precision == "fp32"
+    assert forced.peak_flops == 5e10
+    two = fixed(MACHINE, BuildSettings(threads=2))
+    assert two.threads == torch.get_num_threads() == 2
+    assert two.gemm_flops["bf16 x2"] > 0
+
+
+def test_compiling_pays_only_in_longer_builds():
+    assert worth_compiling(BuildSettings(budget_seconds=60.0)) is False
+    assert worth_compiling(BuildSettings(budget_seconds=600.0)) is None
+    assert worth_compiling(BuildSettings(budget_seconds=60.0, compile=True)) is True

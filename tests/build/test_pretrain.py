@@ -1,0 +1,80 @@
+"""The pretraining stage's parts: a fair start, every parameter in exactly one optimizer, hooks that share steps."""
+
+import math
+
+import pytest
+import torch
+
+from groundup import data
+from groundup.accounting.hardware import Machine
+from groundup.accounting.plan import TextFacts, Wishes, plan
+from groundup.build.pretrain import _hooks, initialise, make_loader, make_optimizer, schedule
+from groundup.model import Transformer
+from groundup.optim import ClockDecay
+from groundup.tokenizer import Tokenizer
+from groundup.train.objectives import next_token
+from tests.build.conftest import story
+
+MACHINE = Machine("cpu", "some", 1, "fp32", {"fp32 x1": 1e11}, 1e10, 2**34)
+FACTS = TextFacts(60_000, 10_000, 30, 2.0)
+PLAN = plan(FACTS, MACHINE, 5.0, Wishes(vocab_size=300, d_model=64, num_layers=2, context_length=32, batch_size=4))[0]
+
+
+@pytest.fixture
+def model():
+    model = Transformer(PLAN.model)
+    initialise(model, seed=1)
+    return model
+
+
+def test_the_first_loss_is_that_of_a_uniform_guess(model):
+    tokens = torch.randint(0, 300, (4, 33))
+    loss = next_token(model, {"tokens": tokens})
+    assert (loss.total / loss.weight).item() == pytest.approx(math.log(300), rel=0.02)
+
+
+def test_initialisation_repeats(model):
+    other = Transformer(PLAN.model)
+    initialise(other, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    initialise(other, seed=2)
+    assert not torch.equal(model.embed.weight, other.embed.weight)
+
+
+def test_every_parameter_has_one_optimizer_and_only_matrices_decay(model):
+    owned = [
+        (id(p), group["weight_decay"]) for group in make_optimizer(model, PLAN).param_groups for p in group["params"]
+    ]
+    assert sorted(i for i, _ in owned) == sorted(id(p) for p in model.parameters())
+    decayed = {i for i, decay in owned if decay}
+    assert decayed == {id(p) for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
+
+
+def test_a_share_lowers_every_rate(model):
+    full, part = make_optimizer(model, PLAN), make_optimizer(model, PLAN, share=0.1)
+    assert all(b["lr"] < a["lr"] for a, b in zip(full.param_groups, part.param_groups, strict=True))
+
+
+def test_hooks_that_come_equally_often_are_all_called():
+    calls = []
+    hooks = _hooks(
+        (5, lambda *a: calls.append("a")), (5, lambda *a: calls.append("b")), (7, lambda *a: calls.append("c"))
+    )
+    assert hooks.keys() == {5, 7}
+    hooks[5](5, None, None)
+    assert calls == ["a", "b"]
+
+
+def test_the_clock_ends_training_unless_the_passes_do():
+    assert isinstance(schedule(PLAN, None), ClockDecay)
+    by_steps = schedule(PLAN, 100)
+    assert by_steps(50) == 1.0
+    assert by_steps(99) < 0.05
+
+
+@pytest.mark.parametrize(("sentences", "masked"), [(4, True), (4000, False)])
+def test_boundaries_are_masked_where_documents_are_short(tmp_path, sentences, masked):
+    documents = [story(i, sentences) for i in range(3)]
+    tokenizer = Tokenizer.train_from_iterator(documents, 300, ["<|endoftext|>"])
+    data.write_shards(documents, tokenizer, tmp_path / "shards")
+    assert make_loader(tmp_path / "shards", PLAN, seed=0).document_masks is masked
