@@ -3,9 +3,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from groundup import presets
+from groundup.accounting import ledger
 from groundup.inference import Engine, SamplingParams
 from groundup.model import CountingCache, LearnedPositions, Transformer
 from groundup.model.pretrained import save_pretrained
@@ -122,6 +124,19 @@ def test_every_token_is_computed_once(engine, model, monkeypatch):
     done = engine.generate([5, 6, 7, 8], GREEDY)
     assert sum(computed) == 4 + len(done.tokens) - 1
     assert computed[0] == 4 and set(computed[1:]) == {1}
+
+
+def test_cached_generation_multiplies_as_much_as_one_causal_pass():
+    """torch's counter against the ledger's causal count; recomputing every prefix would take a multiple."""
+    model, n, endless = new_model(256), 24, Tokenizer.train_from_iterator(["a"], 256, special_tokens=[])
+    model.compute_dtype = torch.float64  # attention as plain matmuls: the counter does not see the fused CPU kernel
+    with FlopCounterMode(display=False) as cached:
+        done = Engine(model, endless).generate([5], GREEDY, max_tokens=n)
+    assert len(done.tokens) == n
+    assert cached.get_total_flops() == sum(row.flops for row in ledger(model.config, n) if row.kind != "elementwise")
+    with FlopCounterMode(display=False) as recomputed:
+        greedy_by_recomputing(model, [5], n)
+    assert recomputed.get_total_flops() > 10 * cached.get_total_flops()
 
 
 def test_cache_bytes_equal_the_formula(model):
