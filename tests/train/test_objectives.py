@@ -56,6 +56,21 @@ def test_a_soft_capped_head_is_capped():
     torch.testing.assert_close(next_token(capped, b).total, expected)
 
 
+def test_z_loss_pulls_the_denominator_towards_one():
+    model, b = tiny_model(), batch(0)
+    with torch.no_grad():
+        model.head_weight.mul_(20)
+    logits = model(b["tokens"][:, :-1])
+    plain, pulled = next_token(model, b), next_token(model, b, z_loss=0.5)
+    torch.testing.assert_close(pulled.total, plain.total + 0.5 * logits.logsumexp(-1).square().sum())
+    for _ in range(20):
+        model.zero_grad()
+        next_token(model, b, z_loss=10.0).total.backward()
+        with torch.no_grad():
+            model.head_weight.sub_(1e-4 * model.head_weight.grad)
+    assert model(b["tokens"][:, :-1]).logsumexp(-1).square().mean() < logits.logsumexp(-1).square().mean()
+
+
 @pytest.mark.parametrize("bad", [-1, 31, -100, 10**9])
 def test_ids_outside_the_vocabulary_are_refused(bad):
     b = batch(0)

@@ -22,11 +22,14 @@ class Loss:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
-def next_token(model: nn.Module, batch: Batch) -> Loss:
+def next_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     """Cross-entropy of each token given those before it, in nats, summed over the batch.
 
     Pretraining and SFT are both this: `mask` (batch, seq + 1) weighs the prediction of each token (its first
     column predicts nothing and is ignored); without one every token weighs 1.
+
+    z_loss: adds z_loss * (log of the softmax's denominator)^2 to each token's loss, which keeps logits from
+    drifting (Chowdhery et al. 2022 use 1e-4); `functools.partial(next_token, z_loss=1e-4)` is an objective.
     """
     tokens = batch["tokens"]
     head: Any = model.head_weight
@@ -37,7 +40,9 @@ def next_token(model: nn.Module, batch: Batch) -> Loss:
     weights = batch["mask"][:, 1:].float() if "mask" in batch else None
     softcap = getattr(getattr(model, "config", None), "logit_softcap", None)
     compiled = bool(getattr(model, "compiled", False))
-    total, weight = linear_cross_entropy(hidden, head, targets, weights, softcap=softcap, compiled=compiled)
+    total, weight = linear_cross_entropy(
+        hidden, head, targets, weights, softcap=softcap, z_loss=z_loss, compiled=compiled
+    )
     return Loss(total, weight)
 
 
