@@ -105,6 +105,21 @@ def test_awkward_lengths_against_torch(seq):
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("seq", [module.LEAST_SPLIT - 1, module.LEAST_SPLIT, module.LEAST_SPLIT + 1])
+@pytest.mark.parametrize("option", ["plain", "window", "softcap"])
+def test_skipping_a_quarter_of_the_square_changes_neither_values_nor_gradients(seq, option):
+    """Without the promise of positions from zero the whole square is multiplied."""
+    q, k, v = random(seq, dtype=torch.float64)
+    upstream = torch.randn_like(q)
+    results = []
+    for hint in (False, True):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = attention(*leaves, counted(seq), counted(seq), causal_from_zero=hint, **OPTIONS[option])
+        results.append([out, *torch.autograd.grad(out, leaves, upstream)])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.usefixtures("path")
 def test_scattered_positions_with_padding_and_gradients():
     """Left padding, holes and unordered keys; padding queries give zeros and no NaN anywhere."""
