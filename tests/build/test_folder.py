@@ -23,6 +23,7 @@ def test_clock_and_stages_survive(tmp_path):
         pass
     with pytest.raises(RuntimeError), folder.stage("train"):
         raise RuntimeError
+    folder.release()
     again = RunFolder.open(folder.path, time.monotonic())
     assert again.done("read")
     assert not again.done("train")
@@ -30,18 +31,64 @@ def test_clock_and_stages_survive(tmp_path):
     assert again.deadline(100) == pytest.approx(time.monotonic() + 95, abs=5)
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from groundup.build.folder import RunFolder
+folder = RunFolder.open(Path(sys.argv[1]), time.monotonic())
+print("in", flush=True)
+time.sleep(60)
+"""
+
+
 def test_a_second_live_process_is_kept_out(tmp_path):
     folder = RunFolder.create(tmp_path / "run", time.monotonic())
     (folder.path / "config.json").write_text("{}")
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
-        (folder.path / "lock").write_text(str(other.pid))
+    folder.release()
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder.path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"in\n"
         with pytest.raises(ValueError, match=f"process {other.pid}"):
             RunFolder.open(folder.path, time.monotonic())
         other.kill()
-    RunFolder.open(folder.path, time.monotonic())
+    again = RunFolder.open(folder.path, time.monotonic())
     assert (folder.path / "lock").read_text() == str(os.getpid())
-    folder.release()
+    again.release()
     assert not (folder.path / "lock").exists()
+
+
+def test_the_lock_of_a_dead_process_keeps_nobody_out_though_its_number_lives_on(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "lock").write_text(str(os.getppid()))
+    RunFolder.open(tmp_path, time.monotonic()).release()
+
+
+def test_two_claims_in_one_process_exclude_each_other(tmp_path):
+    first = RunFolder.create(tmp_path / "run", time.monotonic())
+    with pytest.raises(ValueError, match=f"process {os.getpid()}"):
+        RunFolder.create(tmp_path / "run", time.monotonic())
+    first.release()
+
+
+def test_a_false_start_may_be_begun_again(tmp_path):
+    for name in ("lock", "env.json", ".plan.json.abc.tmp"):
+        (tmp_path / name).write_text("")
+    RunFolder.create(tmp_path, time.monotonic()).release()
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--out .*file"):
+        RunFolder.check_free(tmp_path / place)
+
+
+@pytest.mark.parametrize("state", ["{}", "[]", '{"elapsed_seconds": "x", "stages": []}',
+                                   '{"elapsed_seconds": 1, "stages": [{}]}', "{"])  # fmt: skip
+def test_a_damaged_state_is_a_sentence(tmp_path, state):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "state.json").write_text(state)
+    with pytest.raises(ValueError, match=r"state\.json"):
+        RunFolder.open(tmp_path, time.monotonic())
 
 
 def test_not_a_run(tmp_path):

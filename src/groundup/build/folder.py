@@ -10,11 +10,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from groundup.files import read_json, write_json
 
+try:
+    import fcntl
+except ImportError:  # Windows: two processes are kept apart only by their numbers
+    fcntl = None
+
 STATE_FILE = "state.json"
+# What a build leaves that was killed before it could be gone on with: the next may begin in the same folder.
+FALSE_START = ("lock", "env.json", "plan.json")
 
 
 @dataclass
@@ -35,7 +42,7 @@ class RunFolder:
         self.path = path
         self._started = started
         self._before = 0.0
-        self._claim: Path | None = None
+        self._claim: IO[str] | None = None
         self.stages: list[dict[str, Any]] = []
 
     @classmethod
@@ -50,8 +57,14 @@ class RunFolder:
     @staticmethod
     def check_free(path: Path) -> None:
         """ValueError when `path` cannot become a new run's folder."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ValueError(f"--out {path}: it already holds something; choose another, or --resume {path}")
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--out {path}: a file is there; name a new folder")
+        if path.exists() and not all(_is_false_start(p.name) for p in path.iterdir()):
+            remedy = f", or --resume {path}" if (path / "config.json").exists() else ""
+            raise ValueError(f"--out {path}: it already holds something; choose another{remedy}")
+        above = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise ValueError(f"--out {path}: no folder can be made in {above}; choose another place")
 
     @classmethod
     def open(cls, path: Path, started: float) -> "RunFolder":
@@ -61,22 +74,28 @@ class RunFolder:
         folder = cls(path, started)
         folder.claim()
         if (path / STATE_FILE).exists():
-            state = read_json(path / STATE_FILE)
-            folder._before, folder.stages = float(state["elapsed_seconds"]), list(state["stages"])
+            folder._before, folder.stages = _read_state(path / STATE_FILE)
         return folder
 
     def claim(self) -> None:
-        """Keep a second process out, as long as this one lives."""
+        """Keep a second process out, as long as this one lives (the system lets go of a dead one's lock)."""
         lock = self.path / "lock"
-        if lock.exists() and (owner := lock.read_text().strip()).isdecimal() and _alive(int(owner)):
-            raise ValueError(f"{self.path}: process {owner} is working in it; wait for it or stop it first")
+        claim = open(lock, "a", encoding="utf-8")  # noqa: SIM115
+        if not _take(claim, lock):
+            claim.close()
+            owner = lock.read_text(errors="replace").strip() if lock.exists() else ""
+            raise ValueError(
+                f"{self.path}: process {owner or 'another'} is working in it; wait for it or stop it first"
+            )
         lock.write_text(str(os.getpid()))
-        self._claim = lock
+        self._claim = claim
 
     def release(self) -> None:
         """Let others in again."""
         if self._claim is not None:
-            self._claim.unlink(missing_ok=True)
+            (self.path / "lock").unlink(missing_ok=True)
+            self._claim.close()
+            self._claim = None
 
     @property
     def elapsed(self) -> float:
@@ -117,6 +136,32 @@ def fresh_path(name: str, parent: Path = Path("runs")) -> Path:
     """runs/name, or the first free of runs/name-2, runs/name-3, ..."""
     taken = (parent / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
     return next(path for path in taken if not path.exists())
+
+
+def _is_false_start(name: str) -> bool:
+    return name in FALSE_START or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def _read_state(path: Path) -> tuple[float, list[dict[str, Any]]]:
+    state = read_json(path)
+    try:
+        return float(state["elapsed_seconds"]), [{**stage, "name": str(stage["name"])} for stage in state["stages"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged; expected elapsed_seconds and a list of stages with names") from error
+
+
+def _take(claim: IO[str], lock: Path) -> bool:
+    """Whether this process now holds the open file `claim`, and it is still the one of that name."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.fstat(claim.fileno()).st_nlink > 0
+        except BlockingIOError:
+            return False
+        except OSError:  # a network's file system without locks
+            pass
+    owner = lock.read_text(errors="replace").strip()
+    return not (owner.isdecimal() and _alive(int(owner)))
 
 
 def _alive(process: int) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from groundup.accounting.hardware import describe_machine
 from groundup.accounting.plan import describe
 from groundup.build.decide import Decision, decide, decision_from_json
@@ -51,9 +53,10 @@ def build(
     name = Path(files[0]).name.split(".")[0] if files else "state-of-the-union"
     folder = RunFolder.create(Path(out) if out else fresh_path(name), started)
     say(f"run folder {folder.path}")
-    folder.write("config.json", {"groundup": {"build": to_dict(settings), "data": text.manifest}})
     folder.write("env.json", environment())
     folder.write("plan.json", {**decision.as_json(), "data": text.manifest, "notes": text.notes + decision.notes})
+    # From here on the run can be gone on with: config.json is what --resume asks for.
+    folder.write("config.json", {"groundup": {"build": to_dict(settings), "data": text.manifest}})
     folder.record("plan", folder.elapsed)
     return _finish(Stages(folder, settings, decision, text))
 
@@ -68,15 +71,34 @@ def resume(run: str | Path, *, device: str | None = None, started: float | None 
         say(f"{run} is finished; nothing to do")
         folder.release()
         return folder.read("result.json")
+    try:
+        stages = _stages_of(folder, require_device(device) if device else None)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{run}: its config.json or plan.json is damaged or of another version of groundup "
+            f"({type(error).__name__}: {error}); begin a new run"
+        ) from error
+    say(f"going on with {run} after {folder.elapsed:.0f} s of work: {', '.join(s['name'] for s in folder.stages)} done")
+    return _finish(stages)
+
+
+def _stages_of(folder: RunFolder, device: torch.device | None) -> Stages:
+    """What a run's folder says of settings, plan and text. KeyError and TypeError where that is not whole."""
     stored = folder.read("config.json")["groundup"]
     settings = from_dict(BuildSettings, stored["build"], "config.json: groundup.build")
+    decision = decision_from_json(folder.read("plan.json"), device)
+    require_device(decision.machine.device)
     text = None
     if not folder.done("tokenizer"):
         _check_inputs(stored["data"])
         text = read_text([] if stored["data"]["bundled"] else stored["data"]["inputs"], settings)
-    decision = decision_from_json(folder.read("plan.json"), require_device(device) if device else None)
-    say(f"going on with {run} after {folder.elapsed:.0f} s of work: {', '.join(s['name'] for s in folder.stages)} done")
-    return _finish(Stages(folder, settings, decision, text))
+        for name in ("files", "train_bytes", "held_out_bytes"):
+            if text.manifest[name] != stored["data"][name]:
+                raise ValueError(
+                    f"the text changed since {folder.path} began: {name} {text.manifest[name]:,}, "
+                    f"then {stored['data'][name]:,}; put it back, or begin a new run"
+                )
+    return Stages(folder, settings, decision, text)
 
 
 def _finish(stages: Stages) -> dict[str, Any]:

@@ -1,0 +1,41 @@
+"""Going on with a run whose folder is damaged, or whose text changed: refused in a sentence, never guessed at."""
+
+import shutil
+
+import pytest
+
+from groundup.build import resume
+from groundup.files import read_json, write_json
+
+
+@pytest.fixture
+def planned(finished, tmp_path):
+    """A copy of a finished run that remembers only to have been planned."""
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    state = read_json(run / "state.json")
+    write_json(run / "state.json", {**state, "stages": state["stages"][:1]})
+    return run
+
+
+@pytest.mark.parametrize("name", ["plan.json", "config.json"])
+@pytest.mark.parametrize("content", [{}, [], {"groundup": 1}])
+def test_a_hollow_file_is_named(planned, name, content):
+    write_json(planned / name, content)
+    with pytest.raises(ValueError, match=r"plan\.json"):
+        resume(planned)
+
+
+def test_text_that_grew_is_refused(planned):
+    config = read_json(planned / "config.json")
+    config["groundup"]["data"]["files"] -= 1
+    write_json(planned / "config.json", config)
+    with pytest.raises(ValueError, match="the text changed since"):
+        resume(planned)
+
+
+def test_a_refused_folder_is_free_again(planned):
+    write_json(planned / "plan.json", {})
+    for _ in range(2):
+        with pytest.raises(ValueError, match="begin a new run"):
+            resume(planned)
