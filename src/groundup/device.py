@@ -126,7 +126,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 def release_memory() -> None:
     """Give freed memory back to the system, where its C library can (glibc), so that a next peak is its own."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows has no library without a name
         ctypes.CDLL(None).malloc_trim(0)
 
 

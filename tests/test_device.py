@@ -1,0 +1,79 @@
+"""What a process runs on: named devices are had or refused, switches of torch's global state do what they say."""
+
+import ctypes
+import os
+
+import pytest
+import torch
+
+from groundup import device
+
+
+def test_a_named_device_is_taken_and_an_absent_one_refused(monkeypatch):
+    monkeypatch.setenv("GROUNDUP_DEVICE", "cpu")
+    assert device.default_device() == torch.device("cpu")
+    monkeypatch.setenv("GROUNDUP_DEVICE", "gpu")
+    with pytest.raises(ValueError, match="device 'gpu': expected cpu, mps, cuda or cuda:N"):
+        device.default_device()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device that should be absent")
+def test_no_silent_fallback_from_cuda():
+    with pytest.raises(ValueError, match="device 'cuda:1': this torch .* sees no CUDA GPU; use cpu"):
+        device.require_device("cuda:1")
+
+
+def test_ranks_are_those_that_torchrun_gives(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert (device.rank(), device.world_size()) == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert (device.rank(), device.world_size()) == (2, 4)
+
+
+def test_a_seed_repeats_the_global_draws():
+    device.set_seed(7)
+    first = torch.rand(3)
+    device.set_seed(7)
+    assert torch.equal(torch.rand(3), first)
+    assert not torch.equal(torch.rand(3), first)
+
+
+def test_the_deterministic_switch_refuses_what_has_no_deterministic_form(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        device.deterministic()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        with pytest.raises(RuntimeError, match="deterministic"):
+            torch.zeros(2).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False)
+    finally:
+        device.deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_peak_memory_is_at_least_what_is_held():
+    cpu = torch.device("cpu")
+    device.reset_peak_memory(cpu)
+    held = torch.ones(8_000_000)
+    peak, now = device.peak_memory_bytes(cpu), device.resident_bytes()
+    if not (peak and now):
+        pytest.skip("this system does not say")
+    assert 0.8 * held.nbytes < 0.9 * now < peak
+
+
+def test_releasing_memory_needs_no_glibc(monkeypatch):
+    for error in (OSError, AttributeError, TypeError):
+
+        def refuse(name, error=error):
+            raise error("no C library without a name")
+
+        monkeypatch.setattr(ctypes, "CDLL", refuse)
+        device.release_memory()
+
+
+def test_the_environment_is_enough_to_repeat_a_run():
+    said = device.environment()
+    assert said["versions"]["torch"] == torch.__version__
+    assert said["threads"] == torch.get_num_threads()
+    assert said["cores"] == device.physical_cores() >= 1
