@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from groundup.kernels import apply_rope
-from groundup.model import Layout, Rope
+from groundup.model import Layout, LearnedPositions, Rope
 from groundup.model.position import PositionTable, rotary_tables, sinusoids
 
 
@@ -38,3 +38,14 @@ def test_learned_positions_are_rows_and_padding_is_harmless():
     torch.testing.assert_close(table(torch.tensor([[-1, 0, 3]]))[0, 1:], table.weight[[0, 3]])
     with pytest.raises(IndexError):
         table(torch.tensor([[4]]))
+
+
+@pytest.mark.parametrize("theta", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_rotation_needs_a_positive_base(theta):
+    with pytest.raises(ValueError, match="theta"):
+        Rope(theta)
+
+
+def test_a_table_needs_a_row():
+    with pytest.raises(ValueError, match="max_length=0; expected at least 1"):
+        LearnedPositions(0)

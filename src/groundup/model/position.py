@@ -18,12 +18,20 @@ class Rope:
 
     theta: float = 10_000.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.theta < float("inf"):
+            raise ValueError(f"rotary embedding: theta={self.theta}; expected a positive number, such as 10000")
+
 
 @dataclass(frozen=True)
 class LearnedPositions:
     """A trained vector per position, added to the token embedding (GPT-2)."""
 
     max_length: int
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise ValueError(f"learned positions: max_length={self.max_length}; expected at least 1")
 
 
 @dataclass(frozen=True)
