@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from groundup.data import effective_tokens, repetition_advice
+from groundup.data import effective_tokens
 
 
 def test_up_to_one_epoch_everything_counts():
@@ -23,13 +23,6 @@ def test_more_passes_are_worth_more_but_less_each():
     gains = np.diff(worth)
     assert (gains > 0).all() and (np.diff(gains) <= 1e-12).all()
     assert (worth <= np.arange(100)).all()
-
-
-def test_advice():
-    assert repetition_advice(10**6, 4.0) is None
-    assert "more text would help" in str(repetition_advice(10**6, 8.0))
-    assert "8.0 epochs over 1,000,000 tokens are worth about 6,6" in str(repetition_advice(10**6, 8.0))
-    assert "teach almost nothing" in str(repetition_advice(10**6, 40.0))
 
 
 def test_negative_numbers():

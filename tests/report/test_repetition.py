@@ -2,13 +2,13 @@ import math
 
 import pytest
 
-from groundup.report.repetition import DECAY_PASSES, advice, worth_of_repeats
+from groundup.report.repetition import advice, worth_of_repeats
 
 
 def test_worth_falls_from_one_as_the_formula_says():
-    assert worth_of_repeats(0.3) == worth_of_repeats(1) == 1
+    assert worth_of_repeats(0.0) == worth_of_repeats(0.3) == worth_of_repeats(1) == 1
     for epochs in (2.0, 4.0, 16.0, 60.0):
-        distinct = 1 + DECAY_PASSES * (1 - math.exp(-(epochs - 1) / DECAY_PASSES))
+        distinct = 1 + 15.387756 * (1 - math.exp(-(epochs - 1) / 15.387756))
         assert worth_of_repeats(epochs) == pytest.approx(distinct / epochs)
 
 

@@ -2,7 +2,7 @@
 
 from groundup.data.batch import Batch, to_device
 from groundup.data.conversations import Conversations
-from groundup.data.epochs import effective_tokens, repetition_advice
+from groundup.data.epochs import effective_tokens
 from groundup.data.loader import Loader
 from groundup.data.packing import pack
 from groundup.data.shards import ShardSet, write_shards
@@ -14,7 +14,6 @@ __all__ = [
     "ShardSet",
     "effective_tokens",
     "pack",
-    "repetition_advice",
     "to_device",
     "write_shards",
 ]

@@ -26,18 +26,3 @@ def effective_tokens(unique_tokens: int | float, epochs: int | float) -> float:
         return float(unique_tokens * epochs)
     repetitions = epochs - 1
     return unique_tokens * (1 + REPETITIONS_SCALE * (1 - math.exp(-repetitions / REPETITIONS_SCALE)))
-
-
-def repetition_advice(unique_tokens: int, epochs: int | float) -> str | None:
-    """One sentence on what is lost by repeating; None where the loss is negligible (up to 4 epochs)."""
-    if epochs <= 4:
-        return None
-    worth = effective_tokens(unique_tokens, epochs)
-    share = worth / (unique_tokens * epochs)
-    advice = "more text would help more than more steps"
-    if epochs > 1 + REPETITIONS_SCALE:
-        advice = "further passes teach almost nothing; add text, or train a smaller model for fewer steps"
-    return (
-        f"{epochs:.1f} epochs over {unique_tokens:,} tokens are worth about {worth:,.0f} unique tokens "
-        f"({share:.0%} of what was computed): {advice}"
-    )

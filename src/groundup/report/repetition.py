@@ -1,22 +1,15 @@
 """What repeated passes over the same text are worth, and what to do about it."""
 
-import math
-
-# R*, fitted on models of up to 9 B parameters: the worth of a repeat decays by e with this many passes.
-DECAY_PASSES = 15.387756
+from groundup.data.epochs import effective_tokens
 
 
 def worth_of_repeats(epochs: float) -> float:
-    r"""The share of new text's value that `epochs` passes have: 1 for a first pass, falling after it.
+    """The share of new text's value that `epochs` passes have: 1 for a first pass, falling after it.
 
-    With U distinct tokens and R = epochs - 1 repeats, the tokens seen are worth
-    U + U R* (1 - exp(-R / R*)) distinct ones, R* = 15.39; divided by the U (1 + R) seen.
-    Muennighoff et al. 2023, eq. 5 (arXiv:2305.16264).
+    >>> round(worth_of_repeats(4), 2)
+    0.93
     """
-    if epochs <= 1:
-        return 1.0
-    repeats = epochs - 1
-    return (1 - DECAY_PASSES * math.expm1(-repeats / DECAY_PASSES)) / epochs
+    return effective_tokens(1.0, epochs) / epochs if epochs > 1 else 1.0
 
 
 def advice(epochs: float) -> str:
