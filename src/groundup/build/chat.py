@@ -115,6 +115,9 @@ def _exchange(engine: Engine, params: SamplingParams, turns: Sequence[dict[str, 
     room = engine.context_length - min(params.max_tokens, engine.context_length // 2)
     while len(turns) > 1 and len(render(engine.tokenizer, turns, add_generation_prompt=True)[0]) > room:
         turns = turns[2:]
+    if len(render(engine.tokenizer, turns, add_generation_prompt=True)[0]) >= engine.context_length:
+        print(f"too long: the model reads {engine.context_length} tokens at once; say it shorter", file=sys.stderr)
+        return turns[:-1]
     print("model: ", end="", flush=True)
     answer = ""
     for piece in engine.stream_chat(turns, params):

@@ -21,7 +21,7 @@ from groundup.model.ngram import split_documents
 from groundup.tokenizer import Tokenizer
 
 BASELINE_TOKENS = 8_000_000
-PROMPT_WORDS = 8
+PROMPT_WORDS, PROMPT_CHARACTERS = 8, 80
 SAMPLES = 3
 
 
@@ -45,15 +45,25 @@ def baselines(shards_folder: Path, held_out: Sequence[str], tokenizer: Tokenizer
 
 
 def prompts(held_out: Sequence[str]) -> list[str]:
-    """How held-out documents begin, which the model has not seen; and the empty prompt."""
-    openings = [" ".join(text.split()[:PROMPT_WORDS]) for text in held_out[: SAMPLES - 1]]
-    return [*openings, ""]
+    """How held-out documents begin, which the model has not seen; and the empty prompt.
+
+    Words end at spaces, of which Chinese has none: a prompt is never longer than `PROMPT_CHARACTERS`.
+    """
+    beginnings = [text[: 2 * PROMPT_CHARACTERS] for text in held_out[: SAMPLES - 1]]
+    return [*(" ".join(text.split()[:PROMPT_WORDS])[:PROMPT_CHARACTERS] for text in beginnings), ""]
+
+
+def within(engine: Engine, text: str) -> str:
+    """The beginning of `text` that leaves half the context for an answer."""
+    while len(engine.tokenizer.encode(text)) > engine.context_length // 2:
+        text = text[: len(text) // 2]
+    return text
 
 
 def draw_samples(engine: Engine, held_out: Sequence[str], seed: int, max_tokens: int = 120) -> list[dict[str, Any]]:
     """Seeded continuations at temperature 0.8, as records for `samples/`."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0.8, top_p=0.95, seed=seed)
-    asked = prompts(held_out)
+    asked = [within(engine, prompt) for prompt in prompts(held_out)]
     return [
         {"prompt": prompt, "text": done.text, "temperature": 0.8, "top_p": 0.95, "seed": seed}
         for prompt, done in zip(asked, engine.generate(asked, params), strict=True)
@@ -63,7 +73,7 @@ def draw_samples(engine: Engine, held_out: Sequence[str], seed: int, max_tokens:
 def draw_answers(engine: Engine, held_out: Sequence[str], seed: int, max_tokens: int = 120) -> list[dict[str, Any]]:
     """What the chat model answers to openings of held-out passages."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0.8, top_p=0.95, seed=seed)
-    openings = [opening for opening, _ in passages(held_out[:SAMPLES])][:SAMPLES]
+    openings = [within(engine, opening) for opening, _ in passages(held_out[:SAMPLES])][:SAMPLES]
     answers = [engine.chat([{"role": "user", "content": opening}], params) for opening in openings]
     return [
         {"prompt": opening, "text": done.text, "temperature": 0.8, "top_p": 0.95, "seed": seed, "chat": True}
