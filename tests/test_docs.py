@@ -3,23 +3,14 @@
 import sys
 
 import pytest
-import torch
 
 from tests.test_readme import REPOSITORY, code_blocks
 
 PAGES = sorted(REPOSITORY.joinpath("docs").glob("*.md"))
 
 
-@pytest.fixture
-def as_before():
-    """Planning a build chooses how fp32 is multiplied, for the whole process."""
-    precision = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(precision)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_python_block_of_the_page_runs(page, tmp_path, monkeypatch, as_before):
+def test_every_python_block_of_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = type(sys)(f"docs.{page.stem}")  # a real module, because dataclasses look theirs up
     monkeypatch.setitem(sys.modules, module.__name__, module)
