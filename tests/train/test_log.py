@@ -3,11 +3,12 @@ import io
 import json
 import math
 import sys
+import types
 
 import pytest
 
 import groundup.train.log
-from groundup.train import MetricsLog, TensorBoard, WeightsAndBiases, read_metrics
+from groundup.train import MetricsLog, TensorBoard, WeightsAndBiases, read_metrics, replay
 from groundup.train.progress import ProgressLine, format_line
 from groundup.train.run import Run
 from tests.train.small import tiny_run
@@ -109,6 +110,37 @@ def test_tensorboard_writes_its_files(tmp_path):
     sink.write({"step": 1, "loss": 2.0, "epoch": None})
     sink.close()
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_tensorboard_gets_every_number_at_its_step(tmp_path, monkeypatch):
+    calls = []
+
+    class Writer:
+        def __init__(self, folder):
+            calls.append(folder)
+
+        def add_scalar(self, *arguments):
+            calls.append(arguments)
+
+        def close(self):
+            calls.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    sink = TensorBoard(tmp_path)
+    sink.write({"step": 1, "loss": 2.0, "epoch": None})
+    sink.close()
+    assert calls == [str(tmp_path / "tensorboard"), ("loss", 2.0, 1), "closed"]
+
+
+def test_a_run_that_is_there_is_shown_to_a_sink(tmp_path):
+    tiny_run(4, run_dir=tmp_path, log_every=2)
+    sink = Collected()
+    assert replay(tmp_path, sink) == 2
+    assert sink.records == read_metrics(tmp_path) and sink.closed
+    with pytest.raises(RuntimeError, match="still down"):  # named by its user, so its failure is not hidden
+        replay(tmp_path, Broken())
+    with pytest.raises(ValueError, match="no metrics.jsonl"):
+        replay(tmp_path / "elsewhere", sink)
 
 
 def test_wandb_stays_offline(tmp_path, monkeypatch):

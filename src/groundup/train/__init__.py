@@ -6,7 +6,7 @@ from groundup.train.log import MetricsLog, read_metrics
 from groundup.train.loop import train
 from groundup.train.objectives import Loss, next_token
 from groundup.train.run import Run
-from groundup.train.sinks import TensorBoard, WeightsAndBiases
+from groundup.train.sinks import TensorBoard, WeightsAndBiases, replay
 
 __all__ = [
     "Guard",
@@ -20,5 +20,6 @@ __all__ = [
     "objectives",
     "precision",
     "read_metrics",
+    "replay",
     "train",
 ]
