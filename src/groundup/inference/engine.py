@@ -22,11 +22,10 @@ from groundup.inference.sequence import Completion, Sequence
 from groundup.model import Cache, Transformer
 from groundup.model.pretrained import load_pretrained
 from groundup.tokenizer import Tokenizer
-from groundup.tokenizer.chat import render
+from groundup.tokenizer.chat import END_TOKENS, render
 
 Prompt = str | Items[int]
 
-END_TOKENS = ("<|endoftext|>", "<|end|>")
 PREFILL_CHUNK = 1024  # prompt tokens per row and forward pass: bounds the memory that a long prompt takes
 RESERVED = 256  # new tokens per row that a cache has room for at first; it grows when they are used up
 

@@ -24,6 +24,7 @@ from groundup.model.weight_names import (
 )
 from groundup.tensorfile import TensorEntry, read_tensors, validate_header, write_tensors
 from groundup.tokenizer import Tokenizer
+from groundup.tokenizer.chat import END_OF_TEXT, END_TOKENS
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -31,8 +32,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-END_OF_TEXT = "<|endoftext|>"
-END_TOKENS = (END_OF_TEXT, "<|end|>")
 SHOWN = 6  # names per fault in an error message
 
 

@@ -11,8 +11,11 @@ from typing import Any, Protocol
 
 from groundup.config import nearest
 
+END_OF_TEXT = "<|endoftext|>"
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 CONTROL_TOKENS = (USER, ASSISTANT, END)
+END_TOKENS = (END_OF_TEXT, END)
+"""What ends a generation: the end of a document, or of a turn."""
 ROLES = ("system", "user", "assistant")
 
 _TEMPLATE = (
@@ -48,7 +51,7 @@ def chat_template(special_tokens: Iterable[str]) -> str:
     return _TEMPLATE.replace("CONTROL_TOKENS", json.dumps(list(special_tokens), ensure_ascii=False))
 
 
-CHAT_TEMPLATE = chat_template(["<|endoftext|>", *CONTROL_TOKENS])
+CHAT_TEMPLATE = chat_template([END_OF_TEXT, *CONTROL_TOKENS])
 
 
 class ChatTokenizer(Protocol):

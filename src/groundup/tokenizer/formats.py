@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.files import write_atomic, write_json
-from groundup.tokenizer.chat import CONTROL_TOKENS, chat_template
+from groundup.tokenizer.chat import CONTROL_TOKENS, END_OF_TEXT, chat_template
 from groundup.tokenizer.pretokenize import NO_PATTERN, PATTERN_NAMES, PORTABLE_PATTERNS, is_name
 
 MAX_FILE_BYTES = 1 << 26
@@ -147,8 +147,8 @@ def _config(parts: Parts) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 10**30,  # transformers' way to say that there is none
     }
-    if "<|endoftext|>" in parts.special_tokens:
-        config |= {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    if END_OF_TEXT in parts.special_tokens:
+        config |= {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
     if all(token in parts.special_tokens for token in CONTROL_TOKENS):
         config["chat_template"] = chat_template(parts.special_tokens)
     return config

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from groundup.config import nearest
 from groundup.tokenizer import formats
 from groundup.tokenizer.bpe import PieceCache, apply_merges, learn_merges, rank_merges
+from groundup.tokenizer.chat import END_OF_TEXT
 from groundup.tokenizer.counting import PretokenCounter, read_text
 from groundup.tokenizer.pretokenize import Pretokenizer, SpecialSplitter, safe_chunks, well_formed
 from groundup.tokenizer.stream import StreamDecoder
@@ -26,7 +27,6 @@ from groundup.tokenizer.vocabulary import (
 
 logger = logging.getLogger(__name__)
 
-END_OF_TEXT = "<|endoftext|>"
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 _STREAM_CHARACTERS, _STREAM_PIECES = 1 << 14, 1 << 11  # what encode_iterable holds at a time
