@@ -114,6 +114,13 @@ def test_config_imports_only_the_standard_library():
     assert roots <= set(sys.stdlib_module_names)
 
 
+def test_the_map_for_readers_shows_these_layers():
+    page = (PACKAGE.parent.parent / "docs" / "architecture.md").read_text("utf-8")
+    table = page.partition("## Layers")[2].split("```")[1].strip().splitlines()
+    shown = [{word for word in line.split()[1:] if word in RANK} for line in reversed(table)]
+    assert shown == [set(layer) for layer in LAYERS]
+
+
 @pytest.mark.parametrize(
     ("file", "source", "fault"),
     [
