@@ -1,6 +1,7 @@
 """Deciding: the user's choices are kept, the decision survives its file, and too little time is said."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -70,3 +71,11 @@ def test_compiling_pays_only_in_longer_builds():
     assert worth_compiling(BuildSettings(budget_seconds=60.0)) is False
     assert worth_compiling(BuildSettings(budget_seconds=600.0)) is None
     assert worth_compiling(BuildSettings(budget_seconds=60.0, compile=True)) is True
+
+
+@pytest.mark.parametrize("wish", [{"batch_size": 200_000}, {"context_length": 200_000}])
+def test_a_step_longer_than_the_budget_is_refused_before_it_is_tried(wish):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=f"smaller .*{next(iter(wish))}|fits into"):
+        decide(FACTS, replace(SMALL, budget_seconds=30.0, threads=1, **wish), torch.device("cpu"), spent=20.0)
+    assert time.monotonic() - began < 20

@@ -28,9 +28,12 @@ def test_settings_from_words():
     assert settings_from("2m", 7, ["d_model=64"]) == BuildSettings(budget_seconds=120, seed=7, d_model=64)
 
 
-@pytest.mark.parametrize(
-    "bad", [["held_out_fraction=0"], ["max_epochs=0"], ["learning_rate=2"], ["batch_size=-1"], ["vocab_size=x"]]
-)
+BAD = ["held_out_fraction=0", "held_out_fraction=0.6", "max_epochs=0", "max_epochs=NaN", "max_epochs=Infinity",
+       "learning_rate=2", "learning_rate=NaN", "batch_size=-1", "vocab_size=x", "vocab_size=259", "threads=100000",
+       "seed=-1", "seed=9223372036854775808", "budget_seconds=NaN", "budget_seconds=Infinity"]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_values_out_of_range(bad):
-    with pytest.raises(ValueError, match=bad[0].split("=")[0]):
-        settings_from(None, None, bad)
+    with pytest.raises(ValueError, match=bad.split("=")[0]):
+        settings_from(None, None, [bad])

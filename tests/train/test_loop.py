@@ -194,6 +194,17 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, number, caplog):
     assert same_weights(resumed, whole)
 
 
+def test_a_signal_in_the_last_step_is_not_lost(tmp_path):
+    def strike(step, model, run):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    _, _, run = tiny_run(5, every={1: strike}, run_dir=tmp_path)
+    assert run.stopped_by == "interrupt" and run.step == 5
+    _, _, resumed = tiny_run(5, run_dir=tmp_path, resume=True)
+    assert resumed.stopped_by == "steps" and resumed.step == 5
+
+
 def test_a_second_signal_stops_at_once():
     def strike(step, model, run):
         os.kill(os.getpid(), signal.SIGINT)

@@ -29,6 +29,9 @@ SURPRISE = 1.25
 # Of the time left when planning, for ranking shapes before the exact reserve is known.
 TRAINING_SHARE = 0.85
 LEAST_TRAINING_SHARE = 0.1
+# Of the budget, for the steps that time the planned model.
+TRIAL_SHARE = 0.15
+FIXED_SHAPE = ("d_model", "num_layers", "vocab_size", "context_length", "batch_size")
 ENDS_EARLY = 0.97
 # Compiling takes 10 to 25 seconds the first time, and makes a step about 1.5 times as fast.
 LEAST_COMPILED_SECONDS = 150.0
@@ -99,8 +102,10 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
     speed = 1.0
     for _ in range(2):
         ranked = plan(facts, machine, TRAINING_SHARE * left(), settings, speed)
+        if ranked[0].seconds_per_step > left():
+            raise _too_little_time(settings, 0.0)
         session = prepare(ranked[0], machine, settings.seed, worth_compiling(settings))
-        measured = time_step(session, ranked[0], settings.seed)
+        measured = time_step(session, ranked[0], settings.seed, TRIAL_SHARE * settings.budget_seconds)
         surprise = ranked[0].seconds_per_step / measured
         speed *= surprise
         if 1 / SURPRISE < surprise < SURPRISE:
@@ -109,10 +114,7 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
     reserve = reserve_for(timed, facts, settings.budget_seconds, settings.chat)
     available = left() - reserve.total
     if available < LEAST_TRAINING_SHARE * settings.budget_seconds:
-        raise ValueError(
-            f"--budget {settings.budget_seconds:g}s: reading, preparing and measuring leave only "
-            f"{max(0.0, available):.0f} s to train in; give it more time, or less text"
-        )
+        raise _too_little_time(settings, available)
     made = replace(fit_to_time(timed, facts, available, settings.max_epochs), peak_bytes=session.peak_bytes)
     total = settings.budget_seconds - (available - made.train_seconds) - reserve.slack
     return Decision(
@@ -120,6 +122,15 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
         capped=made.train_seconds < ENDS_EARLY * available,
         runners_up=ranked[1:3], notes=_notes(made, machine, session, available), session=session,
     )  # fmt: skip
+
+
+def _too_little_time(settings: BuildSettings, available: float) -> ValueError:
+    chosen = [name for name in FIXED_SHAPE if getattr(settings, name) is not None]
+    smaller = f", or a smaller {' or '.join(chosen)}" if chosen else ""
+    return ValueError(
+        f"--budget {settings.budget_seconds:g}s: reading, preparing and measuring leave only "
+        f"{max(0.0, available):.0f} s to train in; give it more time, or less text{smaller}"
+    )
 
 
 def worth_compiling(settings: BuildSettings) -> bool | None:

@@ -1,6 +1,7 @@
 """The pretraining stage: the planned model, its optimizer and its loader, and the one training loop."""
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -80,10 +81,11 @@ def make_optimizer(model: Transformer, made: TrainingPlan, share: float = 1.0) -
     return optim.Optimizers([muon, adamw])
 
 
-def time_step(session: Session, made: TrainingPlan, seed: int) -> float:
+def time_step(session: Session, made: TrainingPlan, seed: int, patience: float = math.inf) -> float:
     """Median seconds of a training step on made-up tokens. Leaves the model initialised anew.
 
-    The first step compiles; its time is kept in `session.first_step_seconds`, the peak of memory beside it.
+    After `patience` seconds no further step is tried. The first step compiles; its time is kept in
+    `session.first_step_seconds`, the peak of memory beside it.
     """
     release_memory()
     reset_peak_memory(session.device)
@@ -93,7 +95,7 @@ def time_step(session: Session, made: TrainingPlan, seed: int) -> float:
     seconds = []
     for _ in range(TRIAL_STEPS):
         start = time.perf_counter()
-        train.train(
+        run = train.train(
             session.model, [{"tokens": tokens}], objectives.next_token, optimizer, 1,
             micro_batches=made.micro_batches, progress=False,
         )  # fmt: skip
@@ -101,8 +103,12 @@ def time_step(session: Session, made: TrainingPlan, seed: int) -> float:
         seconds.append(time.perf_counter() - start)
     session.first_step_seconds = seconds[0]
     session.peak_bytes = peak_memory_bytes(session.device)
+        if run.stopped_by == "interrupt":
+            raise KeyboardInterrupt
+        if sum(seconds) > patience:
+            break
     initialise(session.model, seed)
-    return statistics.median(seconds[2:])
+    return statistics.median(seconds[2:] or seconds[-1:])
 
 
 def make_loader(folder: Path, made: TrainingPlan, seed: int) -> data.Loader:

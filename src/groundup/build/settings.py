@@ -1,6 +1,7 @@
 """What a person may decide about a build. Everything left open is planned from the machine, the text and the time."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ from groundup.config import override
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 SMALLEST_BUDGET_SECONDS = 30.0
+# 256 bytes, the end of a text, and the three tokens of a conversation.
+LEAST_VOCABULARY = 260
+# OpenMP ends the process without a word when it cannot start them all.
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class BuildSettings(Wishes):
 
     def __post_init__(self) -> None:
         if self.budget_seconds < SMALLEST_BUDGET_SECONDS:
+        for name in ("budget_seconds", "held_out_fraction", "learning_rate", "max_epochs"):
+            if (value := getattr(self, name)) is not None and not math.isfinite(value):
+                raise ValueError(f"{name}={value}: must be a finite number")
             raise ValueError(
                 f"--budget: {self.budget_seconds:g} s is too short to read text, train and measure a model; "
                 f"the smallest budget is {SMALLEST_BUDGET_SECONDS:g}s"
@@ -37,8 +45,16 @@ class BuildSettings(Wishes):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
-        if not 0 < self.held_out_fraction < 0.9:
-            raise ValueError(f"held_out_fraction={self.held_out_fraction}: must lie between 0 and 0.9")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise ValueError(f"threads={self.threads}: must be at most {MOST_THREADS}")
+        if self.vocab_size is not None and self.vocab_size < LEAST_VOCABULARY:
+            raise ValueError(
+                f"vocab_size={self.vocab_size}: must be at least {LEAST_VOCABULARY}: 256 bytes and 4 special tokens"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: must be from 0 to 2^63 - 1")
+        if not 0 < self.held_out_fraction <= 0.5:
+            raise ValueError(f"held_out_fraction={self.held_out_fraction}: must be above 0 and at most 0.5")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate={self.learning_rate}: must lie between 0 and 1")
         if self.max_epochs is not None and self.max_epochs <= 0:

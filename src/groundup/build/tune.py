@@ -40,10 +40,13 @@ def tune_for_chat(
     optimizer = make_optimizer(model, made, RATE_SHARE)
     steps = max(1, round(MOST_EPOCHS * source.rows_per_epoch / made.batch_size))
     decay = optim.ClockDecay(min(WARMUP_STEPS, max(1, steps // 4)), decay_fraction=0.5)
-    return train.train(
+    run = train.train(
         model, source, objectives.next_token, optimizer, steps,
         schedule=decay, deadline=deadline, progress=True, micro_batches=made.micro_batches,
     )  # fmt: skip
+    if run.stopped_by == "interrupt":  # half tuned is not tuned: a resumed build does it again
+        raise KeyboardInterrupt
+    return run
 
 
 def documents_of(shards_folder: Path, tokenizer: Tokenizer, most_tokens: int) -> list[str]:

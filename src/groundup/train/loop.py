@@ -227,10 +227,10 @@ class _Training:
         asked = self.interrupt.requested or (self.stop is not None and self.stop())
         asked_anywhere, *pace = largest_over_ranks([float(asked), *self.pace.measure()], self.device)
         self.pace.agree(*pace)
+        if asked_anywhere:  # before the count: whoever asks during the last step wants what follows to stop too
+            return "interrupt"
         if self.steps is not None and self.run.step + len(self.queue) >= self.steps:
             return "steps"
-        if asked_anywhere:
-            return "interrupt"
         if self.pace.out_of_time():
             return "clock"
         return "data" if self.ended else None
