@@ -50,7 +50,7 @@ def test_activations_counted_without_storage_equal_those_kept(name):
         assert activation_bytes(config, 2, 12, dtype) == kept_bytes(config, 2, 12, dtype)
 
 
-@pytest.mark.parametrize("recompute", [False, True, 1, 3])
+@pytest.mark.parametrize("recompute", [False, True, *range(11)])
 def test_deep_models_and_recomputed_ones_are_counted_exactly(recompute):
     config = replace(VARIANTS["local_local_global"], num_layers=10)
     assert activation_bytes(config, 2, 12, torch.float32, recompute) == kept_bytes(

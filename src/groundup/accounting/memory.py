@@ -81,19 +81,28 @@ def activation_bytes(
 
     `device` is where the model would train; nothing is allocated there, but this torch must support it.
     """
-    rounds, rest = divmod(config.num_layers, len(config.blocks))
-    if rounds <= 2 or not isinstance(recompute, bool):
-        return _kept_bytes(config, batch, seq, dtype, recompute, device)
+    period = len(config.blocks)
+    first = config.num_layers if recompute is True else int(recompute)
+
+    def kept(again: int, plain: int) -> int:
+        """Of a model with so many whole rounds of its blocks recomputed, and not."""
+        blocks = again * period + first % period
+        layers = blocks + plain * period + (config.num_layers - first) % period
+        return _kept_bytes(replace(config, num_layers=layers), batch, seq, dtype, blocks, device)
+
     # One more round of the same blocks keeps as much again, and a deep model takes a second to run.
-    one, two = (
-        _kept_bytes(replace(config, num_layers=n * len(config.blocks) + rest), batch, seq, dtype, recompute, device)
-        for n in (1, 2)
-    )
-    return one + (rounds - 1) * (two - one)
+    again, plain = first // period, (config.num_layers - first) // period
+    one_again, one_plain = min(again, 1), min(plain, 1)
+    total = kept(one_again, one_plain)
+    if again > 1:
+        total += (again - 1) * (kept(2, one_plain) - kept(1, one_plain))
+    if plain > 1:
+        total += (plain - 1) * (kept(one_again, 2) - kept(one_again, 1))
+    return total
 
 
 def _kept_bytes(
-    config: ModelConfig, batch: int, seq: int, dtype: torch.dtype, recompute: bool | int, device: torch.device | str
+    config: ModelConfig, batch: int, seq: int, dtype: torch.dtype, recompute: int, device: torch.device | str
 ) -> int:
     model = meta_model(config)
     model.compute_dtype, model.recompute = dtype, recompute
