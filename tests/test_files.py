@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from groundup import files
+from groundup import cli, files
 
 
 def test_write_atomic_replaces_and_leaves_no_temporary(tmp_path):
@@ -67,3 +67,10 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "x.json", {"a": float("nan")})
     assert files.read_json(tmp_path / "x.json") == {"a": 1}
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="nowhere") as caught, files.naming(tmp_path / "x.bin"):
+        raise OSError(28, "nowhere to write")
+    assert caught.value.filename == str(tmp_path / "x.bin")
+    assert "x.bin: nowhere to write; free some space" in cli.describe(caught.value)

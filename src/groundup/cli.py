@@ -1,6 +1,7 @@
 """The command line: a table of verbs. Nothing heavy is imported until a verb runs, so --help answers at once."""
 
 import argparse
+import errno
 import json
 import sys
 import time
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def describe(error: BaseException) -> str:
     """The error as a sentence for the person who ran the command."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        remedy = "; free some space, then go on" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        return (f"{error.filename}: " if error.filename else "") + error.strerror + remedy
     return str(error) or type(error).__name__
 
 

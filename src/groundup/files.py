@@ -21,9 +21,20 @@ def fsync_directory(path: Path) -> None:
             os.close(handle)
 
 
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an OSError of a write say which file: the system's own (a full disk, a quota) names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Write and fsync, without the rename: for files inside a folder that is renamed as a whole."""
-    with open(path, "wb") as f:
+    with naming(path), open(path, "wb") as f:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())

@@ -81,6 +81,12 @@ def test_a_folder_without_any_document(tmp_path):
         read_documents(tmp_path / "sub")
 
 
+def test_a_link_to_itself_is_said(tmp_path):
+    (tmp_path / "a.txt").symlink_to("a.txt")
+    with pytest.raises(FileNotFoundError, match="a link that leads nowhere"):
+        read_documents(tmp_path / "a.txt")
+
+
 def test_missing_paths_are_errors_at_once(folder):
     with pytest.raises(FileNotFoundError, match=r"a\.json: no such file or folder; did you mean 'a\.jsonl'"):
         read_documents(folder / "a.json")

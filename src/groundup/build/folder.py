@@ -109,6 +109,11 @@ class RunFolder:
     def save_state(self) -> None:
         write_json(self.path / STATE_FILE, {"elapsed_seconds": round(self.elapsed, 3), "stages": self.stages})
 
+    def save_clock(self) -> None:
+        """Save the state during training, which a full disk must not stop (the checkpoints say that it is full)."""
+        with contextlib.suppress(OSError):
+            self.save_state()
+
     def done(self, name: str) -> bool:
         return any(stage["name"] == name for stage in self.stages)
 

@@ -108,8 +108,11 @@ def _finish(stages: Stages) -> dict[str, Any]:
         result = stages.run()
     except KeyboardInterrupt:
         result = {"stopped_by": "interrupt", "run": str(folder.path)}
+    except OSError:
+        say(f"what is done is kept; once the disk takes more: groundup build --resume {folder.path}")
+        raise
     finally:
-        folder.save_state()
+        folder.save_clock()
         folder.release()
     if result.get("stopped_by") == "interrupt":
         say(f"stopped; go on with: groundup build --resume {folder.path}")

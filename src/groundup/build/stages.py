@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from groundup.build.text import Text, load_held_out, save_held_out
 from groundup.build.tune import documents_of, tune_for_chat
 from groundup.device import release_memory, reset_peak_memory
 from groundup.evaluation import bits_per_byte
+from groundup.files import write_atomic
 from groundup.inference import Engine
 from groundup.model import Transformer
 from groundup.model.pretrained import load_pretrained, save_pretrained
@@ -116,7 +118,7 @@ class Stages:
             session, made, machine, self.shards, self.folder.path, seed=seed, deadline=deadline,
             max_steps=made.steps if self.decision.capped else None,
             hook=self._curve(session.device), hook_every=max(1, made.steps // CURVE_POINTS),
-            saved=self.folder.save_state,
+            saved=self.folder.save_clock,
         )  # fmt: skip
         if run.stopped_by == "interrupt":
             return False
@@ -138,8 +140,10 @@ class Stages:
             measured = bits_per_byte(twin, self.tokenizer, texts)
             record = {"step": step, "tokens": run.tokens, "seconds": round(run.seconds, 2),
                       "bits_per_byte": measured.bits_per_byte, "nats_per_token": measured.nats_per_token}  # fmt: skip
-            with open(path, "a", encoding="utf-8") as f:
-                f.write(json.dumps(record) + "\n")
+            try:
+                _add_point(path, record)
+            except OSError as error:
+                say(f"note       the curve lacks step {step} ({error}); training goes on")
 
         return score
 
@@ -222,6 +226,13 @@ class Stages:
 
     def _load(self) -> Transformer:
         return load_pretrained(self.folder.path).to(self.device)
+
+
+def _add_point(path: Path, record: dict[str, Any]) -> None:
+    """Append to a curve. Points of this step or later ones were made by a session that was killed since."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    earlier = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < record["step"]]
+    write_atomic(path, "".join(earlier) + json.dumps(record) + "\n")
 
 
 def _head(texts: Sequence[str], most_bytes: int) -> list[str]:

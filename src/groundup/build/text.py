@@ -11,7 +11,7 @@ from groundup.accounting.plan import TextFacts
 from groundup.build.settings import BuildSettings
 from groundup.corpus import Document, Tally, discover, read_documents, split_held_out
 from groundup.evaluation.baselines import zstd_bits_per_byte
-from groundup.files import sha256
+from groundup.files import sha256, write_atomic
 from groundup.tokenizer import Tokenizer
 
 # Bytes of text per second of budget beyond which no planned model could read, so that they need not be loaded.
@@ -105,9 +105,8 @@ def _manifest(paths: Sequence[Path], facts: TextFacts, tally: Tally, bundled_tex
 
 def save_held_out(path: Path, texts: Sequence[str]) -> None:
     """One JSON record per document, so that later stages and `groundup eval` measure on the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps({"text": t}, ensure_ascii=True) for t in texts)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomic(path, "\n".join(lines) + "\n")
 
 
 def load_held_out(path: Path) -> list[str]:

@@ -133,6 +133,8 @@ def _walk(root: Path) -> list[Path]:
 
 
 def _missing(path: Path) -> str:
+    if path.is_symlink():
+        return f"{printable(str(path))}: a link that leads nowhere"
     parent = path.parent
     if not parent.is_dir():
         return f"{printable(str(path))}: no such file, and no folder {printable(str(parent))}"

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from groundup.corpus import Document, read_documents
-from groundup.files import atomic_directory, read_json, sha256, write_json
+from groundup.files import atomic_directory, naming, read_json, sha256, write_json
 from groundup.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -309,7 +309,8 @@ class _Writer:
                 self._hash, self._written = hashlib.sha256(), 0
             part = ids[: self.shard_tokens - self._written]
             data = part.astype(self.dtype).tobytes()
-            self._file.write(data)
+            with naming(self._file.name):
+                self._file.write(data)
             self._hash.update(data)
             self._written += len(part)
             self.tokens += len(part)
@@ -320,7 +321,8 @@ class _Writer:
     def close(self) -> None:
         if self._file is None:
             return
-        self._file.close()
+        with naming(self._file.name):
+            self._file.close()
         size = self._written * self.dtype.itemsize
         name = Path(self._file.name).name
         self.shards.append({"name": name, "bytes": size, "sha256": self._hash.hexdigest()})
