@@ -58,6 +58,17 @@ def test_deep_models_and_recomputed_ones_are_counted_exactly(recompute):
     )
 
 
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+def test_copies_of_weights_are_those_of_the_head_and_of_kept_blocks(recompute):
+    """The embedding is looked up in float32, and a recomputed block makes its copies anew."""
+    ledger = training_memory(SMALL, 2, 16, torch.bfloat16, recompute=recompute)
+    matrices = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 128  # wq wo, wk wv, gate up down
+    assert ledger.cast_weights == 2 * ((2 - recompute) * matrices + 64 * 32)
+    kept = kept_bytes(SMALL, 2, 16, torch.bfloat16, recompute)
+    assert ledger.activations == kept - 2 * (2 - recompute) * matrices > 0
+    assert training_memory(SMALL, 2, 16, recompute=recompute).cast_weights == 0
+
+
 def test_the_fewest_recomputed_blocks_that_fit():
     config = replace(SMALL, num_layers=6)
     peaks = [training_memory(config, 4, 16, recompute=n).peak for n in range(7)]

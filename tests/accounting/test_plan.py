@@ -76,6 +76,11 @@ def test_memory_splits_the_batch_and_then_drops_the_shape():
     assert roomy.micro_batches == 1
     assert tight.micro_batches > 1
     assert tight.batch_tokens == roomy.batch_tokens
+    single = best(d_model=512, num_layers=8, batch_size=1, context_length=2048)
+    tighter = replace(CPU, memory_bytes=int(single.peak_bytes * 1.2))
+    recomputed = best(d_model=512, num_layers=8, batch_size=1, context_length=2048, machine=tighter)
+    assert single.recompute == 0
+    assert 0 < recomputed.recompute < 8  # as few blocks as it takes
     with pytest.raises(ValueError, match="fits into 0.0 GiB"):
         best(machine=replace(CPU, memory_bytes=1_000_000))
 

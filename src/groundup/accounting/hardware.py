@@ -70,9 +70,7 @@ def choose(rates: dict[str, float]) -> tuple[str, int]:
     ('bf16', 2)
     """
     most = max(int(name.partition(" x")[2]) for name in rates)
-    worth = {
-        name: rate if name.endswith(f" x{most}") else rate / FEWER_THREADS_MARGIN for name, rate in rates.items()
-    }
+    worth = {name: rate if name.endswith(f" x{most}") else rate / FEWER_THREADS_MARGIN for name, rate in rates.items()}
     precision, _, threads = max(worth, key=lambda name: worth[name]).partition(" x")
     return precision, int(threads)
 

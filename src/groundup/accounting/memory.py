@@ -23,8 +23,12 @@ LOGIT_COPIES = 3
 
 @dataclass(frozen=True)
 class MemoryLedger:
-    """Bytes by purpose. `peak` is their sum, which is an upper bound: with several micro-batches all of them are
-    alive at the end of a forward pass; with one, gradients come to life while activations are freed."""
+    """Bytes by purpose.
+
+    `cast_weights` are the copies in the compute type that the backward pass reads: of the head, and of blocks
+    that are not recomputed. `peak` is the sum, an upper bound: with several micro-batches everything is alive at
+    the end of a forward pass; with one, gradients come to life while activations are freed.
+    """
 
     parameters: int
     gradients: int
@@ -58,13 +62,15 @@ def training_memory(
     """
     model = meta_model(config)
     count = sum(p.numel() for p in model.parameters())
-    cast = 0 if dtype == torch.float32 else sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    first_kept = config.num_layers if recompute is True else int(recompute)
+    copies = 0 if dtype == torch.float32 else dtype.itemsize
+    blocks = copies * sum(p.numel() for block in model.blocks[first_kept:] for p in block.parameters() if p.ndim > 1)
     return MemoryLedger(
         parameters=FP32_BYTES * count,
         gradients=FP32_BYTES * count,
         optimizer=int(FP32_BYTES * optimizer_states * count),
-        cast_weights=dtype.itemsize * cast,
-        activations=activation_bytes(config, batch, seq, dtype, recompute, device) - dtype.itemsize * cast,
+        cast_weights=blocks + copies * model.head_weight.numel(),
+        activations=activation_bytes(config, batch, seq, dtype, recompute, device) - blocks,
         logits=LOGIT_COPIES * FP32_BYTES * min(logit_rows, batch * seq) * config.vocab_size,
     )
 

@@ -5,6 +5,7 @@ often that repeats the text, asks the loss law, and keeps the best. Where text i
 compute-optimal shape; where it is scarce the law's repeat term makes smaller shapes and fewer passes win.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import torch
 from groundup.accounting.flops import training_flops_per_token
 from groundup.accounting.hardware import Machine
 from groundup.accounting.law import BUILD_LAW, LossLaw
-from groundup.accounting.memory import training_memory
+from groundup.accounting.memory import least_recompute, training_memory
 from groundup.accounting.params import count_parameters
 from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig, Rope
 
@@ -35,6 +36,9 @@ EFFICIENCY = ((64, 0.12), (128, 0.30), (256, 0.55), (512, 0.65), (1024, 0.70))
 
 EAGER_SHARE = 0.6
 WORTHWHILE = 1.002
+KEPT_PLANS = 3
+# fp32 weights and gradients, and AdamW's two moments: below this no micro-batch helps.
+BYTES_PER_PARAMETER = 16
 FREE_MEMORY_SHARE = 0.7
 
 
@@ -70,6 +74,7 @@ class Wishes:
 class TrainingPlan:
     """Everything that a run needs to begin, and what is expected of it.
 
+    recompute: blocks whose activations are computed again in the backward pass, to fit into memory.
     learning_rate: of the hidden matrices (Muon); adam_rate: of embeddings, head and norms (AdamW).
     seconds_per_step, tokens, epochs, bits_per_byte: predictions.
     """
@@ -77,6 +82,7 @@ class TrainingPlan:
     model: ModelConfig
     batch_size: int
     micro_batches: int
+    recompute: int
     learning_rate: float
     adam_rate: float
     weight_decay: float
@@ -105,23 +111,22 @@ class TrainingPlan:
 def plan(
     facts: TextFacts, machine: Machine, seconds: float, wishes: Wishes | None = None, speed: float = 1.0
 ) -> list[TrainingPlan]:
-    """Plans for `seconds` of training on this machine, the best first.
+    """The best plans for `seconds` of training on this machine that fit into its memory, the very best first.
 
     speed: measured over assumed speed, once a step has been timed.
     Raises ValueError when a wish cannot be granted, or no shape fits into memory.
     """
     wishes = wishes or Wishes()
-    candidates = [
-        made
-        for d_model, layers in _shapes(wishes)
-        if (made := _plan_shape(d_model, layers, facts, machine, seconds, wishes, speed))
-    ]
-    if not candidates:
+    made = [_plan_shape(d, layers, facts, machine, seconds, wishes, speed) for d, layers in _shapes(wishes)]
+    ranked = sorted(made, key=lambda p: p.bits_per_byte)
+    fitting = (fitted for p in ranked if (fitted := _fit_memory(p, machine)))
+    best = list(itertools.islice(fitting, KEPT_PLANS))
+    if not best:
         raise ValueError(
             f"no planned model fits into {machine.memory_bytes / 2**30:.1f} GiB of free memory; free some, "
             "or set d_model, num_layers and batch_size to something small"
         )
-    return sorted(candidates, key=lambda p: p.bits_per_byte)
+    return best
 
 
 def _shapes(wishes: Wishes) -> Iterator[tuple[int, int]]:
@@ -139,7 +144,7 @@ def _plan_shape(
     seconds: float,
     wishes: Wishes,
     speed: float,
-) -> TrainingPlan | None:
+) -> TrainingPlan:
     vocab_size = wishes.vocab_size or vocabulary_for(facts.train_bytes)
     bytes_per_token = guess_bytes_per_token(vocab_size)
     train_tokens = max(2.0, facts.train_bytes / bytes_per_token)
@@ -152,6 +157,7 @@ def _plan_shape(
         model=model,
         batch_size=batch,
         micro_batches=1,
+        recompute=0,
         learning_rate=wishes.learning_rate or MUON_RATE,
         adam_rate=ADAM_RATE * (wishes.learning_rate or MUON_RATE) / MUON_RATE,
         weight_decay=WEIGHT_DECAY,
@@ -167,8 +173,7 @@ def _plan_shape(
         bits_per_byte=math.inf,
         peak_bytes=0,
     )
-    made = fit_to_time(made, facts, seconds, wishes.max_epochs)
-    return _fit_memory(made, machine)
+    return fit_to_time(made, facts, seconds, wishes.max_epochs)
 
 
 MUON_RATE = 0.03
@@ -241,16 +246,29 @@ def _batch(train_tokens: float, context: int, machine: Machine) -> int:
 
 
 def _fit_memory(made: TrainingPlan, machine: Machine) -> TrainingPlan | None:
-    """Cut the batch into as many micro-batches as it takes; None when not even one row fits."""
+    """Cut the batch into as many micro-batches as it takes, then recompute as few blocks as it takes.
+
+    None when not even a single row with every block recomputed fits.
+    """
+    if not machine.memory_bytes:
+        return made
+    limit = int(FREE_MEMORY_SHARE * machine.memory_bytes)
+    if BYTES_PER_PARAMETER * made.parameters > limit:
+        return None
     dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
+    context, device = made.model.context_length, machine.device
     micro = 1
     while micro <= made.batch_size:
         rows = math.ceil(made.batch_size / micro)
-        ledger = training_memory(made.model, rows, made.model.context_length, dtype)
-        if machine.memory_bytes == 0 or ledger.peak < FREE_MEMORY_SHARE * machine.memory_bytes:
-            return replace(made, micro_batches=micro, peak_bytes=ledger.peak)
+        peak = training_memory(made.model, rows, context, dtype, device=device).peak
+        if peak <= limit:
+            return replace(made, micro_batches=micro, peak_bytes=peak)
         micro *= 2
-    return None
+    recompute = least_recompute(made.model, 1, context, limit, dtype, device=device)
+    if recompute is None:
+        return None
+    peak = training_memory(made.model, 1, context, dtype, recompute=recompute, device=device).peak
+    return replace(made, micro_batches=made.batch_size, recompute=recompute, peak_bytes=peak)
 
 
 def at_speed(made: TrainingPlan, facts: TextFacts, seconds_per_step: float) -> TrainingPlan:

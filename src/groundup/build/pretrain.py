@@ -4,7 +4,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from groundup.train import objectives, precision
 from groundup.train.compiling import compile_blocks
 
 Hook = Callable[[int, Any, train.Run], None]
+SINKS = {"tensorboard": train.TensorBoard, "wandb": train.WeightsAndBiases}
 EMBEDDING_STD = 0.1
 HEAD_STD = 0.02
 VECTOR_RATE = 0.01
@@ -52,6 +53,7 @@ def prepare(made: TrainingPlan, machine: Machine, seed: int, compile: bool | Non
     model = Transformer(made.model).to(device)
     initialise(model, seed)
     precision.apply(model, machine.precision)
+    model.recompute = made.recompute
     compiled = compile is not False and compile_blocks(model, required=compile is True)
     return Session(model, device, compiled)
 
@@ -101,12 +103,12 @@ def time_step(session: Session, made: TrainingPlan, seed: int, patience: float =
         )  # fmt: skip
         synchronize(session.device)
         seconds.append(time.perf_counter() - start)
-    session.first_step_seconds = seconds[0]
-    session.peak_bytes = peak_memory_bytes(session.device)
         if run.stopped_by == "interrupt":
             raise KeyboardInterrupt
         if sum(seconds) > patience:
             break
+    session.first_step_seconds = seconds[0]
+    session.peak_bytes = peak_memory_bytes(session.device)
     initialise(session.model, seed)
     return statistics.median(seconds[2:] or seconds[-1:])
 
@@ -134,6 +136,7 @@ def pretrain(
     hook: Hook,
     hook_every: int,
     saved: Callable[[], None],
+    track: Sequence[str] = (),
 ) -> train.Run:
     """Train until the deadline (or `max_steps`, where more passes are not worth it), resuming what is there.
 
@@ -158,6 +161,7 @@ def pretrain(
         flops_per_token=training_flops_per_token(made.model, made.model.context_length),
         peak_flops=machine.peak_flops,
         config={"seed": seed},
+        sinks=[SINKS[name](run_dir) for name in track],
     )
 
 

@@ -31,12 +31,13 @@ class BuildSettings(Wishes):
     compile: bool | None = None
     threads: int | None = None
     chat: bool = True
+    track: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.budget_seconds < SMALLEST_BUDGET_SECONDS:
         for name in ("budget_seconds", "held_out_fraction", "learning_rate", "max_epochs"):
             if (value := getattr(self, name)) is not None and not math.isfinite(value):
                 raise ValueError(f"{name}={value}: must be a finite number")
+        if self.budget_seconds < SMALLEST_BUDGET_SECONDS:
             raise ValueError(
                 f"--budget: {self.budget_seconds:g} s is too short to read text, train and measure a model; "
                 f"the smallest budget is {SMALLEST_BUDGET_SECONDS:g}s"

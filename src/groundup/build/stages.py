@@ -118,7 +118,7 @@ class Stages:
             session, made, machine, self.shards, self.folder.path, seed=seed, deadline=deadline,
             max_steps=made.steps if self.decision.capped else None,
             hook=self._curve(session.device), hook_every=max(1, made.steps // CURVE_POINTS),
-            saved=self.folder.save_clock,
+            saved=self.folder.save_clock, track=self.settings.track,
         )  # fmt: skip
         if run.stopped_by == "interrupt":
             return False
