@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         kernels,
         model,
         optim,
+        parallel,
         presets,
         report,
         tokenizer,
@@ -36,7 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Completion", "Engine", "Loss", "ModelConfig", "Run", "SamplingParams", "Tokenizer", "Transformer",
     "accounting", "bench", "build", "config", "corpus", "data", "device", "evaluation", "inference",
-    "kernels", "model", "objectives", "optim", "presets", "report", "tokenizer", "train",
+    "kernels", "model", "objectives", "optim", "parallel", "presets", "report", "tokenizer", "train",
 ]  # fmt: skip
 
 # The names that live inside a room; every other public name is a room.

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from groundup.accounting.law import BUILD_LAW, LossLaw
+from groundup.accounting.law import BUILD_LAW, MOST_DIFFICULTY, LossLaw
 
 LAW = LossLaw(
     floor=1.0, size_scale=10.0, size_exponent=0.5, data_scale=100.0, data_exponent=0.5, repeat_worth=10.0,
@@ -22,6 +22,8 @@ def test_by_hand():
 def test_difficulty_by_hand_prefers_the_ngram():
     assert LAW.difficulty(4.0, None) == pytest.approx(4.0)
     assert LAW.difficulty(4.0, 6.0) == pytest.approx(2.0)
+    assert LAW.difficulty(200.0, None) == MOST_DIFFICULTY
+    assert LAW.difficulty(0.001, None) == 1 / MOST_DIFFICULTY
     assert LAW.difficulty(2.0, 1.5) == LAW.difficulty(2.0, None) == 1.0
 
 
@@ -48,3 +50,10 @@ def test_more_of_anything_lowers_the_loss():
 
 def test_no_text_at_all_is_not_a_division_by_zero():
     assert math.isfinite(replace(LAW).bits_per_byte(1e6, 0, 1.0))
+
+
+def test_the_interval_widens_with_distance_on_both_sides():
+    near, harder, easier = (BUILD_LAW.error(1.2, d) for d in (1.0, 1.5, 1 / 1.5))
+    assert near == pytest.approx(2 * BUILD_LAW.residual * 1.2)
+    assert harder == pytest.approx(easier)
+    assert harder > 2 * near

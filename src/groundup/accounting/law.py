@@ -16,6 +16,10 @@ training text, and is scored on the same held-out one.
 import math
 from dataclasses import dataclass
 
+# Texts further away than this are extrapolation and nothing else.
+MOST_DIFFICULTY = 4.0
+ERROR_PER_DISTANCE = 5.0
+
 
 @dataclass(frozen=True)
 class LossLaw:
@@ -51,8 +55,14 @@ class LossLaw:
     def difficulty(self, zstd_bits_per_byte: float, ngram_bits_per_byte: float | None) -> float:
         """How much harder a text is than that of the fit, from the better of two estimates that is at hand."""
         if ngram_bits_per_byte is not None:
-            return (ngram_bits_per_byte / self.reference_ngram) ** self.ngram_exponent
-        return (zstd_bits_per_byte / self.reference_zstd) ** self.zstd_exponent
+            ratio, exponent = ngram_bits_per_byte / self.reference_ngram, self.ngram_exponent
+        else:
+            ratio, exponent = zstd_bits_per_byte / self.reference_zstd, self.zstd_exponent
+        return min(max(ratio**exponent, 1 / MOST_DIFFICULTY), MOST_DIFFICULTY)
+
+    def error(self, bits_per_byte: float, difficulty: float) -> float:
+        """Half-width of the interval around a prediction: two residuals, more for texts unlike that of the fit."""
+        return 2 * self.residual * bits_per_byte * (1 + ERROR_PER_DISTANCE * abs(math.log(difficulty)))
 
     def bits_per_byte(self, parameters: float, unique_bytes: float, epochs: float, difficulty: float = 1.0) -> float:
         """Predicted held-out bits per byte."""

@@ -307,7 +307,7 @@ def describe(made: TrainingPlan, facts: TextFacts, runners_up: list[TrainingPlan
         f"vocabulary {model.vocab_size:,}, context {model.context_length}",
         f"training   {made.steps:,} steps of {made.batch_tokens:,} tokens at {1e3 * made.seconds_per_step:.0f} ms: "
         f"{made.tokens:,} tokens in {made.train_seconds:.0f} s, {made.epochs:.1f} passes over the text",
-        f"expected   {made.bits_per_byte:.3f} bits per byte (+- {error_of(made.bits_per_byte):.3f}) on held-out text, "
+        f"expected   {made.bits_per_byte:.3f} bits per byte (+- {error_of(made, facts):.3f}) on held-out text, "
         f"{made.nats_per_token:.2f} nats per token; peak memory {made.peak_bytes / 2**20:,.0f} MiB",
     ]
     for other in runners_up or []:
@@ -318,6 +318,6 @@ def describe(made: TrainingPlan, facts: TextFacts, runners_up: list[TrainingPlan
     return lines
 
 
-def error_of(bits_per_byte: float) -> float:
-    """Half-width of the interval that the law's own residuals give (two of them)."""
-    return 2 * BUILD_LAW.residual * bits_per_byte
+def error_of(made: TrainingPlan, facts: TextFacts) -> float:
+    """Half-width of the interval around the predicted bits per byte."""
+    return BUILD_LAW.error(made.bits_per_byte, facts.difficulty)

@@ -65,7 +65,7 @@ class Decision:
             "tokens_per_second": made.batch_tokens / made.seconds_per_step,
             "peak_memory_bytes": made.peak_bytes,
             "bits_per_byte": made.bits_per_byte,
-            "bits_per_byte_error": error_of(made.bits_per_byte),
+            "bits_per_byte_error": error_of(made, self.facts),
             "nats_per_token": made.nats_per_token,
             "bytes_per_token": made.bytes_per_token,
         }

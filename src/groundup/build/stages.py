@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from groundup import data, train
+from groundup.accounting.params import count_parameters
 from groundup.accounting.plan import with_bytes_per_token
 from groundup.build import measure
 from groundup.build.decide import Decision, worth_compiling
@@ -95,7 +96,8 @@ class Stages:
         if self.tokenizer.vocab_size < made.model.vocab_size:
             allowed = self.tokenizer.vocab_size
             say(f"note       the text allows a vocabulary of {allowed:,}, not {made.model.vocab_size:,}")
-            made = replace(made, model=replace(made.model, vocab_size=self.tokenizer.vocab_size))
+            model = replace(made.model, vocab_size=allowed)
+            made = replace(made, model=model, parameters=count_parameters(model).total)
             self.decision.session = None
         ngram = self.folder.read("baselines.json")["kneser_ney_5"]["bits_per_byte"]
         self.decision.facts = replace(self.decision.facts, ngram_bits_per_byte=ngram)

@@ -19,7 +19,7 @@ READ_BYTES_PER_SECOND = 150_000
 # A megabyte measures a loss to a fraction of a per cent; scoring more only takes time.
 MOST_HELD_OUT_BYTES = 1_000_000
 DIFFICULTY_BYTES, DIFFICULTY_PIECES = 1 << 20, 16
-HASHED_INPUTS = 200
+HASHED_INPUTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _up_to(documents: Iterator[Document], limit: int) -> tuple[list[Document], b
     kept, size = [], 0
     for document in documents:
         kept.append(document)
-        size += len(document.text)
+        size += len(document.text.encode("utf-8", "replace"))
         if size >= limit:
             return kept, next(documents, None) is None
     return kept, True
