@@ -74,3 +74,8 @@ def test_a_full_disk_names_the_file(tmp_path):
         raise OSError(28, "nowhere to write")
     assert caught.value.filename == str(tmp_path / "x.bin")
     assert "x.bin: nowhere to write; free some space" in cli.describe(caught.value)
+
+
+def test_a_full_disk_is_told_from_a_missing_file():
+    assert files.is_full(OSError("a.safetensors: Error while serializing: No space left on device (os error 28)"))
+    assert not files.is_full(FileNotFoundError(2, "No such file or directory"))

@@ -1,7 +1,6 @@
 """The command line: a table of verbs. Nothing heavy is imported until a verb runs, so --help answers at once."""
 
 import argparse
-import errno
 import json
 import sys
 import time
@@ -47,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def describe(error: BaseException) -> str:
     """The error as a sentence for the person who ran the command."""
-    if isinstance(error, OSError) and error.strerror:
-        remedy = "; free some space, then go on" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
-        return (f"{error.filename}: " if error.filename else "") + error.strerror + remedy
+    if isinstance(error, OSError):
+        from groundup.files import is_full
+
+        text = (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
+        return text + ("; free some space, then go on" if is_full(error) else "")
     return str(error) or type(error).__name__
 
 

@@ -1,6 +1,7 @@
 """Writing files so that what has its final name is whole: temporary name, fsync, rename, fsync of the folder."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,11 @@ def fsync_directory(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk, a quota or a limit on file sizes took no more. The safetensors library only says so in words."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,18 @@ def test_text_that_grew_is_refused(planned):
         resume(planned)
 
 
+def test_a_run_without_time_and_without_a_checkpoint_is_not_called_trained(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    state = read_json(run / "state.json")
+    write_json(run / "state.json", {"elapsed_seconds": 1e6, "stages": state["stages"][:3]})
+    assert state["stages"][3]["name"] == "pretrain"
+    for file in (run / "checkpoints").glob("step-*/state.json"):
+        file.write_text("{}")
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        resume(run)
+
+
 def test_a_refused_folder_is_free_again(planned):
     write_json(planned / "plan.json", {})
     for _ in range(2):

@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
+from groundup import presets
 from groundup.accounting.flops import training_flops_per_token
 from groundup.accounting.hardware import Machine
 from groundup.accounting.law import BUILD_LAW, LossLaw
 from groundup.accounting.memory import least_recompute, training_memory
 from groundup.accounting.params import count_parameters
-from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig, Rope
+from groundup.model import ModelConfig
 
 D_HEAD = 64
-NORM_EPS = 1e-6
+ROPE_THETA = 10_000.0
 SHAPES = (
     (128, 2), (128, 4), (192, 4), (256, 4), (256, 6), (320, 6), (384, 6), (384, 8), (448, 8), (512, 8), (576, 10),
     (640, 10), (768, 12), (1024, 16), (1280, 20), (1536, 24), (2048, 24),
@@ -190,16 +191,10 @@ def model_config(d_model: int, num_layers: int, vocab_size: int, context_length:
     heads = max(1, d_model // D_HEAD)
     while d_model % heads or (d_model // heads) % 2:
         heads -= 1
-    mixer = AttentionConfig(heads, heads, d_model // heads, rope=Rope(10_000.0), qk_norm=True)
-    d_ff = 64 * math.ceil(d_model * 8 / 3 / 64)
-    return ModelConfig(
-        vocab_size=vocab_size,
-        d_model=d_model,
-        num_layers=num_layers,
-        blocks=(BlockConfig(mixer, MLPConfig(d_ff)),),
-        context_length=context_length,
-        norm_eps=NORM_EPS,
-    )
+    return presets.qwen3(
+        vocab_size=vocab_size, d_model=d_model, num_layers=num_layers, num_heads=heads,
+        context_length=context_length, rope_theta=ROPE_THETA, tie_embeddings=False,
+    )  # fmt: skip
 
 
 def vocabulary_for(train_bytes: int) -> int:

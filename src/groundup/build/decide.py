@@ -104,8 +104,8 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
         ranked = plan(facts, machine, TRAINING_SHARE * left(), settings, speed)
         if ranked[0].seconds_per_step > left():
             raise _too_little_time(settings, 0.0)
-        session = prepare(ranked[0], machine, settings.seed, worth_compiling(settings))
-        measured = time_step(session, ranked[0], settings.seed, TRIAL_SHARE * settings.budget_seconds)
+        session = prepare(ranked[0], machine, settings.weights_seed, worth_compiling(settings))
+        measured = time_step(session, ranked[0], settings.weights_seed, TRIAL_SHARE * settings.budget_seconds)
         surprise = ranked[0].seconds_per_step / measured
         speed *= surprise
         if 1 / SURPRISE < surprise < SURPRISE:

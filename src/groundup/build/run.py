@@ -20,8 +20,8 @@ from groundup.build.settings import BuildSettings
 from groundup.build.stages import Stages
 from groundup.build.text import Text, read_text
 from groundup.config import from_dict, to_dict
-from groundup.device import default_device, environment, require_device
-from groundup.files import sha256
+from groundup.device import default_device, deterministic, environment, require_device
+from groundup.files import is_full, sha256
 
 
 def build(
@@ -43,6 +43,7 @@ def build(
     settings = settings or BuildSettings()
     if out is not None:
         RunFolder.check_free(Path(out))
+    deterministic(settings.deterministic)
     target = require_device(device) if device else default_device()
     say("reading text")
     text = read_text(files, settings)
@@ -88,6 +89,7 @@ def _stages_of(folder: RunFolder, device: torch.device | None) -> Stages:
     settings = from_dict(BuildSettings, stored["build"], "config.json: groundup.build")
     decision = decision_from_json(folder.read("plan.json"), device)
     require_device(decision.machine.device)
+    deterministic(settings.deterministic)
     text = None
     if not folder.done("tokenizer"):
         _check_inputs(stored["data"])
@@ -108,8 +110,9 @@ def _finish(stages: Stages) -> dict[str, Any]:
         result = stages.run()
     except KeyboardInterrupt:
         result = {"stopped_by": "interrupt", "run": str(folder.path)}
-    except OSError:
-        say(f"what is done is kept; once the disk takes more: groundup build --resume {folder.path}")
+    except OSError as error:
+        if is_full(error):
+            say(f"what is done is kept; once there is space: groundup build --resume {folder.path}")
         raise
     finally:
         folder.save_clock()

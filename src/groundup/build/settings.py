@@ -21,10 +21,17 @@ MOST_THREADS = 1024
 
 @dataclass(frozen=True)
 class BuildSettings(Wishes):
-    """What the planner must keep to, and how to run. None means: choose what is best here."""
+    """What the planner must keep to, and how to run. None means: choose what is best here.
+
+    seed: of the split, the samples, and (unless `init_seed`, `data_seed` say otherwise) weights and data order.
+    deterministic: on a GPU, only algorithms that repeat to the bit (on a CPU they always do, for a thread count).
+    """
 
     budget_seconds: float = 600.0
     seed: int = 0
+    init_seed: int | None = None
+    data_seed: int | None = None
+    deterministic: bool = False
     held_out_fraction: float = 0.05
     text_field: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -52,14 +59,24 @@ class BuildSettings(Wishes):
             raise ValueError(
                 f"vocab_size={self.vocab_size}: must be at least {LEAST_VOCABULARY}: 256 bytes and 4 special tokens"
             )
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed={self.seed}: must be from 0 to 2^63 - 1")
+        for name in ("seed", "init_seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**63:
+                raise ValueError(f"{name}={value}: must be from 0 to 2^63 - 1")
         if not 0 < self.held_out_fraction <= 0.5:
             raise ValueError(f"held_out_fraction={self.held_out_fraction}: must be above 0 and at most 0.5")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate={self.learning_rate}: must lie between 0 and 1")
         if self.max_epochs is not None and self.max_epochs <= 0:
             raise ValueError(f"max_epochs={self.max_epochs}: must be above 0")
+
+    @property
+    def weights_seed(self) -> int:
+        return self.seed if self.init_seed is None else self.init_seed
+
+    @property
+    def order_seed(self) -> int:
+        return self.seed if self.data_seed is None else self.data_seed
 
 
 def parse_seconds(text: str) -> float:

@@ -33,6 +33,7 @@ from groundup.train import precision
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_BYTES = 20_000_000
+LEAST_TRAINING_SHARE = 0.05
 CURVE_POINTS = 8
 CURVE_BYTES = 40_000
 CHAT_TOKENS = 1_000_000
@@ -111,13 +112,14 @@ class Stages:
 
     def pretrain(self) -> bool:
         """Train until the reserve begins, or the passes over the text are done; False when interrupted."""
-        made, machine, seed = self.decision.plan, self.decision.machine, self.settings.seed
-        session = self.decision.session or prepare(made, machine, seed, worth_compiling(self.settings))
+        made, machine, settings = self.decision.plan, self.decision.machine, self.settings
+        session = self.decision.session or prepare(made, machine, settings.weights_seed, worth_compiling(settings))
         deadline = self.folder.deadline(self.settings.budget_seconds - self.decision.reserve.total)
+        self._check_time(deadline - time.monotonic())
         release_memory()
         reset_peak_memory(session.device)
         run = pretrain(
-            session, made, machine, self.shards, self.folder.path, seed=seed, deadline=deadline,
+            session, made, machine, self.shards, self.folder.path, seed=settings.order_seed, deadline=deadline,
             max_steps=made.steps if self.decision.capped else None,
             hook=self._curve(session.device), hook_every=max(1, made.steps // CURVE_POINTS),
             saved=self.folder.save_clock, track=self.settings.track,
@@ -129,6 +131,15 @@ class Stages:
         self.folder.write("training.json", {**run.measured(), "epochs": run.epochs, "stopped_by": run.stopped_by,
                                             "skipped": run.skipped})  # fmt: skip
         return True
+
+    def _check_time(self, left: float) -> None:
+        """ValueError where only an untrained model could come out: the time is used up, and no checkpoint is whole."""
+        checkpoints = self.folder.path / "checkpoints"
+        if left < LEAST_TRAINING_SHARE * self.decision.plan.train_seconds and not train.checkpoint.latest(checkpoints):
+            raise ValueError(
+                f"{self.folder.path}: {max(0.0, left):.0f} s of the budget are left to train in, and there is no whole "
+                "checkpoint to go on from; begin a new run, with more time if this one had too little"
+            )
 
     def _curve(self, device: torch.device) -> train.loop.Hook:
         """A hook that scores the training model on a little held-out text, for the report's curve."""
