@@ -15,26 +15,34 @@ TEXT = (
 )
 
 
-def test_first_sentence_opens_and_the_rest_answers():
+def test_a_sentence_opens_and_the_next_ones_answer():
     pairs = passages([TEXT])
     assert pairs[0] == (
         "The harvest was good this year.",
         "It filled every barn in the valley, and there was much left to sell. The people were glad.",
     )
     assert len(pairs) == 2
+    assert pairs[1][0] == "One two three."
     assert len(pairs[1][1].split()) == 160
 
 
-def test_long_first_sentence_is_opened_in_the_middle():
+def test_a_paragraph_without_end_gives_many_pairs_that_share_nothing():
+    sentences = [f"This is sentence number {i} of a long speech." for i in range(40)]
+    pairs = passages([" ".join(sentences)])
+    assert len(pairs) > 3
+    assert " ".join(f"{opening} {answer}" for opening, answer in pairs) == " ".join(sentences)
+
+
+def test_openings_are_neither_too_long_nor_too_short():
+    long = " ".join(f"w{i}" for i in range(40)) + "."
+    (pair,) = passages([f"Yes. {long} A sentence that can open. And here is what follows it, at some length."])
+    assert pair[0] == "A sentence that can open."
+
+
+def test_text_without_sentences_is_opened_by_its_first_words():
     (pair,) = passages([" ".join(f"w{i}" for i in range(60))])
     assert len(pair[0].split()) == 12
     assert pair[1].startswith("w12 ")
-
-
-def test_answers_end_at_a_sentence_when_one_ends_late_enough():
-    words = "Here is how it opens. " + "word " * 150 + "stops. " + "more " * 50
-    (pair,) = passages([words])
-    assert pair[1].endswith("stops.")
 
 
 @pytest.fixture(scope="module")

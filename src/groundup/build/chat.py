@@ -8,51 +8,49 @@ how a passage opens, and the answer is how it goes on, and where it ends. What i
 import random
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from groundup.inference import Engine, SamplingParams
 from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.chat import render
 
-SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|\n+")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 OPENING_WORDS = (3, 24)
-ANSWER_WORDS = (8, 160)
+ANSWER_WORDS = (8, 80)
 QUIT = ("/exit", "/quit")
 
 
 def passages(documents: Iterable[str]) -> list[tuple[str, str]]:
-    """(opening, continuation) pairs: the first sentence of each paragraph, and the rest of it.
+    """(opening, continuation) pairs: a sentence, and the sentences after it, up to about eighty words.
 
-    A paragraph whose first sentence is too long or too short is opened in the middle of a line instead, or left out.
+    A pair never crosses a blank line. A sentence that is too long or too short to open with is passed over; in a
+    text without sentences the first words of a paragraph are the opening.
     """
-    pairs = []
-    for document in documents:
-        for paragraph in re.split(r"\n\s*\n", document):
-            if pair := _cut(" ".join(paragraph.split())):
-                pairs.append(pair)
-    return pairs
+    return [
+        pair
+        for document in documents
+        for paragraph in re.split(r"\n\s*\n", document)
+        for pair in _pairs([s.split() for s in SENTENCE_END.split(paragraph.strip())])
+    ]
 
 
-def _cut(paragraph: str) -> tuple[str, str] | None:
-    end = SENTENCE_END.search(paragraph)
-    opening, rest = (paragraph[: end.start()], paragraph[end.end() :]) if end else (paragraph, "")
-    words = opening.split()
-    if len(words) > OPENING_WORDS[1]:
-        words = paragraph.split()
-        opening, rest = " ".join(words[: OPENING_WORDS[1] // 2]), " ".join(words[OPENING_WORDS[1] // 2 :])
-    answer = rest.split()
-    if len(words) < OPENING_WORDS[0] or len(answer) < ANSWER_WORDS[0]:
-        return None
-    return opening, _end_at_a_sentence(answer[: ANSWER_WORDS[1]])
-
-
-def _end_at_a_sentence(words: list[str]) -> str:
-    """Cut back to the last full sentence, so that the model learns to stop where people do."""
-    for n in range(len(words), len(words) // 2, -1):
-        if words[n - 1][-1] in ".!?":
-            return " ".join(words[:n])
-    return " ".join(words)
+def _pairs(sentences: list[list[str]]) -> Iterator[tuple[str, str]]:
+    least, most = OPENING_WORDS
+    if len(sentences) == 1 and len(sentences[0]) > most:
+        sentences = [sentences[0][: most // 2], sentences[0][most // 2 :]]
+    at = 0
+    while at < len(sentences) - 1:
+        opening, answer = sentences[at], list(sentences[at + 1])
+        at += 1
+        if not least <= len(opening) <= most:
+            continue
+        at += 1
+        while at < len(sentences) and len(answer) + len(sentences[at]) <= ANSWER_WORDS[1]:
+            answer += sentences[at]
+            at += 1
+        if len(answer) >= ANSWER_WORDS[0]:
+            yield " ".join(opening), " ".join(answer[: 2 * ANSWER_WORDS[1]])
 
 
 def examples(

@@ -23,7 +23,7 @@ from groundup.device import use_onednn_fp32
 
 PROBE_SHARE, MOST_PROBE_SECONDS = 0.02, 3.0
 # Tokenizer and baselines, before pretraining: seconds for each megabyte of training text, and at least.
-PREPARE_SECONDS_PER_MB, LEAST_PREPARE_SECONDS = 1.6, 2.0
+PREPARE_SECONDS_PER_MB, LEAST_PREPARE_SECONDS = 0.5, 2.0
 # Speeds this far from the assumed one can make another shape the best.
 SURPRISE = 1.25
 # Of the time left when planning, for ranking shapes before the exact reserve is known.

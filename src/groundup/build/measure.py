@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from groundup import data
-from groundup.build.chat import passages
+from groundup.build.chat import SENTENCE_END, passages
 from groundup.corpus import read_documents
 from groundup.evaluation import bits_per_byte
 from groundup.evaluation.baselines import (
@@ -45,12 +45,18 @@ def baselines(shards_folder: Path, held_out: Sequence[str], tokenizer: Tokenizer
 
 
 def prompts(held_out: Sequence[str]) -> list[str]:
-    """How held-out documents begin, which the model has not seen; and the empty prompt.
+    """How sentences from the middle of held-out documents begin, which the model has not seen; and the empty prompt.
 
     Words end at spaces, of which Chinese has none: a prompt is never longer than `PROMPT_CHARACTERS`.
     """
-    beginnings = [text[: 2 * PROMPT_CHARACTERS] for text in held_out[: SAMPLES - 1]]
+    beginnings = [_from_the_middle(text)[: 2 * PROMPT_CHARACTERS] for text in held_out[: SAMPLES - 1]]
     return [*(" ".join(text.split()[:PROMPT_WORDS])[:PROMPT_CHARACTERS] for text in beginnings), ""]
+
+
+def _from_the_middle(text: str) -> str:
+    """The second half, from its first full sentence on: documents of one kind tend to begin all alike."""
+    end = SENTENCE_END.search(text, len(text) // 2)
+    return text[end.end() :] if end and end.end() < len(text) else text
 
 
 def within(engine: Engine, text: str) -> str:
@@ -73,7 +79,9 @@ def draw_samples(engine: Engine, held_out: Sequence[str], seed: int, max_tokens:
 def draw_answers(engine: Engine, held_out: Sequence[str], seed: int, max_tokens: int = 120) -> list[dict[str, Any]]:
     """What the chat model answers to openings of held-out passages."""
     params = SamplingParams(max_tokens=max_tokens, temperature=0.8, top_p=0.95, seed=seed)
-    openings = [within(engine, opening) for opening, _ in passages(held_out[:SAMPLES])][:SAMPLES]
+    found = passages(held_out)
+    spread = [found[(2 * i + 1) * len(found) // (2 * SAMPLES)][0] for i in range(SAMPLES if found else 0)]
+    openings = [within(engine, opening) for opening in dict.fromkeys(spread)]
     answers = [engine.chat([{"role": "user", "content": opening}], params) for opening in openings]
     return [
         {"prompt": opening, "text": done.text, "temperature": 0.8, "top_p": 0.95, "seed": seed, "chat": True}

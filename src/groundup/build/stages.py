@@ -178,7 +178,9 @@ class Stages:
         model = self._load()
         model.compute_dtype = precision.DTYPES[self.decision.machine.precision]
         documents = documents_of(self.shards, self.tokenizer, CHAT_TOKENS)
-        deadline = time.monotonic() + self.decision.reserve.chat
+        reserve = self.decision.reserve
+        after = reserve.samples + reserve.report + reserve.slack
+        deadline = min(time.monotonic() + reserve.chat, self.folder.deadline(self.settings.budget_seconds - after))
         run = tune_for_chat(
             model, self.tokenizer, documents, self.decision.plan, seed=self.settings.seed, deadline=deadline
         )
