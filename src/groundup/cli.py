@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -118,6 +119,8 @@ def _build(options: Arguments) -> int:
     settings = settings_from(options.budget, options.seed, overrides)
     from groundup.build import build, resume  # torch is imported only when the settings are sound
 
+    # A stop from outside is answered like Ctrl-C: what is done is kept, and how to go on is said.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.resume:
         if files or overrides or options.budget or options.out or options.seed is not None:
             raise ValueError("--resume goes on with the run's own settings: give nothing but the run folder")

@@ -52,6 +52,13 @@ def test_a_run_does_not_move_to_another_device(decision):
         decision_from_json(stored, device=torch.device("meta"))
 
 
+def test_a_plan_of_another_version_is_refused_with_the_remedy(decision):
+    stored = json.loads(json.dumps(decision.as_json()))
+    del stored["plan"]["micro_batches"]
+    with pytest.raises(ValueError, match="needs micro_batches.*begin a new run"):
+        decision_from_json(stored, device=None)
+
+
 def test_too_little_time_is_said():
     with pytest.raises(ValueError, match="give it more time"):
         decide(FACTS, replace(SMALL, budget_seconds=30.0), torch.device("cpu"), spent=28.0)

@@ -51,3 +51,18 @@ def test_a_refused_folder_is_free_again(planned):
     for _ in range(2):
         with pytest.raises(ValueError, match="begin a new run"):
             resume(planned)
+
+
+def test_weights_that_changed_since_training_are_not_measured(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    state = read_json(run / "state.json")
+    write_json(run / "state.json", {**state, "stages": [s for s in state["stages"] if s["name"] in FIRST]})
+    weights = bytearray((run / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (run / "model.safetensors").write_bytes(bytes(weights))
+    with pytest.raises(ValueError, match="changed or damaged since training"):
+        resume(run)
+
+
+FIRST = ("plan", "tokenizer", "baselines", "pretrain")

@@ -37,3 +37,9 @@ BAD = ["held_out_fraction=0", "held_out_fraction=0.6", "max_epochs=0", "max_epoc
 def test_values_out_of_range(bad):
     with pytest.raises(ValueError, match=bad.split("=")[0]):
         settings_from(None, None, [bad])
+
+
+@pytest.mark.parametrize("word", ["num_layers=5000", "d_model=1000000", "threads=100000", "vocab_size=10000000"])
+def test_sizes_that_cannot_even_be_planned_are_refused(word):
+    with pytest.raises(ValueError, match="must be at most"):
+        settings_from(None, None, [word])

@@ -61,6 +61,9 @@ def test_held_out_text_survives_the_file(tmp_path):
     texts = ["line\u2028separator\nand\r\nmore", "emoji \U0001f30d", 'quotes " and \\ slashes']
     save_held_out(tmp_path / "folder" / "h.jsonl", texts)
     assert load_held_out(tmp_path / "folder" / "h.jsonl") == texts
+    (tmp_path / "folder" / "h.jsonl").write_text('{"text": "easier"}\n')
+    with pytest.raises(ValueError, match="held-out text changed"):
+        load_held_out(tmp_path / "folder" / "h.jsonl")
 
 
 def test_train_tokenizer_on_files(stories, tmp_path):

@@ -67,7 +67,9 @@ def test_z_loss_pulls_the_denominator_towards_one():
         model.zero_grad()
         next_token(model, b, z_loss=10.0).total.backward()
         with torch.no_grad():
-            model.head_weight.sub_(1e-4 * model.head_weight.grad)
+            gradient = model.head_weight.grad
+            assert gradient is not None
+            model.head_weight.sub_(1e-4 * gradient)
     assert model(b["tokens"][:, :-1]).logsumexp(-1).square().mean() < logits.logsumexp(-1).square().mean()
 
 

@@ -37,6 +37,9 @@ ENDS_EARLY = 0.97
 LEAST_COMPILED_SECONDS = 150.0
 
 
+STORED = {"plan": TrainingPlan, "machine": Machine, "facts": TextFacts, "reserve": Reserve}
+
+
 @dataclass
 class Decision:
     """A plan, what it rests on, and the model that was already built to time it (not kept on disk).
@@ -71,9 +74,8 @@ class Decision:
         }
 
     def as_json(self) -> dict[str, Any]:
-        stored = ("plan", "machine", "facts", "reserve")
         return {
-            **{name: to_dict(getattr(self, name)) for name in stored},
+            **{name: to_dict(getattr(self, name)) for name in STORED},
             "prepare_seconds": self.prepare_seconds,
             "capped": self.capped,
             "predicted": self.predicted,
@@ -141,18 +143,23 @@ def worth_compiling(settings: BuildSettings) -> bool | None:
 
 
 def decision_from_json(stored: dict[str, Any], device: torch.device | None) -> Decision:
-    """The decision of an interrupted run. Raises ValueError when the run was planned for another device."""
-    machine = from_dict(Machine, stored["machine"], "plan.json: machine")
+    """The decision of an interrupted run. Raises ValueError when the run was planned for another device, or by a
+    version whose plans had other fields."""
+    try:
+        parts = [from_dict(kind, stored[name], f"plan.json: {name}") for name, kind in STORED.items()]
+    except ValueError as error:
+        raise ValueError(f"{error}; this version of groundup cannot go on with it, begin a new run") from error
+    made, machine, facts, reserve = parts
     if device is not None and str(device) != machine.device:
         raise ValueError(f"this run was planned for {machine.device}, so it cannot go on on {device}")
     if machine.device == "cpu":
         use_onednn_fp32()
         torch.set_num_threads(machine.threads)
     return Decision(
-        plan=from_dict(TrainingPlan, stored["plan"], "plan.json: plan"),
+        plan=made,
         machine=machine,
-        facts=from_dict(TextFacts, stored["facts"], "plan.json: facts"),
-        reserve=from_dict(Reserve, stored["reserve"], "plan.json: reserve"),
+        facts=facts,
+        reserve=reserve,
         prepare_seconds=stored["prepare_seconds"],
         total_seconds=stored["predicted"]["total_seconds"],
         capped=stored["capped"],

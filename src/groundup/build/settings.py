@@ -16,7 +16,8 @@ SMALLEST_BUDGET_SECONDS = 30.0
 # 256 bytes, the end of a text, and the three tokens of a conversation.
 LEAST_VOCABULARY = 260
 # OpenMP ends the process without a word when it cannot start them all.
-MOST_THREADS = 1024
+# Beyond these a plan cannot even be worked out in the time of a build.
+MOST = {"threads": 1024, "num_layers": 512, "d_model": 65_536, "vocab_size": 4_000_000}
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class BuildSettings(Wishes):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
-        if self.threads is not None and self.threads > MOST_THREADS:
-            raise ValueError(f"threads={self.threads}: must be at most {MOST_THREADS}")
+        for name, most in MOST.items():
+            if (value := getattr(self, name)) is not None and value > most:
+                raise ValueError(f"{name}={value:,}: must be at most {most:,}")
         if self.vocab_size is not None and self.vocab_size < LEAST_VOCABULARY:
             raise ValueError(
                 f"vocab_size={self.vocab_size}: must be at least {LEAST_VOCABULARY}: 256 bytes and 4 special tokens"

@@ -22,7 +22,7 @@ from groundup.build.text import Text, load_held_out, save_held_out
 from groundup.build.tune import documents_of, tune_for_chat
 from groundup.device import release_memory, reset_peak_memory
 from groundup.evaluation import bits_per_byte
-from groundup.files import write_atomic
+from groundup.files import sha256, write_atomic
 from groundup.inference import Engine
 from groundup.model import Transformer
 from groundup.model.pretrained import load_pretrained, save_pretrained
@@ -128,8 +128,8 @@ class Stages:
             return False
         request = {name: self.folder.read("config.json")["groundup"][name] for name in ("build", "data")}
         save_pretrained(session.model, self.folder.path, self.folder.path, extra_config=request)
-        self.folder.write("training.json", {**run.measured(), "epochs": run.epochs, "stopped_by": run.stopped_by,
-                                            "skipped": run.skipped})  # fmt: skip
+        outcome = {"epochs": run.epochs, "stopped_by": run.stopped_by, "skipped": run.skipped}
+        self.folder.write("training.json", {**run.measured(), **outcome, "weights_sha256": sha256(self.weights)})
         return True
 
     def _check_time(self, left: float) -> None:
@@ -239,7 +239,16 @@ class Stages:
     def device(self) -> torch.device:
         return torch.device(self.decision.machine.device)
 
+    @property
+    def weights(self) -> Path:
+        return self.folder.path / "model.safetensors"
+
     def _load(self) -> Transformer:
+        """The trained model. ValueError when the file is not what training wrote."""
+        if sha256(self.weights) != self.folder.read("training.json")["weights_sha256"]:
+            raise ValueError(
+                f"{self.weights}: changed or damaged since training; checkpoints/ in the same folder has the weights"
+            )
         return load_pretrained(self.folder.path).to(self.device)
 
 

@@ -11,7 +11,7 @@ from groundup.accounting.plan import TextFacts
 from groundup.build.settings import BuildSettings
 from groundup.corpus import Document, Tally, discover, read_documents, split_held_out
 from groundup.evaluation.baselines import zstd_bits_per_byte
-from groundup.files import sha256, write_atomic
+from groundup.files import read_json, sha256, write_atomic, write_json
 from groundup.tokenizer import Tokenizer
 
 # Bytes of text per second of budget beyond which no planned model could read, so that they need not be loaded.
@@ -104,13 +104,16 @@ def _manifest(paths: Sequence[Path], facts: TextFacts, tally: Tally, bundled_tex
 
 
 def save_held_out(path: Path, texts: Sequence[str]) -> None:
-    """One JSON record per document, so that later stages and `groundup eval` measure on the same bytes."""
+    """One JSON record per document, and the file's hash beside it: later stages measure on the same bytes."""
     lines = (json.dumps({"text": t}, ensure_ascii=True) for t in texts)
     write_atomic(path, "\n".join(lines) + "\n")
+    write_json(path.with_suffix(".json"), {"documents": len(texts), "sha256": sha256(path)})
 
 
 def load_held_out(path: Path) -> list[str]:
-    """What `save_held_out` wrote."""
+    """What `save_held_out` wrote. ValueError when the file is not what was written."""
+    if read_json(path.with_suffix(".json"))["sha256"] != sha256(path):
+        raise ValueError(f"{path}: the held-out text changed since this run began, so its score would mean nothing")
     return [d.text for d in read_documents([path])]
 
 
