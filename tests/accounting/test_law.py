@@ -9,7 +9,7 @@ from groundup.accounting.law import BUILD_LAW, MOST_DIFFICULTY, LossLaw
 
 LAW = LossLaw(
     floor=1.0, size_scale=10.0, size_exponent=0.5, data_scale=100.0, data_exponent=0.5, repeat_worth=10.0,
-    reference_zstd=2.0, zstd_exponent=2.0, reference_ngram=1.5, ngram_exponent=0.5, residual=0.01,
+    reference_zstd=2.0, zstd_exponent=2.0, reference_ngram=1.5, ngram_exponent=0.5, fitted_bytes=1e6, residual=0.01,
     fitted_on="a made-up example",
 )  # fmt: skip
 
@@ -57,3 +57,9 @@ def test_the_interval_widens_with_distance_on_both_sides():
     assert near == pytest.approx(2 * BUILD_LAW.residual * 1.2)
     assert harder == pytest.approx(easier)
     assert harder > 2 * near
+
+
+def test_the_interval_widens_for_runs_shorter_than_the_fitted_ones():
+    enough = BUILD_LAW.error(1.2, 1.0, effective_bytes=BUILD_LAW.fitted_bytes)
+    assert enough == BUILD_LAW.error(1.2, 1.0)
+    assert BUILD_LAW.error(1.2, 1.0, effective_bytes=BUILD_LAW.fitted_bytes / 3) > 2 * enough

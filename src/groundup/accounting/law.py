@@ -35,13 +35,14 @@ class LossLaw:
     zstd_exponent: float
     reference_ngram: float
     ngram_exponent: float
+    fitted_bytes: float
     residual: float
     fitted_on: str
 
     def effective_bytes(self, unique_bytes: float, epochs: float) -> float:
         """Bytes of fresh text that would teach as much as `epochs` passes over `unique_bytes`.
 
-        >>> law = LossLaw(0, 1, 1, 1, 1, 15.0, 1, 1, 1, 1, 0, fitted_on="")
+        >>> law = LossLaw(0, 1, 1, 1, 1, 15.0, 1, 1, 1, 1, 0, 0, fitted_on="")
         >>> law.effective_bytes(100.0, 0.5), law.effective_bytes(100.0, 1.0)
         (50.0, 100.0)
         >>> 199 > law.effective_bytes(100.0, 2.0) > 190
@@ -60,9 +61,11 @@ class LossLaw:
             ratio, exponent = zstd_bits_per_byte / self.reference_zstd, self.zstd_exponent
         return min(max(ratio**exponent, 1 / MOST_DIFFICULTY), MOST_DIFFICULTY)
 
-    def error(self, bits_per_byte: float, difficulty: float) -> float:
-        """Half-width of the interval around a prediction: two residuals, more for texts unlike that of the fit."""
-        return 2 * self.residual * bits_per_byte * (1 + ERROR_PER_DISTANCE * abs(math.log(difficulty)))
+    def error(self, bits_per_byte: float, difficulty: float, effective_bytes: float = math.inf) -> float:
+        """Half-width of the interval around a prediction: two residuals, more for texts unlike that of the fit, and
+        for runs shorter than those that were fitted."""
+        distance = abs(math.log(difficulty)) + math.log(max(1.0, self.fitted_bytes / max(1.0, effective_bytes)))
+        return 2 * self.residual * bits_per_byte * (1 + ERROR_PER_DISTANCE * distance)
 
     def bits_per_byte(self, parameters: float, unique_bytes: float, epochs: float, difficulty: float = 1.0) -> float:
         """Predicted held-out bits per byte."""
@@ -83,6 +86,7 @@ BUILD_LAW = LossLaw(
     zstd_exponent=1.80,
     reference_ngram=1.318,
     ngram_exponent=0.78,
+    fitted_bytes=3.4e6,
     residual=0.02,
     fitted_on="experiments/LOG.md, entry 001",
 )

@@ -315,4 +315,5 @@ def describe(made: TrainingPlan, facts: TextFacts, runners_up: list[TrainingPlan
 
 def error_of(made: TrainingPlan, facts: TextFacts) -> float:
     """Half-width of the interval around the predicted bits per byte."""
-    return BUILD_LAW.error(made.bits_per_byte, facts.difficulty)
+    effective = BUILD_LAW.effective_bytes(facts.train_bytes, made.epochs)
+    return BUILD_LAW.error(made.bits_per_byte, facts.difficulty, effective)
