@@ -122,7 +122,7 @@ def _build(options: Arguments) -> int:
     # A stop from outside is answered like Ctrl-C: what is done is kept, and how to go on is said.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.resume:
-        if files or overrides or options.budget or options.out or options.seed is not None:
+        if files or overrides or options.budget or options.out or options.dry_run or options.seed is not None:
             raise ValueError("--resume goes on with the run's own settings: give nothing but the run folder")
         result = resume(options.resume, device=options.device, started=STARTED)
     else:

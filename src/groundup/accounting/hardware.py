@@ -62,17 +62,18 @@ def probe(device: torch.device, seconds: float = 3.0) -> Machine:
 
 
 def choose(rates: dict[str, float]) -> tuple[str, int]:
-    """(precision, threads) with the highest rate, where fewer threads must win by a clear margin.
+    """(precision, threads): the precision that was fastest anywhere, then all threads unless fewer clearly win.
 
     When half of the cores look faster than all, another program is on the machine; it may leave, the choice stays.
 
-    >>> choose({"bf16 x1": 5.2, "bf16 x2": 5.0, "fp32 x2": 2.5})
+    >>> choose({"bf16 x1": 5.2, "bf16 x2": 5.0, "fp32 x1": 2.6, "fp32 x2": 5.1})
     ('bf16', 2)
     """
-    most = max(int(name.partition(" x")[2]) for name in rates)
-    worth = {name: rate if name.endswith(f" x{most}") else rate / FEWER_THREADS_MARGIN for name, rate in rates.items()}
-    precision, _, threads = max(worth, key=lambda name: worth[name]).partition(" x")
-    return precision, int(threads)
+    precision = max(rates, key=lambda name: rates[name]).partition(" x")[0]
+    by_threads = {int(name.partition(" x")[2]): rate for name, rate in rates.items() if name.startswith(precision)}
+    most = max(by_threads)
+    worth = {n: rate if n == most else rate / FEWER_THREADS_MARGIN for n, rate in by_threads.items()}
+    return precision, max(worth, key=lambda n: worth[n])
 
 
 def _thread_counts(device: torch.device) -> list[int]:

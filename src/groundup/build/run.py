@@ -47,11 +47,12 @@ def build(
     target = require_device(device) if device else default_device()
     say("reading text")
     text = read_text(files, settings)
+    say("measuring this machine, and timing a training step")
     decision = decide(text.facts, settings, target, time.monotonic() - started)
     announce(text, decision)
     if dry_run:
         return {"plan": decision.as_json(), "notes": text.notes}
-    name = Path(files[0]).name.split(".")[0] if files else "state-of-the-union"
+    name = (Path(files[0]).resolve().name.split(".")[0] or "run") if files else "state-of-the-union"
     folder = RunFolder.create(Path(out) if out else fresh_path(name), started)
     say(f"run folder {folder.path}")
     folder.write("env.json", environment())
@@ -70,6 +71,7 @@ def resume(run: str | Path, *, device: str | None = None, started: float | None 
     folder = RunFolder.open(Path(run), time.monotonic() if started is None else started)
     if folder.done("report"):
         say(f"{run} is finished; nothing to do")
+        conclude(folder.read("result.json"))
         folder.release()
         return folder.read("result.json")
     try:
@@ -119,7 +121,17 @@ def _finish(stages: Stages) -> dict[str, Any]:
         folder.release()
     if result.get("stopped_by") == "interrupt":
         say(f"stopped; go on with: groundup build --resume {folder.path}")
+    else:
+        conclude(result)
     return result
+
+
+def conclude(result: dict[str, Any]) -> None:
+    """Say what came out, and what can be done with it."""
+    others = ", ".join(f"{name} {bits:.3f}" for name, bits in result["baselines"].items())
+    say(f"done       {result['bits_per_byte']:.3f} bits per byte in {result['seconds']:.0f} s ({others})")
+    say(f"report     {Path(result['run']) / 'report.html'}")
+    say(f"try        groundup chat {result['run']}")
 
 
 def _check_inputs(manifest: dict[str, Any]) -> None:

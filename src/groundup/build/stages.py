@@ -106,7 +106,10 @@ class Stages:
         self.decision.plan = made
         if not (self.folder.path / "checkpoints").exists():
             self.folder.write("plan.json", {**self.folder.read("plan.json"), **self.decision.as_json()})
-            say(f"expected   {made.bits_per_byte:.3f} bits per byte, {made.nats_per_token:.3f} nats per token")
+            say(
+                f"expected   {made.bits_per_byte:.3f} bits per byte, {made.nats_per_token:.3f} nats per token, "
+                "now that an n-gram was measured on this text"
+            )
 
     # ---- training ----
 
@@ -192,6 +195,7 @@ class Stages:
 
     def draw_samples(self) -> None:
         """Continuations of the base model, and answers of the chat model."""
+        say("drawing samples")
         seed = self.settings.seed
         base = measure.draw_samples(Engine(self._load(), self.tokenizer), self.held_out, seed)
         self.folder.write("samples/base.json", base)
