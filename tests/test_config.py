@@ -1,12 +1,14 @@
 """Configurations survive JSON, and mistakes are answered with the path and the nearest name."""
 
+import doctest
 import json
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
-from groundup.config import from_dict, nearest, override, to_dict
+from groundup import config
+from groundup.config import declared, from_dict, near, nearest, override, to_dict
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,14 @@ def test_whole_numbers_become_floats_where_floats_are_wanted():
         ({"shapes": [{"kind": "Circle", "radios": 1}]}, r"shapes\[0\]\.radios: .*did you mean 'radius'"),
         ({"shapes": [{"kind": "Cirle"}]}, r"shapes\[0\]: kind 'Cirle'; did you mean 'Circle'"),
         ({"shapes": [{"kind": "Square"}]}, r"shapes\[0\]: Square needs side"),
-        ({"shapes": [{"kind": "Square", "side": 1.5}]}, r"shapes\[0\]\.side: 1\.5 is not int"),
-        ({"shapes": [{"kind": "Square", "side": True}]}, r"side: True is not int"),
+        ({"shapes": [{"kind": "Square", "side": 1.5}]}, r"shapes\[0\]\.side: expected a whole number, not 1\.5"),
+        ({"shapes": [{"kind": "Square", "side": True}]}, r"side: expected a whole number, not True"),
         (
             {"shapes": [{"kind": "Square", "side": 1, "colour": "green"}]},
-            r"colour: 'green' is not one of 'red', 'blue'",
+            r"colour: expected one of 'red', 'blue', not 'green'",
         ),
-        ({"shapes": 3}, r"shapes: 3 is not"),
-        ({"shapes": [], "title": 4}, r"title: 4 is not str or NoneType"),
+        ({"shapes": 3}, r"shapes: expected a list \(Circle or Square\), not 3"),
+        ({"shapes": [], "title": 4}, r"title: expected text, not 4"),
     ],
 )
 def test_mistakes_name_the_path_and_what_is_allowed(data, message):
@@ -84,3 +86,69 @@ def test_override_mistakes(assignment, message):
 
 def test_nearest_lists_all_when_none_is_near():
     assert nearest("zzz", ["b", "a"]) == "; expected one of: a, b"
+
+
+@dataclass(frozen=True)
+class Scene:
+    wide: bool | None = None
+    rate: float | None = None
+    count: int | None = None
+    name: str | None = None
+    colours: tuple[Literal["red", "blue"], ...] = ()
+    sizes: tuple[int, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("wide=yes", True), ("wide=On", True), ("wide=TRUE", True), ("wide=true", True),
+        ("wide=no", False), ("wide=off", False), ("wide=False", False), ("wide=null", None),
+        ("rate=3", 3.0), ("rate=1e-3", 1e-3), ("count=3", 3), ("count=null", None),
+        ("name=no", "no"), ("name=2024", "2024"), ("name=true", "true"), ('name="a b"', "a b"),
+        ("colours=red", ("red",)), ("colours=red,blue", ("red", "blue")), ('colours=["blue"]', ("blue",)),
+        ("sizes=1,2", (1, 2)), ("sizes=[]", ()),
+    ],
+)  # fmt: skip
+def test_a_typed_value_is_read_as_its_type_wants_it(assignment, value):
+    assert override(Scene(), assignment) == Scene(**{assignment.partition("=")[0]: value})
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("wide=maybe", "wide: expected true or false, not 'maybe'"),
+        ("wide=1", "wide: expected true or false, not '1'"),
+        ("count=sixty", "count: expected a whole number, not 'sixty'"),
+        ("count=1.5", "count: expected a whole number, not '1.5'"),
+        ("count=yes", "count: expected a whole number, not 'yes'"),
+        ("count=" + "9" * 5000, "count: expected a whole number, not '999"),
+        ("count=", "count: expected a whole number, not ''"),
+        ("rate=fast", "rate: expected a number, not 'fast'"),
+        ("colours=red,green", r"colours\[1\]: expected one of 'red', 'blue', not 'green'"),
+    ],
+)
+def test_a_typed_value_of_another_type_is_answered_in_plain_words(assignment, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        override(Scene(), assignment)
+
+
+def test_words_of_a_file_are_not_taken_for_answers():
+    with pytest.raises(ValueError, match="wide: expected true or false, not 'yes'"):
+        from_dict(Scene, {"wide": "yes"})
+
+
+def test_near_ignores_case_and_gives_nothing_when_nothing_is_near():
+    assert near("NOTES.txt", ["notes.txt", "other.md"]) == "; did you mean 'notes.txt'?"
+    assert near("zzz", ["a", "b"]) == ""
+    assert near("note.txt", ["notes.txt", "note.md", "x"], 2) == "; did you mean 'notes.txt' or 'note.md'?"
+
+
+def test_fields_are_read_from_source_with_those_of_the_bases_first():
+    fields, docstring = declared("groundup.build.settings", "BuildSettings")
+    assert list(fields)[0] == "vocab_size"
+    assert fields["precision"] == "auto"
+    assert docstring.startswith("What the planner must keep to")
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(config).failed == 0

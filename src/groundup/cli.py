@@ -2,14 +2,22 @@
 
 import argparse
 import json
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
+
+from groundup.config import declared, near, nearest, plural
 
 STARTED = time.monotonic()
+TOP_OPTIONS = ("-h", "--help", "--version")
+# Any of these makes a folder a run or a model.
+RUN_FILES = ("config.json", "plan.json", "metrics.jsonl", "result.json", "model.safetensors")
+SHOWN_RUNS = 3
 
 Arguments = argparse.Namespace
 
@@ -19,19 +27,46 @@ class Verb:
     """One command: a line of help, its options, and the function that runs it and returns an exit code."""
 
     summary: str
-    options: Callable[[argparse.ArgumentParser], None]
+    options: Callable[["Parser"], None]
     run: Callable[[Arguments], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is answered with one line and where to read on, not with the whole usage."""
+
+    more: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{self.more()}\n" if self.more else "")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's, which leaves unknown options over: here the verb's own parser says what they are near to."""
+        options, late = super().parse_known_args(args, namespace)
+        for word in late:
+            name = word.partition("=")[0]
+            if name.startswith("-"):
+                self.error(f"unknown option {name}{near(name, self._option_string_actions)}")
+        return options, late
+
+    def error(self, message: str) -> NoReturn:
+        _wrong_use(self.prog, message)
+
+
+def _wrong_use(command: str, message: str) -> NoReturn:
+    print(f"{command}: {message}\nsee: {command} --help", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _refuse_unknown_verb(arguments)
+    _check_first_word(arguments)
     options = _parse(arguments)
     if not options.verb:
         _parser().print_help()
         return 2
     try:
+        _refuse_folder_of_runs(options)
         return VERBS[options.verb].run(options)
     except KeyboardInterrupt:
         print(f"groundup {options.verb}: interrupted", file=sys.stderr)
@@ -55,30 +90,47 @@ def describe(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _refuse_unknown_verb(arguments: list[str]) -> None:
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
-        from groundup.config import nearest
-
-        print(f"groundup: unknown command {arguments[0]!r}{nearest(arguments[0], VERBS)}", file=sys.stderr)
-        raise SystemExit(2)
+def _check_first_word(arguments: list[str]) -> None:
+    first = arguments[0] if arguments else "--help"
+    if first.startswith("-") and first not in TOP_OPTIONS:
+        _wrong_use("groundup", f"unknown option {first}{near(first, TOP_OPTIONS)}; a command comes before its options")
+    if not first.startswith("-") and first not in VERBS:
+        _wrong_use("groundup", f"unknown command {first!r}{nearest(first, VERBS)}")
 
 
 def _parse(arguments: list[str]) -> Arguments:
     """FILES and key=value words may stand before and after options: argparse alone takes one group of them."""
-    parser = _parser()
-    options, late = parser.parse_known_args(arguments)
-    if late and (not hasattr(options, "files") or any(word.startswith("-") for word in late)):
-        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    options, late = _parser().parse_known_args(arguments)
+    if late and not hasattr(options, "files"):
+        _wrong_use(f"groundup {options.verb}", f"does not take {' '.join(map(repr, late))}")
     if late:
         options.files += late
     return options
 
 
+def _refuse_folder_of_runs(options: Arguments) -> None:
+    """ValueError when the folder that was named is no run, but holds some: they are listed, the newest first."""
+    named = next((value for name in ("model", "run_folder", "resume") if (value := getattr(options, name, None))), None)
+    if named is None or _run_files(Path(named)) or not Path(named).is_dir():
+        return
+    found = {folder: files for folder in Path(named).iterdir() if (files := _run_files(folder))}
+    newest = sorted(found, key=lambda folder: max(file.stat().st_mtime for file in found[folder]), reverse=True)
+    if newest:
+        shown = ", ".join(map(str, newest[:SHOWN_RUNS])) + (", ..." if len(newest) > SHOWN_RUNS else "")
+        held = plural(len(newest), "run")
+        raise ValueError(f"{named}: no run itself, but a folder that holds {held}; name one (newest first): {shown}")
+
+
+def _run_files(folder: Path) -> list[Path]:
+    return [folder / name for name in RUN_FILES if (folder / name).exists()]
+
+
 def _parser() -> argparse.ArgumentParser:
     from groundup import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="groundup",
+        allow_abbrev=False,
         description="Given this much compute and this data: the best language model you can build.",
         epilog="Each command has its own --help. Start with: groundup build --budget 10m",
     )
@@ -91,6 +143,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def whole_number(text: str) -> int:
+    """The type of an option, with an error in words."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}") from None
+
+
+def number(text: str) -> float:
+    """The type of an option, with an error in words."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, not {text!r}") from None
+
+
+def _add_device(parser: Parser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest here)")
+
+
 def print_json(value: Any) -> None:
     """The machine-readable last line of a command run with --json."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
@@ -99,17 +171,28 @@ def print_json(value: Any) -> None:
 # build -----------------------------------------------------------------------------------------------------------
 
 
-def _build_options(parser: argparse.ArgumentParser) -> None:
+def _build_options(parser: Parser) -> None:
     add = parser.add_argument
-    add("files", nargs="*", metavar="FILES|key=value", help="text to learn from (.txt .md .jsonl .parquet, folders); "
-        "default: the bundled corpus. key=value overrides the plan, e.g. vocab_size=2048 d_model=256")  # fmt: skip
-    add("--budget", default=None, help="wall-clock time for everything, e.g. 90s, 10m, 1.5h (default 10m)")
+    add("files", nargs="*", metavar="FILES|key=value", help="text to learn from (.txt .md .jsonl .parquet, folders; "
+        "default: the bundled corpus), and settings, e.g. vocab_size=2048 d_model=256")  # fmt: skip
+    add("--budget", default=None, help="wall-clock time for everything, e.g. 90s, 10m, 1.5h (default: 10m)")
     add("--out", help="run folder to create (default: a new one in runs/)")
     add("--resume", metavar="RUN", help="go on with an interrupted run")
     add("--dry-run", action="store_true", help="print the plan and stop")
     add("--json", action="store_true", help="end with one JSON line of results")
-    add("--seed", type=int, default=None, help="seed of split, initialisation and data order (default 0)")
-    add("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest here)")
+    add("--seed", type=whole_number, default=None, metavar="N",
+        help="seed of split, initialisation and data order (default: 0)")  # fmt: skip
+    _add_device(parser)
+    parser.more = _settings_help
+
+
+def _settings_help() -> str:
+    """Every key=value of a build with its default and what it means, from the dataclass's own source."""
+    defaults, docstring = declared("groundup.build.settings", "BuildSettings")
+    meanings = dict(re.findall(r"^(\w+): (.+)$", docstring, re.MULTILINE))
+    shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in defaults.items()}
+    lines = [f"  {f'{name}={shown[name]}':<25} {meanings.get(name, '')}".rstrip() for name in defaults]
+    return "\n".join(["settings, here with their defaults (null: the build chooses):", *lines])
 
 
 def _build(options: Arguments) -> int:
@@ -117,7 +200,7 @@ def _build(options: Arguments) -> int:
 
     files, overrides = separate_overrides(options.files)
     settings = settings_from(options.budget, options.seed, overrides)
-    from groundup.build import build, resume  # torch is imported only when the settings are sound
+    from groundup.build import build, resume
 
     # A stop from outside is answered like Ctrl-C: what is done is kept, and how to go on is said.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -137,22 +220,27 @@ def _build(options: Arguments) -> int:
 # generate and chat -----------------------------------------------------------------------------------------------
 
 
-def _sampling_options(parser: argparse.ArgumentParser) -> None:
+def _sampling_options(parser: Parser) -> None:
     add = parser.add_argument
     add("model", metavar="DIR", help="a finished run, or any model folder in Hugging Face layout")
-    add("--max-tokens", type=int, default=128)
-    add("--temperature", type=float, default=0.8, help="0 takes the likeliest token every time")
-    add("--top-k", type=int)
-    add("--top-p", type=float)
-    add("--min-p", type=float)
-    add("--seed", type=int)
-    add("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest here)")
+    add("--max-tokens", type=whole_number, default=128, metavar="N",
+        help="most tokens to write (default: %(default)s)")  # fmt: skip
+    add("--temperature", type=number, default=0.8, metavar="X",
+        help="0 takes the likeliest token every time (default: %(default)s)")  # fmt: skip
+    add("--top-k", type=whole_number, metavar="N", help="choose among the N likeliest tokens (default: all)")
+    add("--top-p", type=number, metavar="X",
+        help="choose among the likeliest tokens that together have probability X (default: all)")  # fmt: skip
+    add("--min-p", type=number, metavar="X",
+        help="leave out tokens below X times the likeliest one's probability (default: none)")  # fmt: skip
+    add("--seed", type=whole_number, metavar="N", help="makes the draws repeatable (default: a new one each time)")
+    _add_device(parser)
 
 
-def _generate_options(parser: argparse.ArgumentParser) -> None:
+def _generate_options(parser: Parser) -> None:
     _sampling_options(parser)
     parser.add_argument("--prompt", default="", help="text to continue (default: start a new document)")
-    parser.add_argument("--stop", action="append", default=[], help="stop before this text; may be repeated")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                        help="stop before this text; may be repeated (default: none)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
 
 
@@ -184,9 +272,9 @@ def _generate(options: Arguments) -> int:
     return 0
 
 
-def _chat_options(parser: argparse.ArgumentParser) -> None:
+def _chat_options(parser: Parser) -> None:
     _sampling_options(parser)
-    parser.add_argument("--message", help="say one thing, print the answer, and leave")
+    parser.add_argument("--message", help="say one thing, print the answer, and leave (default: a conversation)")
 
 
 def _chat(options: Arguments) -> int:
@@ -200,15 +288,16 @@ def _chat(options: Arguments) -> int:
 # eval ------------------------------------------------------------------------------------------------------------
 
 
-def _eval_options(parser: argparse.ArgumentParser) -> None:
+def _eval_options(parser: Parser) -> None:
     add = parser.add_argument
     add("model", metavar="DIR", help="a finished run, or any model folder in Hugging Face layout")
     add("files", nargs="*", help="text to measure on (default: the run's own held-out text)")
-    add("--text-field", help="field of .jsonl and .parquet records that holds the text")
-    add("--context-length", type=int, help="tokens in a window (default: the model's)")
-    add("--stride", type=int, help="new tokens per window (default: half the window)")
-    add("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest here)")
-    add("--json", action="store_true", help="end with one JSON line")
+    add("--text-field", metavar="NAME",
+        help="field of .jsonl and .parquet records that holds the text (default: text, else content)")  # fmt: skip
+    add("--context-length", type=whole_number, metavar="N", help="tokens in a window (default: the model's)")
+    add("--stride", type=whole_number, metavar="N", help="new tokens per window (default: half the window)")
+    _add_device(parser)
+    add("--json", action="store_true", help="end with one JSON line, which also says in words how it was measured")
 
 
 def _eval(options: Arguments) -> int:
@@ -216,7 +305,8 @@ def _eval(options: Arguments) -> int:
 
     result = evaluate_files(options.model, options.files, context_length=options.context_length,
                             stride=options.stride, device=options.device, text_field=options.text_field)  # fmt: skip
-    print(f"{result['bits_per_byte']:.4f} bits per byte on {result['bytes']:,} bytes ({result['policy']})")
+    size = f"{plural(result['bytes'], 'byte')} in {plural(result['documents'], 'document')}"
+    print(f"{result['bits_per_byte']:.4f} bits per byte on {size}")
     if options.json:
         print_json(result)
     return 0
@@ -225,13 +315,16 @@ def _eval(options: Arguments) -> int:
 # tokenizer -------------------------------------------------------------------------------------------------------
 
 
-def _tokenizer_options(parser: argparse.ArgumentParser) -> None:
+def _tokenizer_options(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     train = actions.add_parser("train", help="learn a byte-level BPE vocabulary from text")
     train.add_argument("files", nargs="+", help=".txt .md .jsonl .parquet or folders")
-    train.add_argument("--vocab-size", type=int, default=4096)
-    train.add_argument("--pattern", default="gpt2", help="gpt2, gpt4, o200k, none or a regular expression")
-    train.add_argument("--special-tokens", nargs="*", default=["<|endoftext|>"])
+    train.add_argument("--vocab-size", type=whole_number, default=4096, metavar="N",
+                       help="tokens in the vocabulary (default: %(default)s)")  # fmt: skip
+    train.add_argument("--pattern", default="gpt2",
+                       help="gpt2, gpt4, o200k, none or a regular expression (default: %(default)s)")  # fmt: skip
+    train.add_argument("--special-tokens", nargs="*", default=["<|endoftext|>"], metavar="TOKEN",
+                       help="markers that are one token each (default: <|endoftext|>)")  # fmt: skip
     train.add_argument("--out", required=True, help="folder or .json file to write")
     train.add_argument("--json", action="store_true", help="end with one JSON line")
     encode = actions.add_parser("encode", help="text to ids")
@@ -239,7 +332,7 @@ def _tokenizer_options(parser: argparse.ArgumentParser) -> None:
     encode.add_argument("text", help="the text, or - for standard input")
     decode = actions.add_parser("decode", help="ids to text")
     decode.add_argument("tokenizer", help="folder or tokenizer.json")
-    decode.add_argument("ids", nargs="+", type=int)
+    decode.add_argument("ids", nargs="+", type=whole_number, help="the ids, with spaces between")
 
 
 def _tokenizer(options: Arguments) -> int:
@@ -256,7 +349,8 @@ def _tokenizer(options: Arguments) -> int:
 
             summary = train_tokenizer_on_files(options.files, options.vocab_size, options.special_tokens,
                                                options.pattern, options.out)  # fmt: skip
-            print(f"{options.out}: {summary['vocab_size']:,} tokens, {summary['bytes_per_token']:.2f} bytes per token")
+            size = plural(summary["vocab_size"], "token")
+            print(f"{options.out}: {size}, {summary['bytes_per_token']:.2f} bytes per token")
             if options.json:
                 print_json(summary)
     return 0
@@ -265,7 +359,7 @@ def _tokenizer(options: Arguments) -> int:
 # report, bench, doctor -------------------------------------------------------------------------------------------
 
 
-def _report_options(parser: argparse.ArgumentParser) -> None:
+def _report_options(parser: Parser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="a run folder, finished or not")
 
 
@@ -276,7 +370,7 @@ def _report(options: Arguments) -> int:
     return 0
 
 
-def _bench_options(parser: argparse.ArgumentParser) -> None:
+def _bench_options(parser: Parser) -> None:
     parser.add_argument("name", nargs="?", help="the benchmark (none: list them)")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="its own options")
 
@@ -287,9 +381,10 @@ def _bench(options: Arguments) -> int:
     return bench.run(options.name, options.rest)
 
 
-def _doctor_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest here)")
+def _doctor_options(parser: Parser) -> None:
+    parser.add_argument("--seconds", type=number, default=3.0, metavar="X",
+                        help="how long to measure (default: %(default)s)")  # fmt: skip
+    _add_device(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
 

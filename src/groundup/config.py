@@ -1,23 +1,56 @@
-"""Typed configuration: frozen dataclasses to JSON and back, dotted overrides, did-you-mean errors."""
+"""Typed configuration: frozen dataclasses to JSON and back, dotted overrides, and words for messages."""
 
+import ast
+import contextlib
 import dataclasses
 import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+
+# A type -> what a person calls it.
+TYPE_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "an object",
+    type(None): "null",
+}
+ANSWERS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+
+
+class Typed(str):
+    """What a person wrote after `key=`. How it is read depends on the type that is wanted there."""
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """A number with its noun.
+
+    >>> plural(1, "layer"), plural(1200, "layer"), plural(0, "entry", "entries")
+    ('1 layer', '1,200 layers', '0 entries')
+    """
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def near(name: str, options: Iterable[str], most: int = 1) -> str:
+    """The end of an error message: the nearest known names, or nothing when none is near.
+
+    >>> near("num_head", ["num_heads", "d_head"]), near("x", ["num_heads"])
+    ("; did you mean 'num_heads'?", '')
+    """
+    known = {option.lower(): option for option in sorted(set(options), reverse=True)}
+    close = difflib.get_close_matches(name.lower(), known, n=most)
+    return f"; did you mean {' or '.join(repr(known[c]) for c in close)}?" if close else ""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """The end of an error message: the nearest known name, or all of them when none is near.
-
-    >>> nearest("num_head", ["num_heads", "d_head"])
-    "; did you mean 'num_heads'?"
-    """
+    """The same for a choice of few: all of them when none is near."""
     known = sorted(set(options))
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; expected one of: {', '.join(known)}"
+    return near(name, known) or f"; expected one of: {', '.join(known)}"
 
 
 def to_dict(value: Any) -> Any:
@@ -35,6 +68,8 @@ def from_dict(kind: Any, data: Any, path: str = "config") -> Any:
 
     Raises ValueError that names the dotted path, what stands there, and what is allowed.
     """
+    if isinstance(data, Typed):
+        return _from_typed(kind, str(data), path)
     if isinstance(data, dict) and (classes := _dataclasses_in(kind)):
         return _build(_choose(classes, data, path), data, path)
     if isinstance(data, (list, tuple)):
@@ -48,7 +83,8 @@ def from_dict(kind: Any, data: Any, path: str = "config") -> Any:
 def override(config: Any, *assignments: str) -> Any:
     """A new config with dotted keys replaced: `override(c, "blocks.0.mixer.num_kv_heads=2")`.
 
-    Values are JSON; what is not JSON is taken as a string.
+    A value is JSON, or as people write it where its type allows: `yes` and `off`, text without quotes, a list with
+    commas.
     """
     data = to_dict(config)
     for assignment in assignments:
@@ -56,14 +92,30 @@ def override(config: Any, *assignments: str) -> Any:
         if not equals:
             raise ValueError(f"override {assignment!r}: expected key=value")
         _assign(data, key, _parse(raw))
-    return from_dict(type(config), data, type(config).__name__)
+    return from_dict(type(config), data, "")
 
 
 def _parse(raw: str) -> Any:
-    try:
-        return json.loads(raw)
-    except json.JSONDecodeError:
-        return raw
+    """JSON objects and lists as such, so that a later key can reach into them; the rest waits for its type."""
+    value = next(_readings(raw))
+    return value if isinstance(value, (dict, list)) else Typed(raw)
+
+
+def _readings(raw: str) -> Iterator[Any]:
+    """All that a typed word can mean, the likeliest first."""
+    with contextlib.suppress(ValueError, RecursionError):
+        yield json.loads(raw)
+    if raw.lower() in ANSWERS:
+        yield ANSWERS[raw.lower()]
+    yield raw
+    yield [Typed(word) for word in raw.split(",")]
+
+
+def _from_typed(kind: Any, raw: str, path: str) -> Any:
+    for value in _readings(raw):
+        if any(_fits(member, value) for member in _members(kind)):
+            return from_dict(kind, value, path)
+    raise ValueError(f"{path}: expected {_describe(kind)}, not {raw!r}")
 
 
 def _assign(data: Any, key: str, value: Any) -> None:
@@ -109,9 +161,10 @@ def _build(cls: type, data: dict, path: str) -> Any:
     for key, value in data.items():
         if key == "kind":
             continue
+        inner = f"{path}.{key}" if path else key
         if key not in fields:
-            raise ValueError(f"{path}.{key}: {cls.__name__} has no such field{nearest(key, fields)}")
-        values[key] = from_dict(hints[key], value, f"{path}.{key}")
+            raise ValueError(f"{inner}: {cls.__name__} has no such field{nearest(key, fields)}")
+        values[key] = from_dict(hints[key], value, inner)
     missing = [n for n, f in fields.items() if n not in values and _required(f)]
     if missing:
         raise ValueError(f"{path}: {cls.__name__} needs {', '.join(missing)}")
@@ -133,7 +186,7 @@ def _wants_float(kind: Any, data: Any) -> bool:
 
 def _check(kind: Any, data: Any, path: str) -> None:
     if not any(_fits(member, data) for member in _members(kind)):
-        raise ValueError(f"{path}: {data!r} is not {_describe(kind)}")
+        raise ValueError(f"{path}: expected {_describe(kind)}, not {data!r}")
 
 
 def _fits(kind: Any, data: Any) -> bool:
@@ -154,10 +207,33 @@ def _fits(kind: Any, data: Any) -> bool:
 
 
 def _describe(kind: Any) -> str:
-    names = []
-    for member in _members(kind):
-        if typing.get_origin(member) is typing.Literal:
-            names.append("one of " + ", ".join(map(repr, typing.get_args(member))))
-        else:
-            names.append(getattr(member, "__name__", str(member)))
-    return " or ".join(names)
+    """What is allowed, in words. That null is allowed too goes without saying."""
+    members = [m for m in _members(kind) if m is not type(None)] or [type(None)]
+    return " or ".join(map(_in_words, members))
+
+
+def _in_words(kind: Any) -> str:
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, inside))
+    if origin in (tuple, list):
+        return f"a list ({_describe(inside[0])})"
+    return TYPE_WORDS.get(origin or kind, getattr(kind, "__name__", str(kind)))
+
+
+def declared(module: str, name: str) -> tuple[dict[str, Any], str]:
+    """(field -> default, docstring) of a dataclass of this package, its bases' fields first, read from its source.
+
+    Nothing is imported, so that --help can show settings that stand next to heavy imports. Defaults are literals.
+    """
+    package = Path(__file__).parent.parent
+    tree = ast.parse(package.joinpath(*module.split(".")).with_suffix(".py").read_text("utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    origin = {alias.name: node.module or module for node in imports for alias in node.names}
+    made = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    bases = [base.id for base in made.bases if isinstance(base, ast.Name)]
+    fields = {key: value for base in bases for key, value in declared(origin.get(base, module), base)[0].items()}
+    for node in made.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+            fields[node.target.id] = ast.literal_eval(node.value)
+    return fields, ast.get_docstring(made) or ""

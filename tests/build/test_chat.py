@@ -33,6 +33,13 @@ def test_a_paragraph_without_end_gives_many_pairs_that_share_nothing():
     assert " ".join(f"{opening} {answer}" for opening, answer in pairs) == " ".join(sentences)
 
 
+def test_continuations_keep_their_line_breaks_and_openings_are_one_line():
+    verse = "Shall I go\nwith you now? We go by night,\nand none shall see us pass the gate.\nCome quietly!"
+    assert passages([verse]) == [
+        ("Shall I go with you now?", "We go by night,\nand none shall see us pass the gate.\nCome quietly!")
+    ]
+
+
 def test_openings_are_neither_too_long_nor_too_short():
     long = " ".join(f"w{i}" for i in range(40)) + "."
     (pair,) = passages([f"Yes. {long} A sentence that can open. And here is what follows it, at some length."])

@@ -36,3 +36,18 @@ def test_prompts_are_eight_words():
         "one two three four five six seven eight",
         "",
     ]
+
+
+def test_prompts_keep_their_line_breaks():
+    assert measure.prompts(["\n\nKING:\nWhat news,\n\n  my lord, one two three four"])[0] == (
+        "KING:\nWhat news,\n\n  my lord, one two three"
+    )
+    play = "a" * 90 + ". ROMEO:\nWho goes there? " + "word " * 9
+    assert measure.prompts([play])[0] == "ROMEO:\nWho goes there? word word word word"
+
+
+def test_prompts_never_end_in_a_space_nor_are_too_long():
+    for text in ("漢字仮名" * 50, "a " * 200, "x" * 79 + " y z", "  \n "):
+        for prompt in measure.prompts([text]):
+            assert prompt == prompt.strip()
+            assert len(prompt) <= measure.PROMPT_CHARACTERS

@@ -43,3 +43,29 @@ def test_values_out_of_range(bad):
 def test_sizes_that_cannot_even_be_planned_are_refused(word):
     with pytest.raises(ValueError, match="must be at most"):
         settings_from(None, None, [word])
+
+
+def test_words_for_yes_and_no():
+    settings = settings_from(None, None, ["compile=no", "chat=off", "deterministic=yes", "track=wandb,tensorboard"])
+    assert settings == BuildSettings(compile=False, chat=False, deterministic=True, track=("wandb", "tensorboard"))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("d_modl=64", r"unknown setting 'd_modl'; did you mean 'd_model'\? \(groundup build --help lists all\)"),
+        ("d-model=64", "unknown setting 'd-model'; did you mean 'd_model'"),
+        ("zzzz=64", r"unknown setting 'zzzz' \(groundup build --help lists all\)"),
+        ("kind=x", "unknown setting 'kind'"),
+        ("compile=perhaps", "^compile: expected true or false, not 'perhaps'"),
+        ("threads=many", "^threads: expected a whole number, not 'many'"),
+    ],
+)
+def test_mistakes_are_said_in_words(word, message):
+    with pytest.raises(ValueError, match=message):
+        settings_from(None, None, [word])
+
+
+def test_only_a_name_makes_an_override():
+    files, overrides = separate_overrides(["d_modl=64", "notes/a=b.txt", "a*=b", "=x"])
+    assert (files, overrides) == (["notes/a=b.txt", "a*=b", "=x"], ["d_modl=64"])

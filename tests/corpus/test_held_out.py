@@ -100,7 +100,7 @@ def test_copies_of_one_document_are_all_cut():
 
 
 def test_too_little_text():
-    with pytest.raises(ValueError, match="1,999 bytes of text in 1 documents.*at least 2,000"):
+    with pytest.raises(ValueError, match="1,999 bytes of text in 1 document: .*at least 2,000"):
         split_held_out([Document("x" * 1_999, "a")])
     with pytest.raises(ValueError, match="0 bytes"):
         split_held_out([])

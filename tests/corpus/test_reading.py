@@ -96,6 +96,32 @@ def test_missing_paths_are_errors_at_once(folder):
         read_documents([])
 
 
+def test_a_missing_name_is_answered_with_near_names_only(tmp_path, monkeypatch):
+    for name in ("notes.txt", "notes.md", "zebra.txt", "quite_other.jsonl"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'notes\.txt' or 'notes\.md'\?$"):
+        read_documents(tmp_path / "Notes.tx")
+    with pytest.raises(FileNotFoundError, match="no such file or folder; .* holds no name like it$") as error:
+        read_documents(tmp_path / "kkkkkkkk")
+    assert "zebra" not in str(error.value)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match="^kkkkkkkk: no such file or folder; this folder holds no name like it$"
+    ):
+        read_documents("kkkkkkkk")
+
+
+def test_a_pattern_that_the_shell_left_is_told_from_a_name(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    for pattern in ("*.md", "b?.txt", "no*/a.txt"):
+        with pytest.raises(FileNotFoundError, match="this pattern matched nothing$"):
+            read_documents(tmp_path / pattern)
+    with pytest.raises(FileNotFoundError, match="1 name would match, but the shell fills in patterns"):
+        read_documents(tmp_path / "*.txt")
+    (tmp_path / "really*.txt").write_text("a name with a star")
+    assert len(list(read_documents(tmp_path / "really*.txt"))) == 1
+
+
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(ValueError, match="not a regular file"):

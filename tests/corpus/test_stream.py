@@ -123,7 +123,7 @@ def test_decode_counts_what_it_replaces():
     text, problem = decode(b"caf\xe9 \xef\xbf\xbd and so on and on", "f", offset=100)
     assert text == "caf\ufffd \ufffd and so on and on"
     assert problem is not None and not problem.dropped
-    assert problem.detail.startswith("1 sequences, the first at byte 103")
+    assert problem.detail.startswith("1 sequence, the first at byte 103")
 
 
 def test_decode_says_when_it_is_no_utf8_at_all():

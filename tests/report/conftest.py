@@ -54,7 +54,11 @@ def fake_run(tmp_path):
         "plan.json",
         {
             "machine": {"name": "Imaginary CPU", "threads": 2, "bandwidth": 2.1e10, "memory_bytes": 8e9},
-            "plan": {"batch_size": 32, "learning_rate": 0.003, "model": {"d_model": 256}},
+            "plan": {
+                "batch_size": 32, "learning_rate": 0.003, "recompute": 1, "warmup_steps": 20, "model": {"d_model": 256},
+                "seconds_per_step": 0.36, "train_seconds": 520.0, "steps": 1300, "tokens": 9_830_400, "epochs": 3.4,
+                "bits_per_byte": 1.93, "bytes_per_token": 4.2, "peak_bytes": 3_100_000_000, "parameters": 5_678_901,
+            },
             "predicted": predicted,
             "data": {
                 "inputs": ["/secret/place/fables.txt"], "files": 1, "hashes": {"/secret/place/fables.txt": "ab" * 32},
@@ -80,6 +84,7 @@ def fake_run(tmp_path):
             ],
         },
     )  # fmt: skip
+    write("training.json", {"steps": 1200, "tokens": 9_830_400, "seconds": 505.0, "step_seconds": 0.42, "epochs": 3.2})
     write("baselines.json", {"zstd_19": {"bits_per_byte": 2.354, "bytes": 540_000, "policy": "one stream"}})
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records()), "utf-8")
     curve = [

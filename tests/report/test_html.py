@@ -1,8 +1,11 @@
 """The page: what it shows, what it must never show, and folders in every state of disrepair."""
 
+import ast
+import html
 import html.parser
 import json
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -267,3 +270,47 @@ def test_renders_in_a_browser_without_a_complaint(fake_run, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert (tmp_path / "page.png").stat().st_size > 50_000
     assert "CONSOLE" not in done.stderr
+
+
+def commands_of(page):
+    """The text of every block of commands or code on the page."""
+    return [html.unescape(block) for block in re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)]
+
+
+def test_commands_name_the_folder_as_seen_from_where_they_will_run(fake_run, monkeypatch):
+    runs = fake_run.parent / "all runs"
+    runs.mkdir()
+    run = fake_run.rename(runs / "fable's")
+    for here, folder in ((fake_run.parent, "all runs/fable's"), (runs, "fable's"), (run, ".")):
+        monkeypatch.chdir(here)
+        page = write_report(run).read_text("utf-8")
+        terminal, python, peers = commands_of(page)
+        for line in terminal.splitlines():
+            assert (here / shlex.split(line)[2]).resolve() == run
+        for code in (python, peers):
+            named = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+            assert folder in named
+        assert "as seen from where groundup ran" in page
+
+
+def test_a_folder_that_looks_like_an_option_is_named_as_a_path(fake_run, monkeypatch):
+    odd = fake_run.rename(fake_run.with_name("--json"))
+    monkeypatch.chdir(odd.parent)
+    assert "groundup eval ./--json" in commands_of(write_report(odd).read_text("utf-8"))[0]
+
+
+def test_a_run_that_lies_elsewhere_is_named_without_its_path(fake_run):
+    page, checker = shown(fake_run)
+    assert "groundup eval fable-run" in checker.text
+    assert "fable-run is the folder that holds this page, as seen from the folder above it" in checker.text
+
+
+def test_samples_keep_their_line_breaks(fake_run):
+    sample = [{"prompt": "KING:\nWhat news,", "text": "\n\nMESSENGER:\n  None, my lord."}]
+    (fake_run / "samples" / "base.json").write_text(json.dumps(sample))
+    page, _ = shown(fake_run)
+    assert "<b>KING:\nWhat news,</b>\n\nMESSENGER:\n  None, my lord.</p>" in page
+    for kind in ("sample", "turn"):
+        rule = re.search(rf"^\.{kind} \{{(.*?)\}}", page, re.MULTILINE)
+        assert rule is not None
+        assert "white-space: pre-wrap" in rule[1]

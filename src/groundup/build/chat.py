@@ -15,6 +15,8 @@ from groundup.inference import Engine, SamplingParams
 from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.chat import render
 
+WORD = re.compile(r"\S+\s*")
+SENTENCE = re.compile(r".+?(?:(?<=[.!?])\s+|\Z)", re.DOTALL)
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 OPENING_WORDS = (3, 24)
 ANSWER_WORDS = (8, 80)
@@ -25,20 +27,28 @@ def passages(documents: Iterable[str]) -> list[tuple[str, str]]:
     """(opening, continuation) pairs: a sentence, and the sentences after it, up to about eighty words.
 
     A pair never crosses a blank line. A sentence that is too long or too short to open with is passed over; in a
-    text without sentences the first words of a paragraph are the opening.
+    text without sentences the first words of a paragraph are the opening. Openings are on one line, as people type
+    them; continuations keep the text's own line breaks.
     """
     return [
         pair
         for document in documents
         for paragraph in re.split(r"\n\s*\n", document)
-        for pair in _pairs([s.split() for s in SENTENCE_END.split(paragraph.strip())])
+        for pair in _pairs(_sentences(paragraph.strip()))
     ]
+
+
+def _sentences(paragraph: str) -> list[list[str]]:
+    """Sentences as words, each with the white space after it; the first words alone where there is one sentence."""
+    most = OPENING_WORDS[1]
+    words = [WORD.findall(sentence) for sentence in SENTENCE.findall(paragraph)]
+    if len(words) == 1 and len(words[0]) > most:
+        return [words[0][: most // 2], words[0][most // 2 :]]
+    return words
 
 
 def _pairs(sentences: list[list[str]]) -> Iterator[tuple[str, str]]:
     least, most = OPENING_WORDS
-    if len(sentences) == 1 and len(sentences[0]) > most:
-        sentences = [sentences[0][: most // 2], sentences[0][most // 2 :]]
     at = 0
     while at < len(sentences) - 1:
         opening, answer = sentences[at], list(sentences[at + 1])
@@ -50,7 +60,7 @@ def _pairs(sentences: list[list[str]]) -> Iterator[tuple[str, str]]:
             answer += sentences[at]
             at += 1
         if len(answer) >= ANSWER_WORDS[0]:
-            yield " ".join(opening), " ".join(answer[: 2 * ANSWER_WORDS[1]])
+            yield " ".join(word.strip() for word in opening), "".join(answer[: 2 * ANSWER_WORDS[1]]).strip()
 
 
 def examples(

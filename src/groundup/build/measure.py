@@ -1,5 +1,6 @@
 """What a build measures: baselines before training, bits per byte and samples after it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,8 @@ from groundup.tokenizer import Tokenizer
 
 BASELINE_TOKENS = 8_000_000
 PROMPT_WORDS, PROMPT_CHARACTERS = 8, 80
+# With the white space between the words as it is: line breaks are part of the text.
+FIRST_WORDS = re.compile(rf"(?:\S+\s+){{0,{PROMPT_WORDS - 1}}}\S+")
 SAMPLES = 3
 
 
@@ -50,7 +53,8 @@ def prompts(held_out: Sequence[str]) -> list[str]:
     Words end at spaces, of which Chinese has none: a prompt is never longer than `PROMPT_CHARACTERS`.
     """
     beginnings = [_from_the_middle(text)[: 2 * PROMPT_CHARACTERS] for text in held_out[: SAMPLES - 1]]
-    return [*(" ".join(text.split()[:PROMPT_WORDS])[:PROMPT_CHARACTERS] for text in beginnings), ""]
+    found = [FIRST_WORDS.match(text.lstrip()) for text in beginnings]
+    return [*(words[0][:PROMPT_CHARACTERS].rstrip() if words else "" for words in found), ""]
 
 
 def _from_the_middle(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from groundup.accounting.plan import Wishes
-from groundup.config import override
+from groundup.config import near, override
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 SMALLEST_BUDGET_SECONDS = 30.0
@@ -24,8 +24,25 @@ MOST = {"threads": 1024, "num_layers": 512, "d_model": 65_536, "vocab_size": 4_0
 class BuildSettings(Wishes):
     """What the planner must keep to, and how to run. None means: choose what is best here.
 
-    seed: of the split, the samples, and (unless `init_seed`, `data_seed` say otherwise) weights and data order.
-    deterministic: on a GPU, only algorithms that repeat to the bit (on a CPU they always do, for a thread count).
+    vocab_size: tokens in the vocabulary, at least 260
+    d_model: width of the model
+    num_layers: blocks of the model
+    context_length: tokens that the model reads at once
+    batch_size: sequences of context_length tokens in a training step
+    learning_rate: peak rate of the hidden matrices, between 0 and 1
+    max_epochs: most passes over the training text
+    budget_seconds: --budget in seconds
+    seed: --seed, of the split, the samples, the weights and the data order
+    init_seed: of the weights, where it is not seed
+    data_seed: of the data order, where it is not seed
+    deterministic: on a GPU, only algorithms that repeat to the bit (a CPU's do, for one number of threads)
+    held_out_fraction: share of the text to measure on, at most 0.5
+    text_field: field of .jsonl and .parquet records that holds the text (null: text, else content)
+    precision: auto (the fastest here), fp32 or bf16
+    compile: torch.compile for the blocks, true or false
+    threads: CPU threads
+    chat: also tune a copy to chat, true or false
+    track: also log to tensorboard, wandb or both (with a comma)
     """
 
     budget_seconds: float = 600.0
@@ -94,16 +111,24 @@ def parse_seconds(text: str) -> float:
 
 
 def separate_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split `FILES|key=value` words. A word with `=` is an override unless a file has that very name."""
-    overrides = [w for w in words if "=" in w and not Path(w).exists()]
+    """Split `FILES|key=value` words. A name with `=` after it is an override unless a file is called just that."""
+    overrides = [w for w in words if re.match(r"[\w-]+=", w) and not Path(w).exists()]
     return [w for w in words if w not in overrides], overrides
 
 
 def settings_from(budget: str | None, seed: int | None, overrides: Sequence[str]) -> BuildSettings:
     """Settings from the command line; an unknown key is an error that names the nearest known one."""
+    _refuse_unknown(overrides)
     settings = BuildSettings()
     if budget is not None:
         settings = dataclasses.replace(settings, budget_seconds=parse_seconds(budget))
     if seed is not None:
         settings = dataclasses.replace(settings, seed=seed)
     return override(settings, *overrides)
+
+
+def _refuse_unknown(overrides: Sequence[str]) -> None:
+    known = [field.name for field in dataclasses.fields(BuildSettings)]
+    for key in (word.partition("=")[0] for word in overrides):
+        if key not in known:
+            raise ValueError(f"unknown setting {key!r}{near(key, known)} (groundup build --help lists all)")

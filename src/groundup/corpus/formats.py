@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from groundup.config import nearest
+from groundup.config import nearest, plural
 from groundup.corpus.document import Document, Problem, Unreadable, printable
 from groundup.corpus.stream import COMPRESSED, Limits, chunks, decode, split, without_lone_surrogates
 
@@ -65,7 +65,8 @@ def _refuse_binary(raw: bytearray, path: Path, offset: int) -> None:
     sample = raw[:_SAMPLE]
     control = len(sample) - len(sample.translate(None, _CONTROL))
     if control > _MOST_CONTROL * len(sample):
-        raise Unreadable(f"{path}: binary, not text ({control:,} control characters in {len(sample):,} bytes)")
+        found = f"{plural(control, 'control character')} in {plural(len(sample), 'byte')}"
+        raise Unreadable(f"{path}: binary, not text ({found})")
 
 
 def read_jsonl(path: Path, text_field: str | None, limits: Limits) -> Items:

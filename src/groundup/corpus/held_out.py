@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
+from groundup.config import plural
 from groundup.corpus.document import Document, printable
 
 LEAST_BYTES = 2_000
@@ -42,8 +43,8 @@ def split_held_out(documents: Iterable[Document], fraction: float = 0.05, seed: 
     total = sum(sizes)
     if total < LEAST_BYTES:
         raise ValueError(
-            f"{total:,} bytes of text in {len(documents):,} documents: too little to train and measure on; "
-            f"at least {LEAST_BYTES:,} bytes are needed, and results mean something from about 1,000,000 on"
+            f"{plural(total, 'byte')} of text in {plural(len(documents), 'document')}: too little to train and "
+            f"measure on; at least {LEAST_BYTES:,} bytes are needed, and results mean something from about 1,000,000 on"
         )
     target = max(fraction * float(total), min(float(LEAST_HELD_OUT_BYTES), _MOST_OF_SMALL_TEXT * total))
     chosen = _choose(documents, sizes, target, seed)
@@ -108,7 +109,7 @@ def _note(different: int, held_out: list[Document], size: int) -> str:
     if 1 < different < _LEAST_DOCUMENTS:
         count = f"there are only {different} different documents"
     return (
-        f"{count}, so the last {size:,} bytes of {where} were held out instead of whole documents: "
+        f"{count}, so the last {plural(size, 'byte')} of {where} were held out instead of whole documents: "
         "the score is for text like the rest of these documents, not for new ones"
     )
 

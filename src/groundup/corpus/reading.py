@@ -4,12 +4,13 @@ A file that is named must be readable, and an error says what is wrong with it. 
 named folder may be skipped, aloud. Reading that ends with no document at all is an error either way.
 """
 
+import glob
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from groundup.config import nearest
+from groundup.config import near, plural
 from groundup.corpus.document import Document, Problem, Tally, Unreadable, printable
 from groundup.corpus.formats import Items, reader_of, supported
 from groundup.corpus.stream import Limits
@@ -73,7 +74,7 @@ def _read(
         if named and tally.kept == before:
             raise ValueError(f"{printable(str(path))}: no document in this file; the first problem: {problem}")
     if tally.kept == kept_before:
-        raise ValueError(f"no document in {len(files):,} files ({tally}); the first problem: {first}")
+        raise ValueError(f"no document in {plural(len(files), 'file')} ({tally}); the first problem: {first}")
 
 
 def _items(path: Path, named: bool, text_field: str | None, limits: Limits) -> Items:
@@ -133,13 +134,23 @@ def _walk(root: Path) -> list[Path]:
 
 
 def _missing(path: Path) -> str:
+    name, parent = printable(str(path)), path.parent
     if path.is_symlink():
-        return f"{printable(str(path))}: a link that leads nowhere"
-    parent = path.parent
+        return f"{name}: a link that leads nowhere"
+    if set("*?") & set(name):
+        return f"{name}: {_unmatched(path)}"
     if not parent.is_dir():
-        return f"{printable(str(path))}: no such file, and no folder {printable(str(parent))}"
+        return f"{name}: no such file, and no folder {printable(str(parent))}"
     names = [p.name for p in parent.iterdir() if not p.name.startswith(".")]
-    return printable(f"{path}: no such file or folder" + (nearest(path.name, names) if names else ""))
+    where = "this folder" if parent == Path() else str(parent)
+    return printable(f"{path}: no such file or folder{near(path.name, names, 3) or f'; {where} holds no name like it'}")
+
+
+def _unmatched(pattern: Path) -> str:
+    found = len(glob.glob(str(pattern)))
+    if not found:
+        return "this pattern matched nothing"
+    return f"{plural(found, 'name')} would match, but the shell fills in patterns: write it without quotes"
 
 
 def _log_once() -> Callable[[Problem], None]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import zstandard
 
+from groundup.config import plural
 from groundup.corpus.document import Problem, Unreadable
 
 COMPRESSED = {
@@ -142,7 +143,7 @@ def decode(raw: bytes | bytearray, source: str, offset: int = 0) -> tuple[str, P
     invalid = text.count(_REPLACEMENT) - raw.count(_REPLACEMENT.encode())
     if invalid > _MOST_INVALID * len(text) and len(text) > 16:
         return text, Problem(source, "not UTF-8 text", f"{invalid:,} invalid bytes, the first at {first:,}")
-    detail = f"{invalid:,} sequences, the first at byte {first:,}, became U+FFFD"
+    detail = f"{plural(invalid, 'sequence')}, the first at byte {first:,}, became U+FFFD"
     return text, Problem(source, "invalid UTF-8", detail, dropped=False)
 
 

@@ -3,13 +3,37 @@
 from collections.abc import Iterator
 from typing import Any
 
-from groundup.report.quantities import count, label, number, plain, quantity
+from groundup.config import plural
+from groundup.report.quantities import MISSING, counted, label, number, plain, quantity
 from groundup.report.repetition import worth_of_repeats
 from groundup.report.run import RunFiles, as_object
 
 COST_NAMES = ("joules", "watts", "kwh", "dollars", "usd", "euros", "flops")
 MOST_FACTS = 40
 MOST_EVENTS = 20
+
+# A setting of training -> (label, what it counts).
+_SETTINGS = {
+    "batch_size": ("batch", "sequence"),
+    "micro_batches": ("micro-batches of a step", ""),
+    "recompute": ("computed again in the backward pass", "block"),
+    "learning_rate": ("learning rate of the hidden matrices", ""),
+    "adam_rate": ("learning rate of embeddings, head and norms", ""),
+    "warmup_steps": ("warm-up", "step"),
+    "decay_fraction": ("decay, share of the steps", ""),
+}
+# A prediction of the plan -> (label, what it counts, the name under which the run measures it).
+_PREDICTIONS = {
+    "parameters": ("parameters", "", "parameters"),
+    "seconds_per_step": ("step time", "", "step_seconds"),
+    "train_seconds": ("training time", "", "train_seconds"),
+    "steps": ("length", "step", "steps"),
+    "tokens": ("trained on", "token", "tokens"),
+    "epochs": ("passes over the text", "", "epochs"),
+    "bytes_per_token": ("bytes per token", "", "bytes_per_token"),
+    "bits_per_byte": ("bits per byte, held-out", "", "bits_per_byte"),
+    "peak_bytes": ("peak memory", "", "peak_memory_bytes"),
+}
 
 
 def flatten(value: dict[str, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, str]]:
@@ -27,12 +51,10 @@ def flatten(value: dict[str, Any], prefix: str = "", depth: int = 3) -> Iterator
 def facts(run: RunFiles, epochs: float | None) -> dict[str, list[tuple[str, str]]]:
     """Groups of facts by title, without the empty ones."""
     plan = run.plan
-    made = as_object(plan.get("plan"))
-    settings = {k: v for k, v in made.items() if not isinstance(v, dict | list)}
     architecture = {k: v for k, v in run.config.items() if k != "groundup"}
     groups = {
         "Model": list(flatten(as_object(plan.get("model")) or architecture)),
-        "Training": list(flatten(as_object(plan.get("training")) or settings)),
+        "Training": list(flatten(as_object(plan.get("training")))) or list(_training(run)),
         "Tokenizer": list(flatten(as_object(plan.get("tokenizer")))) + _tokenizer(run),
         "Data": _data(run, epochs),
         "Machine": list(flatten(as_object(plan.get("machine")))),
@@ -41,9 +63,41 @@ def facts(run: RunFiles, epochs: float | None) -> dict[str, list[tuple[str, str]
     return {title: lines[:MOST_FACTS] for title, lines in groups.items() if lines}
 
 
+def _training(run: RunFiles) -> Iterator[tuple[str, str]]:
+    """The settings of training; and what was predicted of it, as it came."""
+    came = {**run.measured, **run.training, "train_seconds": run.training.get("seconds")}
+    # Of an evaluation alone the tokens are those of the held-out text.
+    came["tokens"] = run.training.get("tokens", run.result.get("tokens"))
+    for key, value in as_object(run.plan.get("plan")).items():
+        if isinstance(value, dict | list):
+            continue
+        if key in _PREDICTIONS:
+            name, noun, measured = _PREDICTIONS[key]
+            yield name, _beside(_said(measured, value, noun), _said(measured, came.get(measured), noun))
+        else:
+            name, noun = _SETTINGS.get(key, (label(key), ""))
+            yield name, _said(key, value, noun)
+
+
+def _said(name: str, value: Any, noun: str) -> str:
+    x = number(value)
+    return counted(x, noun) if noun and x is not None else quantity(name, value)
+
+
+def _beside(planned: str, measured: str) -> str:
+    """What came, and what was planned where that reads differently.
+
+    >>> _beside("360 ms", "420 ms"), _beside("360 ms", "–")
+    ('420 ms (planned: 360 ms)', 'planned: 360 ms')
+    """
+    if measured == MISSING:
+        return f"planned: {planned}"
+    return measured if measured == planned else f"{measured} (planned: {planned})"
+
+
 def _tokenizer(run: RunFiles) -> list[tuple[str, str]]:
     vocabulary = number(run.config.get("vocab_size"))
-    lines = [("vocabulary", f"{count(vocabulary)} tokens")] if vocabulary else []
+    lines = [("vocabulary", counted(vocabulary, "token"))] if vocabulary else []
     each = number(run.measured.get("bytes_per_token"))
     return lines + ([("bytes per token", f"{each:.3f}")] if each else [])
 
@@ -90,5 +144,5 @@ def notes(run: RunFiles) -> list[str]:
     for event in run.events[:MOST_EVENTS]:
         lines.append(f"step {plain(event.get('step'))}: {event.get('event', '')}: {event.get('text', '')}")
     if len(run.events) > MOST_EVENTS:
-        lines.append(f"and {len(run.events) - MOST_EVENTS} more events, in events.jsonl")
+        lines.append(f"and {plural(len(run.events) - MOST_EVENTS, 'more event')}, in events.jsonl")
     return lines

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def page(run: RunFiles, shown: Content) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    charts, commands = figures(run), how_to_use(run)
+    folder, seen_from = where(run.path)
+    charts, commands = figures(run), how_to_use(run, folder)
     filled = {**vars(shown), "charts": charts, "commands": commands, "": True}
     filled["stages"] = shown.stages or shown.cost
     filled["samples"] = shown.samples or shown.chat_samples
@@ -85,6 +87,8 @@ def page(run: RunFiles, shown: Content) -> str:
         parts=[(id, title) for id, title, needs in _PARTS if filled[needs]],
         charts=charts,
         commands=commands,
+        folder=folder,
+        seen_from=seen_from,
         comparison_table=to_html(comparison_table(shown.comparisons)),
         stage_table=to_html(stage_table(shown.stages)),
         label=label,
@@ -133,22 +137,33 @@ def figures(run: RunFiles) -> list[Figure]:
     ]
 
 
-def how_to_use(run: RunFiles) -> list[tuple[str, str]]:
-    """(title, code) for what the finished folder can do, from the folder that it lies in."""
+def where(path: Path) -> tuple[str, str]:
+    """The run's folder as the page names it, and the place from which that name leads there.
+
+    A page is shown to others: what lies outside of the working directory is named without its path.
+    """
+    here, there = Path.cwd(), path.resolve()
+    if not there.is_relative_to(here):
+        return there.name, "the folder above it"
+    name = there.relative_to(here).as_posix()
+    return f"./{name}" if name.startswith("-") else name, "where groundup ran"
+
+
+def how_to_use(run: RunFiles, folder: str) -> list[tuple[str, str]]:
+    """(title, code) for what the finished folder can do."""
     if not run.has("model.safetensors"):
         return []
-    name = run.path.resolve().name
-    folder = f"'{name}'" if set(name) & set(' $&;|<>()*?#~`"\\!') else name
-    lines = [f"groundup generate {folder} --prompt 'Once upon a time'", f"groundup eval {folder}"]
+    word = shlex.quote(folder)
+    lines = [f"groundup generate {word} --prompt 'Once upon a time'", f"groundup eval {word}"]
     if run.has("chat/config.json"):
-        lines.insert(0, f"groundup chat {folder}")
+        lines.insert(0, f"groundup chat {word}")
     python = (
-        f"import groundup as gu\n\nengine = gu.Engine.load({name!r})\nprint(engine.generate('Once upon a time').text)"
+        f"import groundup as gu\n\nengine = gu.Engine.load({folder!r})\nprint(engine.generate('Once upon a time').text)"
     )
     peers = (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({name!r})\n"
-        f"model = AutoModelForCausalLM.from_pretrained({name!r})"
+        f"tokenizer = AutoTokenizer.from_pretrained({folder!r})\n"
+        f"model = AutoModelForCausalLM.from_pretrained({folder!r})"
     )
     return [("In a terminal", "\n".join(lines)), ("In Python", python), ("With transformers", peers)]
 

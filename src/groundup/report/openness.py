@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from groundup.config import plural
 from groundup.report.run import RunFiles
 
 Level = Literal["closed", "open-weight", "open-weight with its record", "fully open"]
@@ -102,7 +103,7 @@ def _manifest(run: RunFiles) -> str:
         for hashes in find(manifest, ("hashes", "sha256", "files")):
             if isinstance(hashes, dict | list | str) and hashes:
                 size = 1 if isinstance(hashes, str) else len(hashes)
-                return f"SHA-256 of {size} file{'s' * (size != 1)}"
+                return f"SHA-256 of {plural(size, 'file')}"
     return ""
 
 

@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+from groundup.config import plural
+
 MISSING = "–"
 
 _SCALES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -106,7 +108,7 @@ def plain(value: Any) -> str:
         case int() | float():
             return MISSING if (x := number(value)) is None else count(x)
         case dict() | list():
-            return f"{len(value)} entries" if len(value) != 1 else "1 entry"
+            return plural(len(value), "entry", "entries")
         case _:
             return str(value)
 
@@ -116,6 +118,15 @@ def count(x: float) -> str:
     if abs(x) < 1e15 and (x == int(x) or abs(x) >= 10_000):
         return f"{x:,.0f}"
     return f"{x:.4g}"
+
+
+def counted(x: float, noun: str) -> str:
+    """A number that may be no whole one, with its noun.
+
+    >>> counted(1.0, "step"), counted(2.5, "step")
+    ('1 step', '2.5 steps')
+    """
+    return f"{count(x)} {noun if x == 1 else noun + 's'}"
 
 
 def short_count(x: float) -> str:

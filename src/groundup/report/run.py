@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from groundup.config import plural
 from groundup.files import read_json
 from groundup.report.quantities import number
 
@@ -150,7 +151,7 @@ def _read_curves(run: RunFiles) -> None:
         ordered = sorted(zip(series.x, series.y, strict=True), key=lambda point: point[0])
         series.x, series.y = [x for x, _ in ordered], [y for _, y in ordered]
     if odd:
-        run.problems.append(f"metrics.jsonl: {odd} record{'s' * (odd > 1)} with a loss that is no finite number")
+        run.problems.append(f"metrics.jsonl: {plural(odd, 'record')} with a loss that is no finite number")
 
 
 def _records(run: RunFiles, name: str) -> list[dict[str, Any]]:
@@ -169,7 +170,7 @@ def _records(run: RunFiles, name: str) -> list[dict[str, Any]]:
         elif line.strip():
             torn += 1
     if torn:
-        run.problems.append(f"{name}: {torn} line{'s' * (torn > 1)} that {'are' if torn > 1 else 'is'} no whole record")
+        run.problems.append(f"{name}: {plural(torn, 'line')} that {'are' if torn > 1 else 'is'} no whole record")
     return records
 
 
