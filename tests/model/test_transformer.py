@@ -17,6 +17,7 @@ from groundup.model import (
     SinusoidalPositions,
     Transformer,
 )
+from groundup.model.cache import NoCache
 from groundup.presets import gpt2, llama
 
 from .variants import VOCAB, build, small, tokens
@@ -243,6 +244,41 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(recompute, d
         logits.square().sum().backward()
         results.append([logits, *(p.grad for p in model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_dropout_is_for_training_only_and_follows_the_generator(recompute):
+    model = build(small(LLAMA))
+    before = model.eval()(tokens())
+    model.dropout = 0.2
+    assert torch.equal(model(tokens()), before)
+    results = []
+    for seed in (1, 1, 2):
+        model.train().recompute = recompute
+        model.zero_grad()
+        torch.manual_seed(seed)
+        model(tokens()).square().sum().backward()
+        results.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(results[0], results[2], strict=True))
+
+
+def test_dropout_reaches_embeddings_and_both_branches():
+    model = build(small(LLAMA)).train()
+    model.dropout = 0.5
+    embedded = model.embed_tokens(tokens(), model.layout(tokens()))
+    assert 0.3 < (embedded == 0).float().mean() < 0.7
+    block, added = model.blocks[0], []
+    block.mixer.register_forward_hook(lambda *_: torch.ones(1, 5, 16))
+    block.ffn.register_forward_hook(lambda *_: torch.ones(1, 5, 16))
+    added = block(torch.zeros(1, 5, 16), model.layout(tokens(1, 5)), NoCache())
+    assert set(added.unique().tolist()) == {0.0, 2.0, 4.0}
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_dropout_that_is_no_share_is_refused(share):
+    with pytest.raises(ValueError, match="from 0 to below 1"):
+        build(small(LLAMA)).dropout = share
 
 
 def test_recomputing_runs_those_blocks_twice():

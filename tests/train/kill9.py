@@ -51,9 +51,11 @@ def write_data(folder):
 
 def trainer(data, run_dir):
     """One attempt, from wherever the run stands."""
+    model = tiny_model(vocab_size=28)
+    model.dropout = 0.1  # draws random numbers in every step: a resumed run has to draw the same ones
     tiny_run(
         STEPS,
-        model=tiny_model(vocab_size=28),
+        model=model,
         source=Loader(data, batch_size=4, context_length=16, seed=1),
         schedule=warmup_stable_decay(10, STEPS),
         micro_batches=2,

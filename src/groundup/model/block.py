@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -69,6 +70,9 @@ class Block(nn.Module):
     sandwich     *    *           Gemma 2, "peri"
     inner             *           OLMo 2
     parallel     *                PaLM, GPT-J: both branches read the same normed x
+
+    `dropout` is the share of each branch's output that training sets to zero (Srivastava et al. 2014); no part of
+    the architecture, so not of its config.
     """
 
     mixer_norm: nn.Module
@@ -81,6 +85,7 @@ class Block(nn.Module):
     def __init__(self, config: BlockConfig, d_model: int, norm_eps: float = 1e-5, norm_bias: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.dropout = 0.0
         self.mixer = build_mixer(config.mixer, d_model, norm_eps)
         self.ffn = build_ffn(config.ffn, d_model)
         for slot in SLOTS:
@@ -92,8 +97,11 @@ class Block(nn.Module):
         self, x: Float[Tensor, "batch seq d_model"], layout: Layout, cache: Cache
     ) -> Float[Tensor, "batch seq d_model"]:
         h = self.mixer_norm(x)
-        mixed = self.mixer_post_norm(self.mixer(h, layout, cache))
+        mixed = self._drop(self.mixer_post_norm(self.mixer(h, layout, cache)))
         if self.config.placement == "parallel":
-            return x + mixed + self.ffn(h)
+            return x + mixed + self._drop(self.ffn(h))
         x = self.mixer_out_norm(x + mixed)
-        return self.ffn_out_norm(x + self.ffn_post_norm(self.ffn(self.ffn_norm(x))))
+        return self.ffn_out_norm(x + self._drop(self.ffn_post_norm(self.ffn(self.ffn_norm(x)))))
+
+    def _drop(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x

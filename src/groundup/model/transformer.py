@@ -81,6 +81,7 @@ class Transformer(nn.Module):
         self.compute_dtype: torch.dtype = torch.float32
         self.recompute: bool | int = False
         self.compiled = False
+        self._dropout = 0.0
         device = torch.empty(0).device
         # Modules initialise themselves; on meta that costs nothing, and init_weights follows once.
         with torch.device("meta"):
@@ -105,6 +106,19 @@ class Transformer(nn.Module):
         self.head = None if config.tie_embeddings else Linear(d_model, config.vocab_size)
         mixers = [config.block(i).mixer for i in layers]
         self._rotary = sorted({(m.rope.theta, m.d_head) for m in mixers if m.rope is not None})
+
+    @property
+    def dropout(self) -> float:
+        """The share of embeddings and branch outputs that training sets to zero: against learning by heart."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, share: float) -> None:
+        if not 0.0 <= share < 1.0:
+            raise ValueError(f"dropout={share}; expected a share of activations, from 0 to below 1")
+        self._dropout = share
+        for block in self.blocks:
+            block.dropout = share
 
     @property
     def head_weight(self) -> nn.Parameter:
@@ -179,6 +193,7 @@ class Transformer(nn.Module):
             x = x + self.positions(layout.positions)
         elif isinstance(self.config.positions, SinusoidalPositions):
             x = x + sinusoids(layout.positions, self.config.d_model)
+        x = F.dropout(x, self._dropout, self.training) if self._dropout else x
         return x.to(self.compute_dtype)
 
     def run_blocks(
