@@ -173,7 +173,7 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_build_goes_on_and_ends(stories, tmp_path, how):
     out = tmp_path / "run"
-    with run_build([str(stories), "--budget", "40s", "--out", str(out), "max_epochs=400", *WORDS]) as process:
+    with run_build([str(stories), "--budget", "60s", "--out", str(out), "max_epochs=400", *WORDS]) as process:
         wait_for(out, "curve.jsonl", process)
         os.kill(process.pid, how)
         _, shown = process.communicate(timeout=60)
@@ -187,4 +187,4 @@ def test_a_stopped_build_goes_on_and_ends(stories, tmp_path, how):
     assert process.returncode == 0, shown
     result = json.loads(printed.splitlines()[-1])
     assert result.keys() >= PROMISED
-    assert result["seconds"] < 60
+    assert result["seconds"] < 90

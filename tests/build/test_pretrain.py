@@ -1,8 +1,7 @@
 """The pretraining stage's parts: a fair start, every parameter in exactly one optimizer, hooks that share steps."""
 
 import math
-import os
-import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ import torch
 from groundup import data
 from groundup.accounting.hardware import Machine
 from groundup.accounting.plan import TextFacts, Wishes, plan
-from groundup.build.pretrain import Session, _hooks, initialise, make_loader, make_optimizer, schedule, time_step
+from groundup.build.pretrain import _hooks, checkpoint_steps, initialise, make_loader, make_optimizer, schedule
 from groundup.model import Transformer
 from groundup.optim import ClockDecay
 from groundup.tokenizer import Tokenizer
@@ -82,16 +81,8 @@ def test_boundaries_are_masked_where_documents_are_short(tmp_path, sentences, ma
     assert make_loader(tmp_path / "shards", PLAN, seed=0).document_masks is masked
 
 
-def test_timing_a_slow_step_stops_early(model):
-    runs = []
-    session = Session(model, torch.device("cpu"), compiled=False)
-    model.blocks[0].register_forward_hook(lambda *_: runs.append(1))
-    assert time_step(session, PLAN, seed=0, patience=0.0) > 0
-    assert len(runs) == 1
-
-
-def test_ctrl_c_while_timing_a_step_ends_the_build(model):
-    session = Session(model, torch.device("cpu"), compiled=False)
-    model.blocks[0].register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        time_step(session, PLAN, seed=0)
+def test_checkpoints_come_by_the_minute_and_more_often_in_short_runs():
+    slow = replace(PLAN, seconds_per_step=0.5)
+    assert checkpoint_steps(replace(slow, train_seconds=6000.0)) == 120
+    assert checkpoint_steps(replace(slow, train_seconds=40.0)) == 8
+    assert checkpoint_steps(replace(slow, train_seconds=0.1)) == 1

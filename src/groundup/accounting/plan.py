@@ -19,6 +19,7 @@ from groundup.accounting.hardware import Machine
 from groundup.accounting.law import BUILD_LAW, LossLaw
 from groundup.accounting.memory import least_recompute, training_memory
 from groundup.accounting.params import count_parameters
+from groundup.config import plural
 from groundup.model import ModelConfig
 
 D_HEAD = 64
@@ -296,11 +297,11 @@ def describe(made: TrainingPlan, facts: TextFacts, runners_up: list[TrainingPlan
     """The plan as lines for a person."""
     model = made.model
     lines = [
-        f"text       {facts.train_bytes:,} bytes to train on in {facts.documents:,} documents, "
+        f"text       {facts.train_bytes:,} bytes to train on in {plural(facts.documents, 'document')}, "
         f"{facts.held_out_bytes:,} held out",
-        f"model      {made.parameters:,} parameters: {model.num_layers} layers of width {model.d_model}, "
+        f"model      {made.parameters:,} parameters: {plural(model.num_layers, 'layer')} of width {model.d_model}, "
         f"vocabulary {model.vocab_size:,}, context {model.context_length}",
-        f"training   {made.steps:,} steps of {made.batch_tokens:,} tokens at {1e3 * made.seconds_per_step:.0f} ms: "
+        f"training   {plural(made.steps, 'step')} of {made.batch_tokens:,} tokens at {1e3 * made.seconds_per_step:.0f} ms: "
         f"{made.tokens:,} tokens in {made.train_seconds:.0f} s, {made.epochs:.1f} passes over the text",
         f"expected   {made.bits_per_byte:.3f} bits per byte (+- {error_of(made, facts):.3f}) on held-out text, "
         f"{made.nats_per_token:.2f} nats per token; peak memory {made.peak_bytes / 2**20:,.0f} MiB",

@@ -1,6 +1,7 @@
 """From facts to a decision: measure the machine, plan, and time the planned model's step before believing it."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,9 +16,10 @@ from groundup.accounting.plan import (
     fit_to_time,
     plan,
 )
-from groundup.build.pretrain import Session, prepare, time_step
+from groundup.build.pretrain import Session, prepare
 from groundup.build.reserve import Reserve, reserve_for
 from groundup.build.settings import BuildSettings
+from groundup.build.trial import Trial, try_out
 from groundup.config import from_dict, to_dict
 from groundup.device import use_onednn_fp32
 
@@ -97,41 +99,53 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
     use_onednn_fp32()
     machine = fixed(probe(device, min(MOST_PROBE_SECONDS, PROBE_SHARE * settings.budget_seconds)), settings)
     preparing = max(LEAST_PREPARE_SECONDS, PREPARE_SECONDS_PER_MB * facts.train_bytes / 1e6)
+    costs = {"reading": spent, "measuring this machine": time.monotonic() - began - spent, "the tokenizer": preparing}
 
     def left() -> float:
         return settings.budget_seconds - (time.monotonic() - began) - preparing
 
-    speed = 1.0
-    for _ in range(2):
-        ranked = plan(facts, machine, TRAINING_SHARE * left(), settings, speed)
-        if ranked[0].seconds_per_step > left():
-            raise _too_little_time(settings, 0.0)
-        session = prepare(ranked[0], machine, settings.weights_seed, worth_compiling(settings))
-        measured = time_step(session, ranked[0], settings.weights_seed, TRIAL_SHARE * settings.budget_seconds)
-        surprise = ranked[0].seconds_per_step / measured
-        speed *= surprise
-        if 1 / SURPRISE < surprise < SURPRISE:
-            break
-    timed = at_speed(ranked[0], facts, measured)
+    ranked, session, trial = _try_plans(facts, machine, settings, costs, left)
+    costs["trying out a step"] = time.monotonic() - began - costs["reading"] - costs["measuring this machine"]
+    timed = at_speed(ranked[0], facts, trial.seconds)
     reserve = reserve_for(timed, facts, settings.budget_seconds, settings.chat)
+    costs["measuring the model and the report"] = reserve.total
     available = left() - reserve.total
     if available < LEAST_TRAINING_SHARE * settings.budget_seconds:
-        raise _too_little_time(settings, available)
-    made = replace(fit_to_time(timed, facts, available, settings.max_epochs), peak_bytes=session.peak_bytes)
+        raise _too_little_time(settings, available, costs)
+    made = replace(fit_to_time(timed, facts, available, settings.max_epochs), peak_bytes=trial.peak_bytes)
     total = settings.budget_seconds - (available - made.train_seconds) - reserve.slack
     return Decision(
         plan=made, machine=machine, facts=facts, reserve=reserve, prepare_seconds=preparing, total_seconds=total,
         capped=made.train_seconds < ENDS_EARLY * available,
-        runners_up=ranked[1:3], notes=_notes(made, machine, session, available), session=session,
+        runners_up=ranked[1:3], notes=_notes(made, machine, session, trial, available), session=session,
     )  # fmt: skip
 
 
-def _too_little_time(settings: BuildSettings, available: float) -> ValueError:
+def _try_plans(
+    facts: TextFacts, machine: Machine, settings: BuildSettings, costs: dict[str, float], left: Callable[[], float]
+) -> tuple[list[TrainingPlan], Session, Trial]:
+    """The best plans, and the model and the trial of the first; planned twice where the first trial is a surprise."""
+    speed = 1.0
+    for _ in range(2):
+        ranked = plan(facts, machine, TRAINING_SHARE * left(), settings, speed)
+        if ranked[0].seconds_per_step > left():
+            raise _too_little_time(settings, 0.0, costs)
+        session = prepare(ranked[0], machine, settings.weights_seed, worth_compiling(settings))
+        trial = try_out(session, ranked[0], settings.weights_seed, TRIAL_SHARE * settings.budget_seconds)
+        surprise = ranked[0].seconds_per_step / trial.seconds
+        speed *= surprise
+        if 1 / SURPRISE < surprise < SURPRISE:
+            break
+    return ranked, session, trial
+
+
+def _too_little_time(settings: BuildSettings, available: float, costs: dict[str, float]) -> ValueError:
     chosen = [name for name in FIXED_SHAPE if getattr(settings, name) is not None]
     smaller = f", or a smaller {' or '.join(chosen)}" if chosen else ""
+    spent = ", ".join(f"{seconds:.0f} s for {what}" for what, seconds in costs.items() if seconds >= 0.5)
     return ValueError(
-        f"--budget {settings.budget_seconds:g}s: reading, preparing and measuring leave only "
-        f"{max(0.0, available):.0f} s to train in; give it more time, or less text{smaller}"
+        f"--budget {settings.budget_seconds:g}s leaves only {max(0.0, available):.0f} s to train in ({spent}); "
+        f"give it more time, or less text{smaller}"
     )
 
 
@@ -179,8 +193,13 @@ def fixed(machine: Machine, settings: BuildSettings) -> Machine:
     return replace(machine, threads=threads, precision=precision, gemm_flops=rates)
 
 
-def _notes(made: TrainingPlan, machine: Machine, session: Session, available: float) -> list[str]:
+def _notes(made: TrainingPlan, machine: Machine, session: Session, trial: Trial, available: float) -> list[str]:
     notes = []
+    if trial.disturbed:
+        notes.append(
+            f"trial steps differed by a factor of {trial.spread:.1f}: another program is using this machine; the plan "
+            "is for the time that it leaves, and predictions will be off if that changes"
+        )
     if made.train_seconds < ENDS_EARLY * available:
         notes.append(
             f"the text is used up after {made.epochs:.0f} passes: more would hardly help, so training takes "

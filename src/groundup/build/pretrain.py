@@ -1,23 +1,23 @@
 """The pretraining stage: the planned model, its optimizer and its loader, and the one training loop."""
 
 import functools
-import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from groundup import data, optim, train
 from groundup.accounting.flops import training_flops_per_token
 from groundup.accounting.hardware import Machine
 from groundup.accounting.plan import TrainingPlan
-from groundup.device import peak_memory_bytes, release_memory, reset_peak_memory, synchronize
+from groundup.evaluation import Perplexity, bits_per_byte
+from groundup.evaluation.perplexity import token_nats
 from groundup.model import Transformer
 from groundup.optim.groups import split_for_muon
+from groundup.tokenizer import Tokenizer
 from groundup.train import objectives, precision
 from groundup.train.compiling import compile_blocks
 
@@ -26,22 +26,39 @@ SINKS = {"tensorboard": train.TensorBoard, "wandb": train.WeightsAndBiases}
 EMBEDDING_STD = 0.1
 HEAD_STD = 0.02
 VECTOR_RATE = 0.01
-TRIAL_STEPS = 6
 # Documents shorter than this many contexts are kept apart by the attention mask; in longer ones a boundary is
 # rare, and the plain causal mask is faster.
 MASKED_DOCUMENT_CONTEXTS = 8
-CHECKPOINT_SECONDS = 60.0
+# A killed run loses at most this much: of its time, or of its training.
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 60.0, 0.1
 
 
 @dataclass
 class Session:
-    """A model on its device, ready to train: made once, timed by a trial, then trained."""
+    """A model on its device, ready to train: made once, timed by a trial, then trained.
+
+    The twin is scored while the model trains: scoring has batches of other shapes, for which a compiled model would
+    be compiled anew.
+    """
 
     model: Transformer
+    twin: Transformer
     device: torch.device
     compiled: bool
-    first_step_seconds: float = 0.0
-    peak_bytes: int = 0
+
+    def score(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Perplexity:
+        """Bits per byte of the model as it is now."""
+        self._copy()
+        return bits_per_byte(self.twin, tokenizer, texts)
+
+    def score_ids(self, ids: np.ndarray) -> None:
+        """Go through the motions of `score` on token ids, to see what it costs."""
+        self._copy()
+        token_nats(self.twin, [ids], begin=0, context_length=self.model.config.context_length)
+
+    def _copy(self) -> None:
+        self.twin.load_state_dict(self.model.state_dict())
+        self.twin.compute_dtype = self.model.compute_dtype
 
 
 def prepare(made: TrainingPlan, machine: Machine, seed: int, compile: bool | None) -> Session:
@@ -55,7 +72,7 @@ def prepare(made: TrainingPlan, machine: Machine, seed: int, compile: bool | Non
     precision.apply(model, machine.precision)
     model.recompute = made.recompute
     compiled = compile is not False and compile_blocks(model, required=compile is True)
-    return Session(model, device, compiled)
+    return Session(model, Transformer(made.model).to(device), device, compiled)
 
 
 @torch.no_grad()
@@ -81,36 +98,6 @@ def make_optimizer(model: Transformer, made: TrainingPlan, share: float = 1.0) -
     )
     muon = optim.Muon(matrices, share * made.learning_rate, weight_decay=made.weight_decay)
     return optim.Optimizers([muon, adamw])
-
-
-def time_step(session: Session, made: TrainingPlan, seed: int, patience: float = math.inf) -> float:
-    """Median seconds of a training step on made-up tokens. Leaves the model initialised anew.
-
-    After `patience` seconds no further step is tried. The first step compiles; its time is kept in
-    `session.first_step_seconds`, the peak of memory beside it.
-    """
-    release_memory()
-    reset_peak_memory(session.device)
-    optimizer = make_optimizer(session.model, made)
-    shape = (made.batch_size, made.model.context_length + 1)
-    tokens = torch.randint(0, made.model.vocab_size, shape, device=session.device)
-    seconds = []
-    for _ in range(TRIAL_STEPS):
-        start = time.perf_counter()
-        run = train.train(
-            session.model, [{"tokens": tokens}], objectives.next_token, optimizer, 1,
-            micro_batches=made.micro_batches, progress=False,
-        )  # fmt: skip
-        synchronize(session.device)
-        seconds.append(time.perf_counter() - start)
-        if run.stopped_by == "interrupt":
-            raise KeyboardInterrupt
-        if sum(seconds) > patience:
-            break
-    session.first_step_seconds = seconds[0]
-    session.peak_bytes = peak_memory_bytes(session.device)
-    initialise(session.model, seed)
-    return statistics.median(seconds[2:] or seconds[-1:])
 
 
 def make_loader(folder: Path, made: TrainingPlan, seed: int) -> data.Loader:
@@ -143,7 +130,7 @@ def pretrain(
     The rate warms up, stays, and falls to zero over the last part of the time: the decay begins when the
     clock says that it must, so the run ends on time whatever the machine does meanwhile.
     """
-    per_minute = max(1, round(CHECKPOINT_SECONDS / made.seconds_per_step))
+    save_every = checkpoint_steps(made)
     return train.train(
         session.model,
         make_loader(shards, made, seed),
@@ -152,9 +139,9 @@ def pretrain(
         max_steps,
         schedule=schedule(made, max_steps),
         micro_batches=made.micro_batches,
-        every=_hooks((hook_every, hook), (per_minute, lambda step, model, run: saved())),
+        every=_hooks((hook_every, hook), (save_every, lambda step, model, run: saved())),
         run_dir=run_dir,
-        checkpoint_every=per_minute,
+        checkpoint_every=save_every,
         keep=2,
         resume=True,
         deadline=deadline,
@@ -163,6 +150,11 @@ def pretrain(
         config={"seed": seed},
         sinks=[SINKS[name](run_dir) for name in track],
     )
+
+
+def checkpoint_steps(made: TrainingPlan) -> int:
+    """Steps between two checkpoints."""
+    return max(1, round(min(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * made.train_seconds) / made.seconds_per_step))
 
 
 def _hooks(*pairs: tuple[int, Hook]) -> dict[int, Hook]:

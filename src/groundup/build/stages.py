@@ -15,7 +15,7 @@ from groundup.accounting.plan import with_bytes_per_token
 from groundup.build import measure
 from groundup.build.decide import Decision, worth_compiling
 from groundup.build.folder import RunFolder
-from groundup.build.pretrain import prepare, pretrain
+from groundup.build.pretrain import Session, prepare, pretrain
 from groundup.build.say import say
 from groundup.build.settings import BuildSettings
 from groundup.build.text import Text, load_held_out, save_held_out
@@ -124,7 +124,7 @@ class Stages:
         run = pretrain(
             session, made, machine, self.shards, self.folder.path, seed=settings.order_seed, deadline=deadline,
             max_steps=made.steps if self.decision.capped else None,
-            hook=self._curve(session.device), hook_every=max(1, made.steps // CURVE_POINTS),
+            hook=self._curve(session), hook_every=max(1, made.steps // CURVE_POINTS),
             saved=self.folder.save_clock, track=self.settings.track,
         )  # fmt: skip
         if run.stopped_by == "interrupt":
@@ -144,16 +144,13 @@ class Stages:
                 "checkpoint to go on from; begin a new run, with more time if this one had too little"
             )
 
-    def _curve(self, device: torch.device) -> train.loop.Hook:
+    def _curve(self, session: Session) -> train.loop.Hook:
         """A hook that scores the training model on a little held-out text, for the report's curve."""
         texts = _head(self.held_out, CURVE_BYTES)
-        twin = Transformer(self.decision.plan.model).to(device)
         path = self.folder.path / "curve.jsonl"
 
         def score(step: int, model: Transformer, run: train.Run) -> None:
-            twin.load_state_dict(model.state_dict())  # not compiled: other shapes would compile anew
-            twin.compute_dtype = model.compute_dtype
-            measured = bits_per_byte(twin, self.tokenizer, texts)
+            measured = session.score(self.tokenizer, texts)
             record = {"step": step, "tokens": run.tokens, "seconds": round(run.seconds, 2),
                       "bits_per_byte": measured.bits_per_byte, "nats_per_token": measured.nats_per_token}  # fmt: skip
             try:
