@@ -8,7 +8,7 @@ import torch
 
 from groundup import data
 from groundup.accounting.hardware import Machine
-from groundup.accounting.plan import TextFacts, Wishes, plan
+from groundup.accounting.plan import TextFacts, Wishes, optimizer_states, plan
 from groundup.build.pretrain import _hooks, checkpoint_steps, initialise, make_loader, make_optimizer, schedule
 from groundup.model import Transformer
 from groundup.optim import ClockDecay
@@ -86,3 +86,12 @@ def test_checkpoints_come_by_the_minute_and_more_often_in_short_runs():
     assert checkpoint_steps(replace(slow, train_seconds=6000.0)) == 120
     assert checkpoint_steps(replace(slow, train_seconds=40.0)) == 8
     assert checkpoint_steps(replace(slow, train_seconds=0.1)) == 1
+
+
+def test_the_planner_counts_the_states_that_the_optimizers_keep(model):
+    optimizer = make_optimizer(model, PLAN)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    kept = sum(t.numel() for part in optimizer.optimizers for s in part.state.values() for t in s.values() if t.ndim)
+    assert optimizer_states(PLAN.model) == pytest.approx(kept / PLAN.parameters, rel=0.01)  # norms are AdamW's

@@ -39,8 +39,8 @@ EFFICIENCY = ((64, 0.12), (128, 0.30), (256, 0.55), (512, 0.65), (1024, 0.70))
 EAGER_SHARE = 0.6
 WORTHWHILE = 1.002
 KEPT_PLANS = 3
-# fp32 weights and gradients, and AdamW's two moments: below this no micro-batch helps.
-BYTES_PER_PARAMETER = 16
+# fp32 weights and gradients, and Muon's moment: below this no micro-batch helps.
+BYTES_PER_PARAMETER = 12
 FREE_MEMORY_SHARE = 0.7
 
 
@@ -253,18 +253,27 @@ def _fit_memory(made: TrainingPlan, machine: Machine) -> TrainingPlan | None:
         return None
     dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
     context, device = made.model.context_length, machine.device
+    states = optimizer_states(made.model)
     micro = 1
     while micro <= made.batch_size:
         rows = math.ceil(made.batch_size / micro)
-        peak = training_memory(made.model, rows, context, dtype, device=device).peak
+        peak = training_memory(made.model, rows, context, dtype, optimizer_states=states, device=device).peak
         if peak <= limit:
             return replace(made, micro_batches=micro, peak_bytes=peak)
         micro *= 2
-    recompute = least_recompute(made.model, 1, context, limit, dtype, device=device)
+    recompute = least_recompute(made.model, 1, context, limit, dtype, optimizer_states=states, device=device)
     if recompute is None:
         return None
-    peak = training_memory(made.model, 1, context, dtype, recompute=recompute, device=device).peak
+    peak = training_memory(
+        made.model, 1, context, dtype, optimizer_states=states, recompute=recompute, device=device
+    ).peak
     return replace(made, micro_batches=made.batch_size, recompute=recompute, peak_bytes=peak)
+
+
+def optimizer_states(model: ModelConfig) -> float:
+    """fp32 values that the build's optimizers keep per parameter: Muon one for the blocks, AdamW two for the rest."""
+    count = count_parameters(model)
+    return 2.0 - count.blocks / count.total
 
 
 def at_speed(made: TrainingPlan, facts: TextFacts, seconds_per_step: float) -> TrainingPlan:
@@ -301,8 +310,8 @@ def describe(made: TrainingPlan, facts: TextFacts, runners_up: list[TrainingPlan
         f"{facts.held_out_bytes:,} held out",
         f"model      {made.parameters:,} parameters: {plural(model.num_layers, 'layer')} of width {model.d_model}, "
         f"vocabulary {model.vocab_size:,}, context {model.context_length}",
-        f"training   {plural(made.steps, 'step')} of {made.batch_tokens:,} tokens at {1e3 * made.seconds_per_step:.0f} ms: "
-        f"{made.tokens:,} tokens in {made.train_seconds:.0f} s, {made.epochs:.1f} passes over the text",
+        f"training   {plural(made.steps, 'step')} of {made.batch_tokens:,} tokens at "
+        f"{1e3 * made.seconds_per_step:.0f} ms: {made.tokens:,} tokens in {made.train_seconds:.0f} s, {made.epochs:.1f} passes over the text",
         f"expected   {made.bits_per_byte:.3f} bits per byte (+- {error_of(made, facts):.3f}) on held-out text, "
         f"{made.nats_per_token:.2f} nats per token; peak memory {made.peak_bytes / 2**20:,.0f} MiB",
     ]
