@@ -54,8 +54,11 @@ def test_held_out_documents_are_whole_and_not_trained_on(finished, stories):
     assert held_out <= originals
     tokens = (out / "data" / "train").glob("*.bin")
     assert sum(f.stat().st_size for f in tokens) > 0
+    validation = set(load_held_out(out / "data" / "validation.jsonl"))
+    assert validation
+    assert validation <= originals - held_out
     manifest = read_json(out / "data" / "train" / "manifest.json")
-    assert manifest["documents"] == len(originals) - len(held_out)
+    assert manifest["documents"] == len(originals) - len(held_out) - len(validation)
 
 
 def test_other_commands_read_the_folder(finished, capsys):

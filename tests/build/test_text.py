@@ -70,3 +70,17 @@ def test_train_tokenizer_on_files(stories, tmp_path):
     made = train_tokenizer_on_files([str(stories)], 300, ["<|endoftext|>"], "gpt2", str(tmp_path / "tok"))
     assert made["vocab_size"] == Tokenizer.load(tmp_path / "tok").vocab_size == 300
     assert made["bytes_per_token"] > 1.5
+
+
+def test_a_little_validation_text_is_parted_by_document(tmp_path):
+    for i in range(60):
+        (tmp_path / f"{i}.txt").write_text(story(i, 40))
+    text = read_text([str(tmp_path)], BuildSettings())
+    everything = [*text.train, *text.held_out, *text.validation]
+    assert len(everything) == len(set(everything)) == 60
+    assert 2_000 < sum(map(len, text.validation)) < 8_000
+
+
+def test_a_text_that_is_too_short_keeps_all_that_is_not_held_out(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"Sentence {i} of few.\n\n" for i in range(300)))
+    assert read_text([str(tmp_path)], BuildSettings()).validation == []

@@ -24,3 +24,8 @@ def test_four_passes_are_nearly_free_and_sixty_are_not():
 )
 def test_advice(epochs, words):
     assert words in advice(epochs)
+
+
+def test_a_text_learnt_by_heart_is_said():
+    assert "After 5.0 of 20.0 passes" in advice(20.0, kept=0.25)
+    assert "by heart" not in advice(20.0, kept=1.0)

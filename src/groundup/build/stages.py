@@ -1,6 +1,5 @@
 """The stages after the plan: each reads the folder, does one thing, and leaves its result there."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ from groundup import data, train
 from groundup.accounting.params import count_parameters
 from groundup.accounting.plan import with_bytes_per_token
 from groundup.build import measure
+from groundup.build.curve import Curve
 from groundup.build.decide import Decision, worth_compiling
 from groundup.build.folder import RunFolder
 from groundup.build.pretrain import Session, prepare, pretrain
@@ -22,7 +22,7 @@ from groundup.build.text import Text, load_held_out, save_held_out
 from groundup.build.tune import documents_of, tune_for_chat
 from groundup.device import release_memory, reset_peak_memory
 from groundup.evaluation import bits_per_byte
-from groundup.files import sha256, write_atomic
+from groundup.files import sha256
 from groundup.inference import Engine
 from groundup.model import Transformer
 from groundup.model.pretrained import load_pretrained, save_pretrained
@@ -34,8 +34,8 @@ from groundup.train import precision
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_BYTES = 20_000_000
 LEAST_TRAINING_SHARE = 0.05
-CURVE_POINTS = 8
-CURVE_BYTES = 40_000
+CURVE_POINTS = 12
+CURVE_BYTES, LEAST_PIECE = 40_000, 2_000
 CHAT_TOKENS = 1_000_000
 
 
@@ -45,7 +45,9 @@ class Stages:
     def __init__(self, folder: RunFolder, settings: BuildSettings, decision: Decision, text: Text | None) -> None:
         self.folder, self.settings, self.decision, self.text = folder, settings, decision, text
         self.held_out_file = folder.path / "data" / "held_out.jsonl"
+        self.validation_file = folder.path / "data" / "validation.jsonl"
         self.shards = folder.path / "data" / "train"
+        self.curve = Curve(folder.path)
 
     def run(self) -> dict[str, Any]:
         """All stages; returns the result, or why there is none yet."""
@@ -53,6 +55,7 @@ class Stages:
         self._once("tokenizer", self.make_tokenizer, preparing / 2)
         self.tokenizer = Tokenizer.load(self.folder.path)
         self.held_out = load_held_out(self.held_out_file)
+        self.validation = pieces(load_held_out(self.validation_file), CURVE_BYTES)
         self._once("baselines", self.make_baselines, preparing / 2)
         self._sharpen()
         self._once("pretrain", self.pretrain, self.decision.plan.train_seconds)
@@ -80,6 +83,7 @@ class Stages:
             _head(self.text.train, TOKENIZER_BYTES), self.decision.plan.model.vocab_size, special
         )
         save_held_out(self.held_out_file, self.text.held_out)
+        save_held_out(self.validation_file, self.text.validation)
         say("encoding the text")
         data.write_shards(self.text.train, tokenizer, self.shards, overwrite=True)
         tokenizer.save(self.folder.path)
@@ -124,15 +128,24 @@ class Stages:
         run = pretrain(
             session, made, machine, self.shards, self.folder.path, seed=settings.order_seed, deadline=deadline,
             max_steps=made.steps if self.decision.capped else None,
-            hook=self._curve(session), hook_every=max(1, made.steps // CURVE_POINTS),
+            hook=lambda step, model, run: self._score(session, run), hook_every=max(1, made.steps // CURVE_POINTS),
             saved=self.folder.save_clock, track=self.settings.track,
         )  # fmt: skip
         if run.stopped_by == "interrupt":
             return False
+        self._score(session, run)
+        kept = self.curve.restore_best(session.model)
+        if kept:
+            say(
+                f"note       the weights of step {kept['step']:,} are kept: training on made the model worse on the "
+                "validation text; more text, or fewer passes, would help"
+            )
         request = {name: self.folder.read("config.json")["groundup"][name] for name in ("build", "data")}
         save_pretrained(session.model, self.folder.path, self.folder.path, extra_config=request)
         outcome = {"epochs": run.epochs, "stopped_by": run.stopped_by, "skipped": run.skipped}
-        self.folder.write("training.json", {**run.measured(), **outcome, "weights_sha256": sha256(self.weights)})
+        outcome |= {"kept_step": kept["step"] if kept else run.step, "weights_sha256": sha256(self.weights)}
+        self.folder.write("training.json", {**run.measured(), **outcome})
+        self.curve.clear()
         return True
 
     def _check_time(self, left: float) -> None:
@@ -144,21 +157,17 @@ class Stages:
                 "checkpoint to go on from; begin a new run, with more time if this one had too little"
             )
 
-    def _curve(self, session: Session) -> train.loop.Hook:
-        """A hook that scores the training model on a little held-out text, for the report's curve."""
-        texts = _head(self.held_out, CURVE_BYTES)
-        path = self.folder.path / "curve.jsonl"
-
-        def score(step: int, model: Transformer, run: train.Run) -> None:
-            measured = session.score(self.tokenizer, texts)
-            record = {"step": step, "tokens": run.tokens, "seconds": round(run.seconds, 2),
-                      "bits_per_byte": measured.bits_per_byte, "nats_per_token": measured.nats_per_token}  # fmt: skip
-            try:
-                _add_point(path, record)
-            except OSError as error:
-                say(f"note       the curve lacks step {step} ({error}); training goes on")
-
-        return score
+    def _score(self, session: Session, run: train.Run) -> None:
+        """Add a point to the curve of the training model on a little validation text."""
+        if not self.validation:
+            return
+        measured = session.score(self.tokenizer, self.validation)
+        point = {"step": run.step, "tokens": run.tokens, "seconds": round(run.seconds, 2),
+                 "bits_per_byte": measured.bits_per_byte, "nats_per_token": measured.nats_per_token}  # fmt: skip
+        try:
+            self.curve.add(point, session.model)
+        except OSError as error:
+            say(f"note       the curve lacks step {run.step} ({error}); training goes on")
 
     # ---- after training ----
 
@@ -230,6 +239,7 @@ class Stages:
             "held_out": {k: evaluation[k] for k in ("tokens", "bytes", "documents", "policy")},
             "epochs": training["epochs"],
             "steps": training["steps"],
+            "kept_step": training["kept_step"],
             "stopped_by": training["stopped_by"],
             "stages": self.folder.stages,
             "budget_seconds": self.settings.budget_seconds,
@@ -253,13 +263,6 @@ class Stages:
         return load_pretrained(self.folder.path).to(self.device)
 
 
-def _add_point(path: Path, record: dict[str, Any]) -> None:
-    """Append to a curve. Points of this step or later ones were made by a session that was killed since."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    earlier = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < record["step"]]
-    write_atomic(path, "".join(earlier) + json.dumps(record) + "\n")
-
-
 def _head(texts: Sequence[str], most_bytes: int) -> list[str]:
     """The first texts up to a number of bytes (of characters, to be quick), at least a part of one."""
     kept, size = [], 0
@@ -269,3 +272,9 @@ def _head(texts: Sequence[str], most_bytes: int) -> list[str]:
         if size >= most_bytes:
             break
     return kept
+
+
+def pieces(texts: Sequence[str], most_bytes: int) -> list[str]:
+    """Beginnings of as many texts as give a piece each that is worth scoring, together `most_bytes` at most."""
+    each = max(LEAST_PIECE, most_bytes // max(1, len(texts)))
+    return _head([text[:each] for text in texts], most_bytes)

@@ -18,16 +18,23 @@ from groundup.tokenizer import Tokenizer
 READ_BYTES_PER_SECOND = 150_000
 # A megabyte measures a loss to a fraction of a per cent; scoring more only takes time.
 MOST_HELD_OUT_BYTES = 1_000_000
+# A text that is shorter than this has nothing to spare.
+LEAST_VALIDATED_BYTES = 20_000
+VALIDATION_FRACTION, LEAST_VALIDATION_BYTES, MOST_VALIDATION_BYTES = 0.02, 4_000, 200_000
 DIFFICULTY_BYTES, DIFFICULTY_PIECES = 1 << 20, 16
 HASHED_INPUTS = 10_000
 
 
 @dataclass(frozen=True)
 class Text:
-    """What the stages after this one work on."""
+    """What the stages after this one work on.
+
+    validation: what chooses between weights during training, so that nothing is ever chosen on the held-out text.
+    """
 
     train: list[str]
     held_out: list[str]
+    validation: list[str]
     facts: TextFacts
     manifest: dict[str, Any]
     notes: list[str]
@@ -49,14 +56,26 @@ def read_text(files: Sequence[str], settings: BuildSettings) -> Text:
         notes.append(f"reading: {tally}")
     if not complete:
         notes.append(f"reading stopped after {limit:,} bytes: more than can be trained on within the budget")
-    train, held_out = [d.text for d in split.train], [d.text for d in split.held_out]
+    learnt, validation = _part_validation(split.train, settings.seed)
+    train, held_out = [d.text for d in learnt], [d.text for d in split.held_out]
     facts = TextFacts(
         train_bytes=_count_bytes(train),
         held_out_bytes=_count_bytes(held_out),
         documents=len(train),
         zstd_bits_per_byte=difficulty(train),
     )
-    return Text(train, held_out, facts, _manifest(paths, facts, tally, bundled_text=not files), notes)
+    manifest = _manifest(paths, facts, tally, bundled_text=not files)
+    return Text(train, held_out, [d.text for d in validation], facts, manifest, notes)
+
+
+def _part_validation(documents: list[Document], seed: int) -> tuple[list[Document], list[Document]]:
+    """Part a little text from what is left to train on, by documents where there are enough of them."""
+    size = _count_bytes(d.text for d in documents)
+    if size < LEAST_VALIDATED_BYTES:
+        return documents, []
+    fraction = min(VALIDATION_FRACTION, MOST_VALIDATION_BYTES / size)
+    split = split_held_out(documents, fraction, seed + 1, LEAST_VALIDATION_BYTES)
+    return split.train, split.held_out
 
 
 def _up_to(documents: Iterator[Document], limit: int) -> tuple[list[Document], bool]:
@@ -105,8 +124,8 @@ def _manifest(paths: Sequence[Path], facts: TextFacts, tally: Tally, bundled_tex
 
 def save_held_out(path: Path, texts: Sequence[str]) -> None:
     """One JSON record per document, and the file's hash beside it: later stages measure on the same bytes."""
-    lines = (json.dumps({"text": t}, ensure_ascii=True) for t in texts)
-    write_atomic(path, "\n".join(lines) + "\n")
+    lines = (json.dumps({"text": t}, ensure_ascii=True) + "\n" for t in texts)
+    write_atomic(path, "".join(lines))
     write_json(path.with_suffix(".json"), {"documents": len(texts), "sha256": sha256(path)})
 
 
@@ -114,7 +133,7 @@ def load_held_out(path: Path) -> list[str]:
     """What `save_held_out` wrote. ValueError when the file is not what was written."""
     if read_json(path.with_suffix(".json"))["sha256"] != sha256(path):
         raise ValueError(f"{path}: the held-out text changed since this run began, so its score would mean nothing")
-    return [d.text for d in read_documents([path])]
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def train_tokenizer_on_files(

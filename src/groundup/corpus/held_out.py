@@ -23,12 +23,14 @@ class Split(NamedTuple):
     note: str | None
 
 
-def split_held_out(documents: Iterable[Document], fraction: float = 0.05, seed: int = 0) -> Split:
+def split_held_out(
+    documents: Iterable[Document], fraction: float = 0.05, seed: int = 0, least: int = LEAST_HELD_OUT_BYTES
+) -> Split:
     """Hold out about `fraction` of the bytes of text, by whole documents where there are enough of them.
 
     Documents are ranked by a hash of (seed, text): the choice does not depend on their order, and copies of
-    one text are always on the same side. At least 20 kB are held out, or a fifth of a text that is shorter
-    than 100 kB: on less, a difference between two models drowns in noise.
+    one text are always on the same side. At least `least` bytes are held out, or a fifth of a text that has not
+    five times as many: on less than 20 kB, a difference between two models drowns in noise.
 
     With fewer than 20 different documents, or one that is more than half of all text, the ends of the longest
     documents are held out instead, cut at a paragraph, and `note` says so: the score then speaks of text by
@@ -46,7 +48,7 @@ def split_held_out(documents: Iterable[Document], fraction: float = 0.05, seed: 
             f"{plural(total, 'byte')} of text in {plural(len(documents), 'document')}: too little to train and "
             f"measure on; at least {LEAST_BYTES:,} bytes are needed, and results mean something from about 1,000,000 on"
         )
-    target = max(fraction * float(total), min(float(LEAST_HELD_OUT_BYTES), _MOST_OF_SMALL_TEXT * total))
+    target = max(fraction * float(total), min(float(least), _MOST_OF_SMALL_TEXT * total))
     chosen = _choose(documents, sizes, target, seed)
     if chosen is None:
         return _cut(documents, target)

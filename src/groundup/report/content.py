@@ -59,7 +59,7 @@ def content(run: RunFiles) -> Content:
         comparisons=comparisons(run),
         stages=_stages(run),
         epochs=epochs,
-        advice=advice(epochs) if epochs is not None else "",
+        advice=advice(epochs, _kept(run)) if epochs is not None else "",
         cost=cost(run),
         samples=[_cut(s) for s in run.samples if not s.is_chat][-MOST_SAMPLES:],
         chat_samples=[_cut(s) for s in chat][-MOST_SAMPLES:],
@@ -69,6 +69,12 @@ def content(run: RunFiles) -> Content:
         openness=openness(run),
         problems=run.problems,
     )
+
+
+def _kept(run: RunFiles) -> float:
+    """The share of training after which the kept weights were made; 1 where the record does not say."""
+    kept, steps = number(run.training.get("kept_step")), number(run.training.get("steps"))
+    return min(1.0, kept / steps) if kept and steps else 1.0
 
 
 def stage_table(stages: Sequence[Stage]) -> Table:

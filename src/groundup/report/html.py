@@ -100,23 +100,23 @@ def page(run: RunFiles, shown: Content) -> str:
 def figures(run: RunFiles) -> list[Figure]:
     """Loss with the learning rate under it, bits per byte during training, and throughput."""
     curves, x = run.curves, "tokens seen" if run.x_unit == "tokens" else "step"
-    loss, held_out, bits = curves["loss"], curves["held_out_loss"], curves["held_out_bits_per_byte"]
-    lines = [Line(loss), Line(held_out, HELD_OUT, dots=True)]
+    loss, validation, bits = curves["loss"], curves["validation_loss"], curves["validation_bits_per_byte"]
+    lines = [Line(loss), Line(validation, HELD_OUT, dots=True)]
     rate = Panel("Learning rate", [Line(curves["lr"], INK)], 0.35, from_zero=True)
     charts = [
         (
             Chart(f"Loss over {x}", [Panel("Loss, nats per token", lines, crop=True), rate], x),
             [
                 *([("--model", f"training {loss.y[-1]:.3f}")] if loss else []),
-                *([("--held-out", f"held-out {held_out.y[-1]:.3f}")] if held_out else []),
+                *([("--held-out", f"validation {validation.y[-1]:.3f}")] if validation else []),
             ],
             "Last values in the legend. Where the first steps lie far above the rest, they are cut off.",
             390,
         ),
         (
             Chart(f"Bits per byte over {x}", [Panel("Bits per byte", [Line(bits, HELD_OUT, dots=True)])], x),
-            [("--held-out", f"held-out {bits.y[-1]:.3f}")] if bits else [],
-            "Measured during training on a part of the held-out text.",
+            [("--held-out", f"validation {bits.y[-1]:.3f}")] if bits else [],
+            "Measured during training on a little text that is neither trained on nor held out for the score.",
             240,
         ),
         (

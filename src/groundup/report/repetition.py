@@ -12,8 +12,16 @@ def worth_of_repeats(epochs: float) -> float:
     return effective_tokens(1.0, epochs) / epochs if epochs > 1 else 1.0
 
 
-def advice(epochs: float) -> str:
-    """What a run's number of passes over its text means for the next run."""
+def advice(epochs: float, kept: float = 1.0) -> str:
+    """What a run's number of passes over its text means for the next run.
+
+    kept: the share of training after which the weights were best on other text.
+    """
+    if kept < 1:
+        return (
+            f"After {kept * epochs:.1f} of {epochs:.1f} passes the model only learnt the text by heart: it became worse "
+            "on other text, and the weights from before are kept. Add text; fewer passes or a smaller model would do."
+        )
     worth = f"{100 * worth_of_repeats(epochs):.0f} %"
     if epochs <= 1:
         return "No text was repeated: more time or a faster machine would help before more text would."

@@ -17,8 +17,8 @@ LARGEST_SAMPLE_FILE = 4 * 2**20
 # The name in this report -> the names that a record may use for it.
 SERIES = {
     "loss": ("loss", "train_loss"),
-    "held_out_loss": ("held_out_loss", "nats_per_token", "val_loss"),
-    "held_out_bits_per_byte": ("held_out_bits_per_byte", "bits_per_byte"),
+    "validation_loss": ("validation_loss", "nats_per_token", "val_loss"),
+    "validation_bits_per_byte": ("validation_bits_per_byte", "bits_per_byte"),
     "lr": ("lr", "learning_rate"),
     "tokens_per_second": ("tokens_per_second",),
     "mfu": ("mfu",),
@@ -131,7 +131,7 @@ def _json(run: RunFiles, file: Path) -> Any:
 
 
 def _read_curves(run: RunFiles) -> None:
-    """metrics.jsonl, and curve.jsonl with the measurements on held-out text during training."""
+    """metrics.jsonl, and curve.jsonl with the measurements on validation text during training."""
     trained = _records(run, "metrics.jsonl")
     measured = _records(run, "curve.jsonl") if run.has("curve.jsonl") else []
     if not trained:
