@@ -28,7 +28,8 @@ def test_settings_from_words():
     assert settings_from("2m", 7, ["d_model=64"]) == BuildSettings(budget_seconds=120, seed=7, d_model=64)
 
 
-BAD = ["held_out_fraction=0", "held_out_fraction=0.6", "max_epochs=0", "max_epochs=NaN", "max_epochs=Infinity",
+BAD = ["dropout=1", "dropout=-0.1", "dropout=NaN",
+       "held_out_fraction=0", "held_out_fraction=0.6", "max_epochs=0", "max_epochs=NaN", "max_epochs=Infinity",
        "learning_rate=2", "learning_rate=NaN", "batch_size=-1", "vocab_size=x", "vocab_size=259", "threads=100000",
        "seed=-1", "seed=9223372036854775808", "budget_seconds=NaN", "budget_seconds=Infinity"]  # fmt: skip
 

@@ -1,16 +1,12 @@
 import builtins
 import io
-import json
 import math
-import sys
-import types
 
 import pytest
+import torch
 
 import groundup.train.log
-from groundup.train import MetricsLog, TensorBoard, WeightsAndBiases, read_metrics, replay
-from groundup.train.progress import ProgressLine, format_line
-from groundup.train.run import Run
+from groundup.train import MetricsLog, read_metrics
 from tests.train.small import tiny_run
 
 
@@ -97,109 +93,58 @@ def test_sinks_get_the_same_records_and_a_broken_one_is_dropped(tmp_path, caplog
     assert "Broken failed and is dropped" in caplog.text
 
 
-@pytest.mark.parametrize(("sink", "module"), [(TensorBoard, "torch.utils.tensorboard"), (WeightsAndBiases, "wandb")])
-def test_a_missing_package_is_named(tmp_path, monkeypatch, sink, module):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match="pip install"):
-        sink(tmp_path)
+class Forgetful(Collected):
+    """A sink that keeps what the file keeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def rewind(self, step):
+        self.told.append(step)
+        self.records = [record for record in self.records if record["step"] <= step]
 
 
-def test_tensorboard_writes_its_files(tmp_path):
-    pytest.importorskip("tensorboard")
-    sink = TensorBoard(tmp_path)
-    sink.write({"step": 1, "loss": 2.0, "epoch": None})
-    sink.close()
-    assert list((tmp_path / "tensorboard").iterdir())
+def test_a_sink_that_can_forget_is_told_of_a_rewind(tmp_path):
+    plain, forgetful = Collected(), Forgetful()
+    log = MetricsLog(tmp_path, sinks=[plain, forgetful])
+    for step in (1, 2, 3):
+        log.write({"step": step})
+    log.rewind(1)
+    log.write({"step": 2, "again": True})
+    assert forgetful.told == [0, 1] and forgetful.records == read_metrics(tmp_path)
+    assert [record["step"] for record in plain.records] == [1, 2, 3, 2]
 
 
-def test_tensorboard_gets_every_number_at_its_step(tmp_path, monkeypatch):
-    calls = []
-
-    class Writer:
-        def __init__(self, folder):
-            calls.append(folder)
-
-        def add_scalar(self, *arguments):
-            calls.append(arguments)
-
-        def close(self):
-            calls.append("closed")
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
-    sink = TensorBoard(tmp_path)
-    sink.write({"step": 1, "loss": 2.0, "epoch": None})
-    sink.close()
-    assert calls == [str(tmp_path / "tensorboard"), ("loss", 2.0, 1), "closed"]
+def test_a_resumed_run_tells_where_it_goes_on(tmp_path):
+    tiny_run(4, run_dir=tmp_path)
+    forgetful = Forgetful()
+    tiny_run(6, run_dir=tmp_path, resume=True, sinks=[forgetful])
+    assert forgetful.told == [4] and [record["step"] for record in forgetful.records] == [5, 6]
 
 
-def test_a_run_that_is_there_is_shown_to_a_sink(tmp_path):
-    tiny_run(4, run_dir=tmp_path, log_every=2)
-    sink = Collected()
-    assert replay(tmp_path, sink) == 2
-    assert sink.records == read_metrics(tmp_path) and sink.closed
-    with pytest.raises(RuntimeError, match="still down"):  # named by its user, so its failure is not hidden
-        replay(tmp_path, Broken())
-    with pytest.raises(ValueError, match="no metrics.jsonl"):
-        replay(tmp_path / "elsewhere", sink)
+def test_going_back_to_a_checkpoint_reaches_the_sinks(tmp_path):
+    """A weight breaks after step 7: the run goes back to step 5, and steps 6 and 7 are logged again."""
+    struck, forgetful = [], Forgetful()
+
+    def strike(step, model, run):
+        if step == 7 and not struck:
+            struck.append(step)
+            with torch.no_grad():
+                model.embed.weight[0, 0] = math.nan
+
+    tiny_run(10, run_dir=tmp_path, checkpoint_every=5, every={1: strike}, sinks=[forgetful])
+    assert struck == [7] and forgetful.told == [0, 5]
+    assert forgetful.records == read_metrics(tmp_path) and steps(tmp_path) == list(range(1, 11))
 
 
-def test_wandb_stays_offline(tmp_path, monkeypatch):
-    calls = []
+def test_a_sink_that_fails_to_forget_is_dropped(tmp_path, caplog):
+    class Stubborn(Collected):
+        def rewind(self, step):
+            raise RuntimeError("what is sent is sent")
 
-    class Fake:
-        def init(self, **options):
-            calls.append(options)
-            return self
-
-        def log(self, record, step):
-            calls.append((step, record))
-
-        def finish(self, quiet):
-            calls.append("finished")
-
-    monkeypatch.setitem(sys.modules, "wandb", Fake())
-    sink = WeightsAndBiases(tmp_path)
-    sink.write({"step": 3, "loss": 1.0, "epoch": None})
-    sink.close()
-    assert calls[0]["mode"] == "offline" and calls[1:] == [(3, {"loss": 1.0}), "finished"]
-
-
-RECORD = {"step": 1200, "loss": 2.3141, "tokens_per_second": 41300.4, "mfu": 0.451, "skipped": 2}
-
-
-def test_the_line_by_hand():
-    line = "step 1,200  loss 2.314  41,300 tok/s  MFU 45%  2 skipped  4:05 left"
-    assert format_line(RECORD, 245.9) == line
-    assert format_line(RECORD | {"mfu": None, "skipped": 0}, None) == "step 1,200  loss 2.314  41,300 tok/s"
-    assert format_line(RECORD, 3 * 3600.0 + 5).endswith("3:00:05 left")
-
-
-def test_plain_lines_are_rare_and_a_terminal_gets_a_bar():
-    stream = io.StringIO()
-    line = ProgressLine(stream, seconds_between_lines=60.0)
-    line.show(RECORD, 0.5, 10.0)
-    line.show(RECORD, 0.6, 10.0)
-    line.close()
-    assert stream.getvalue().count("step") == 1
-
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    terminal = Terminal()
-    bar = ProgressLine(terminal)
-    bar.show(RECORD, 0.5, 10.0)
-    bar.close()
-    assert "loss 2.314" in terminal.getvalue()
-
-
-def test_measured_against_predicted():
-    run = Run(step=4, losses=[4.0, 3.0, 2.0, 1.0], tokens=400, seconds=9.0, step_seconds=[5.0, 1.0, 2.0, 1.0])
-    measured = run.measured()
-    assert measured["step_seconds"] == 1.0 and measured["tokens_per_second"] == 100.0 and measured["loss"] == 2.5
-    rows = run.against({"step_seconds": 0.8, "loss": 2.0})
-    assert [row["error"] for row in rows] == pytest.approx([0.25, 0.25])
-    with pytest.raises(ValueError, match="a run measures steps"):
-        run.against({"energy": 1.0})
-    assert Run().measured()["step_seconds"] is None
-    assert json.loads(json.dumps(measured)) == measured
+    stubborn, forgetful = Stubborn(), Forgetful()
+    log = MetricsLog(None, sinks=[stubborn, forgetful])
+    log.write({"step": 1})
+    assert stubborn.records == [] and forgetful.records == [{"step": 1}]
+    assert "Stubborn failed and is dropped: what is sent is sent" in caplog.text

@@ -70,6 +70,7 @@ class Wishes:
     batch_size: int | None = None
     learning_rate: float | None = None
     max_epochs: float | None = None
+    dropout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class TrainingPlan:
     """Everything that a run needs to begin, and what is expected of it.
 
     recompute: blocks whose activations are computed again in the backward pass, to fit into memory.
+    dropout: share of activations set to zero in training, where the text is read so often that it would be learnt
+    by heart.
     learning_rate: of the hidden matrices (Muon); adam_rate: of embeddings, head and norms (AdamW).
     seconds_per_step, tokens, epochs, bits_per_byte: predictions.
     """
@@ -88,6 +91,7 @@ class TrainingPlan:
     learning_rate: float
     adam_rate: float
     weight_decay: float
+    dropout: float
     warmup_steps: int
     decay_fraction: float
     parameters: int
@@ -163,6 +167,7 @@ def _plan_shape(
         learning_rate=wishes.learning_rate or MUON_RATE,
         adam_rate=ADAM_RATE * (wishes.learning_rate or MUON_RATE) / MUON_RATE,
         weight_decay=WEIGHT_DECAY,
+        dropout=0.0,
         warmup_steps=WARMUP_STEPS,
         decay_fraction=DECAY_FRACTION,
         parameters=parameters,
@@ -175,9 +180,24 @@ def _plan_shape(
         bits_per_byte=math.inf,
         peak_bytes=0,
     )
-    return fit_to_time(made, facts, seconds, wishes.max_epochs)
+    fitted = fit_to_time(made, facts, seconds, wishes.max_epochs)
+    dropout = dropout_for(fitted.epochs) if wishes.dropout is None else wishes.dropout
+    if not dropout:
+        return fitted
+    slower = replace(made, dropout=dropout, seconds_per_step=made.seconds_per_step / DROPOUT_SPEED)
+    return fit_to_time(slower, facts, seconds, wishes.max_epochs)
 
 
+def dropout_for(epochs: float) -> float:
+    """None while the text is fresh; the more often it is read, the more (experiment 003)."""
+    return next(dropout for most, dropout in DROPOUTS if epochs <= most)
+
+
+DROPOUTS = ((6.0, 0.0), (14.0, 0.15), (math.inf, 0.3))
+"""(passes up to, dropout)."""
+
+# Drawing random numbers takes time: the share of the speed that is left, on a CPU.
+DROPOUT_SPEED = 0.7
 MUON_RATE = 0.03
 ADAM_RATE = 0.02
 WEIGHT_DECAY = 0.05
@@ -311,7 +331,8 @@ def describe(made: TrainingPlan, facts: TextFacts, runners_up: list[TrainingPlan
         f"model      {made.parameters:,} parameters: {plural(model.num_layers, 'layer')} of width {model.d_model}, "
         f"vocabulary {model.vocab_size:,}, context {model.context_length}",
         f"training   {plural(made.steps, 'step')} of {made.batch_tokens:,} tokens at "
-        f"{1e3 * made.seconds_per_step:.0f} ms: {made.tokens:,} tokens in {made.train_seconds:.0f} s, {made.epochs:.1f} passes over the text",
+        f"{1e3 * made.seconds_per_step:.0f} ms: {made.tokens:,} tokens in {made.train_seconds:.0f} s, "
+        f"{made.epochs:.1f} passes over the text{f', dropout {made.dropout:g}' if made.dropout else ''}",
         f"expected   {made.bits_per_byte:.3f} bits per byte (+- {error_of(made, facts):.3f}) on held-out text, "
         f"{made.nats_per_token:.2f} nats per token; peak memory {made.peak_bytes / 2**20:,.0f} MiB",
     ]

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field
@@ -39,6 +40,14 @@ class Record:
 
     def line(self) -> str:
         return json.dumps(asdict(self), allow_nan=False)
+
+
+def load_average() -> list[float]:
+    """How busy the machine was over 1, 5 and 15 minutes; empty where the system does not say (Windows)."""
+    try:
+        return list(os.getloadavg())
+    except (AttributeError, OSError):
+        return []
 
 
 def checkout() -> Path | None:

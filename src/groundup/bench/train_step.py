@@ -5,7 +5,6 @@ then groundup and each peer, in its best setting, take turns for `--seconds`.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.bench.race import Contest, Entry, Program, Setting, fastest
-from groundup.bench.record import Record, checkout, print_table, save
+from groundup.bench.record import Record, checkout, load_average, print_table, save
 
 OURS = "groundup"
 COLUMNS = {
@@ -166,7 +165,7 @@ def main(argv: Sequence[str] = ()) -> int:
     shape = SHAPES[options.size]
     common = {"shape": asdict(shape), "device": options.device, "warmup_steps": options.warmup_steps}
     contest = Contest(programs(), common, options.turn_seconds)
-    load_before = list(os.getloadavg())
+    load_before = load_average()
     tried = heats(contest)
     best = [fastest([e for e in tried if e.setting.program == program]) for program in contest.programs]
     final = contest.race([entry.setting for entry in best if entry], options.seconds)
@@ -174,7 +173,7 @@ def main(argv: Sequence[str] = ()) -> int:
         print("groundup bench train-step: no setting of groundup ran", file=sys.stderr)
         return 1
     record = compare(options.size, shape, tried, final)
-    record.load_average = {"before": load_before, "after": list(os.getloadavg())}
+    record.load_average = {"before": load_before, "after": load_average()}
     print_table(f"train-step {options.size} on {record.device}", record.rows, COLUMNS)
     if options.save:
         suffix = "" if common["device"] == "cpu" else f"-{common['device']}"

@@ -22,6 +22,24 @@ except ImportError:  # Windows: two processes are kept apart only by their numbe
 STATE_FILE = "state.json"
 # What a build leaves that was killed before it could be gone on with: the next may begin in the same folder.
 FALSE_START = ("lock", "env.json", "plan.json")
+REMEDY = "restore it, or begin a new run"
+# Files that a finished stage has left, and for JSON a key by which a whole one is known.
+LEFT_BY: dict[str, dict[str, str | None]] = {
+    "plan": {"plan.json": "plan"},
+    "tokenizer": {
+        "tokenizer.json": "model",
+        "data/held_out.jsonl": None,
+        "data/held_out.json": "sha256",
+        "data/validation.jsonl": None,
+        "data/validation.json": "sha256",
+        "data/train/manifest.json": "shards",
+    },
+    "baselines": {"baselines.json": "kneser_ney_5"},
+    "pretrain": {"model.safetensors": None, "training.json": "weights_sha256"},
+    "evaluate": {"evaluation.json": "bits_per_byte"},
+    "samples": {"samples/base.json": None},
+    "report": {"result.json": "bits_per_byte"},
+}
 
 
 @dataclass
@@ -34,16 +52,19 @@ class Outcome:
 class RunFolder:
     """Paths, finished stages and the clock of one run.
 
-    The clock counts the seconds that the build has really run, over any number of interruptions;
-    it is saved after every stage and with every checkpoint.
+    The clock counts the seconds that the build has really run, over any number of interruptions, and so does
+    that of each stage; it is saved after every stage and with every checkpoint.
     """
 
     def __init__(self, path: Path, started: float) -> None:
         self.path = path
         self._started = started
         self._before = 0.0
+        self.resumed = False
         self._claim: IO[str] | None = None
         self.stages: list[dict[str, Any]] = []
+        self._unfinished: dict[str, float] = {}  # seconds of stages that were left before their end
+        self._running: tuple[str, float] | None = None  # a stage, and what `elapsed` was when it began
 
     @classmethod
     def create(cls, path: Path, started: float) -> "RunFolder":
@@ -68,14 +89,34 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, started: float) -> "RunFolder":
-        """A folder that a build made. ValueError when it is none, or when another process works in it."""
+        """A folder that a build made. ValueError when it is none, when another process works in it, or when what
+        a finished stage left is gone."""
         if not (path / "config.json").exists():
             raise ValueError(f"--resume {path}: no config.json there, so this is not the folder of a run")
         folder = cls(path, started)
+        folder.resumed = True
         folder.claim()
-        if (path / STATE_FILE).exists():
-            folder._before, folder.stages = _read_state(path / STATE_FILE)
+        try:
+            folder._load()
+        except (ValueError, OSError):
+            folder.release()
+            raise
         return folder
+
+    def _load(self) -> None:
+        """Take over the state. ValueError where what the next stages build on is gone or damaged."""
+        if (self.path / STATE_FILE).exists():
+            self._before, self.stages, self._unfinished = _parse_state(self.read(STATE_FILE), self.path / STATE_FILE)
+        done = [stage["name"] for stage in self.stages]
+        for stage in ["report"] if "report" in done else done:
+            for file, key in LEFT_BY.get(stage, {}).items():
+                self._check_left(file, key)
+
+    def _check_left(self, name: str, key: str | None) -> None:
+        if not (self.path / name).is_file():
+            raise ValueError(f"{self.path / name}: missing; {REMEDY}")
+        if key is not None and not (isinstance(content := self.read(name), dict) and key in content):
+            raise ValueError(f"{self.path / name}: damaged, it has no {key!r}; {REMEDY}")
 
     def claim(self) -> None:
         """Keep a second process out, as long as this one lives (the system lets go of a dead one's lock)."""
@@ -106,8 +147,16 @@ class RunFolder:
         """The moment (on `time.monotonic`'s clock) when the budget is used up."""
         return self._started + budget_seconds - self._before
 
+    def unfinished(self) -> dict[str, float]:
+        """Seconds, over all sessions, of every stage that was begun and is not done."""
+        if self._running is None:
+            return self._unfinished
+        name, begun = self._running
+        return {**self._unfinished, name: round(self._unfinished.get(name, 0.0) + self.elapsed - begun, 3)}
+
     def save_state(self) -> None:
-        write_json(self.path / STATE_FILE, {"elapsed_seconds": round(self.elapsed, 3), "stages": self.stages})
+        state = {"elapsed_seconds": round(self.elapsed, 3), "stages": self.stages, "unfinished": self.unfinished()}
+        write_json(self.path / STATE_FILE, state)
 
     def save_clock(self) -> None:
         """Save the state during training, which a full disk must not stop (the checkpoints say that it is full)."""
@@ -119,11 +168,19 @@ class RunFolder:
 
     @contextlib.contextmanager
     def stage(self, name: str, predicted_seconds: float | None = None) -> Iterator["Outcome"]:
-        """Time a stage; it counts as done only when its body came to the end and left `finished` true."""
-        start, outcome = self.elapsed, Outcome()
-        yield outcome
+        """Time a stage; it counts as done only when its body came to the end and left `finished` true.
+
+        Its seconds are those of all sessions that worked on it.
+        """
+        outcome = Outcome()
+        self._running = name, self.elapsed
+        try:
+            yield outcome
+        finally:
+            self._unfinished, self._running = self.unfinished(), None
+            self.save_clock()
         if outcome.finished:
-            self.record(name, self.elapsed - start, predicted_seconds)
+            self.record(name, self._unfinished.pop(name), predicted_seconds)
 
     def record(self, name: str, seconds: float, predicted_seconds: float | None = None) -> None:
         """Note that a stage is done."""
@@ -134,7 +191,13 @@ class RunFolder:
         write_json(self.path / name, value)
 
     def read(self, name: str) -> Any:
-        return read_json(self.path / name)
+        """A JSON file of the run. ValueError, with what to do, where it is missing or damaged."""
+        try:
+            return read_json(self.path / name)
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.path / name}: missing; {REMEDY}") from error
+        except ValueError as error:
+            raise ValueError(f"{error}; {REMEDY}") from error
 
 
 def fresh_path(name: str, parent: Path = Path("runs")) -> Path:
@@ -147,12 +210,16 @@ def _is_false_start(name: str) -> bool:
     return name in FALSE_START or (name.startswith(".") and name.endswith(".tmp"))
 
 
-def _read_state(path: Path) -> tuple[float, list[dict[str, Any]]]:
-    state = read_json(path)
+def _parse_state(state: Any, path: Path) -> tuple[float, list[dict[str, Any]], dict[str, float]]:
+    """The clock, the stages that are done, and the seconds of those left early (older folders lack these)."""
     try:
-        return float(state["elapsed_seconds"]), [{**stage, "name": str(stage["name"])} for stage in state["stages"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged; expected elapsed_seconds and a list of stages with names") from error
+        stages = [{**stage, "name": str(stage["name"])} for stage in state["stages"]]
+        unfinished = {str(name): float(seconds) for name, seconds in state.get("unfinished", {}).items()}
+        return float(state["elapsed_seconds"]), stages, unfinished
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: damaged; expected elapsed_seconds and a list of stages with names; {REMEDY}"
+        ) from error
 
 
 def _take(claim: IO[str], lock: Path) -> bool:

@@ -13,6 +13,7 @@ from groundup import data, optim, train
 from groundup.accounting.flops import training_flops_per_token
 from groundup.accounting.hardware import Machine
 from groundup.accounting.plan import TrainingPlan
+from groundup.device import set_seed
 from groundup.evaluation import Perplexity, bits_per_byte
 from groundup.evaluation.perplexity import token_nats
 from groundup.model import Transformer
@@ -70,7 +71,7 @@ def prepare(made: TrainingPlan, machine: Machine, seed: int, compile: bool | Non
     model = Transformer(made.model).to(device)
     initialise(model, seed)
     precision.apply(model, machine.precision)
-    model.recompute = made.recompute
+    model.recompute, model.dropout = made.recompute, made.dropout
     compiled = compile is not False and compile_blocks(model, required=compile is True)
     return Session(model, Transformer(made.model).to(device), device, compiled)
 
@@ -118,6 +119,7 @@ def pretrain(
     run_dir: Path,
     *,
     seed: int,
+    dropout_seed: int,
     deadline: float,
     max_steps: int | None,
     hook: Hook,
@@ -131,6 +133,7 @@ def pretrain(
     clock says that it must, so the run ends on time whatever the machine does meanwhile.
     """
     save_every = checkpoint_steps(made)
+    set_seed(dropout_seed)  # a checkpoint holds the generators as they are then
     return train.train(
         session.model,
         make_loader(shards, made, seed),
@@ -147,7 +150,7 @@ def pretrain(
         deadline=deadline,
         flops_per_token=training_flops_per_token(made.model, made.model.context_length),
         peak_flops=machine.peak_flops,
-        config={"seed": seed},
+        config={"seed": seed, "dropout": made.dropout, "dropout_seed": dropout_seed},
         sinks=[SINKS[name](run_dir) for name in track],
     )
 

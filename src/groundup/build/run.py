@@ -5,7 +5,7 @@ needs lies in the folder.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,12 @@ def build(
     folder.write("plan.json", {**decision.as_json(), "data": text.manifest, "notes": text.notes + decision.notes})
     # From here on the run can be gone on with: config.json is what --resume asks for.
     folder.write("config.json", {"groundup": {"build": to_dict(settings), "data": text.manifest}})
+    return _finish(folder, lambda: _begin(folder, settings, decision, text))
+
+
+def _begin(folder: RunFolder, settings: BuildSettings, decision: Decision, text: Text) -> Stages:
     folder.record("plan", folder.elapsed)
-    return _finish(Stages(folder, settings, decision, text))
+    return Stages(folder, settings, decision, text)
 
 
 def resume(run: str | Path, *, device: str | None = None, started: float | None = None) -> dict[str, Any]:
@@ -74,15 +78,20 @@ def resume(run: str | Path, *, device: str | None = None, started: float | None 
         conclude(folder.read("result.json"))
         folder.release()
         return folder.read("result.json")
+    return _finish(folder, lambda: _go_on(folder, require_device(device) if device else None))
+
+
+def _go_on(folder: RunFolder, device: torch.device | None) -> Stages:
     try:
-        stages = _stages_of(folder, require_device(device) if device else None)
+        stages = _stages_of(folder, device)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{run}: its config.json or plan.json is damaged or of another version of groundup "
+            f"{folder.path}: its config.json or plan.json is damaged or of another version of groundup "
             f"({type(error).__name__}: {error}); begin a new run"
         ) from error
-    say(f"going on with {run} after {folder.elapsed:.0f} s of work: {', '.join(s['name'] for s in folder.stages)} done")
-    return _finish(stages)
+    done = ", ".join(stage["name"] for stage in folder.stages)
+    say(f"going on with {folder.path} after {folder.elapsed:.0f} s of work: {done} done")
+    return stages
 
 
 def _stages_of(folder: RunFolder, device: torch.device | None) -> Stages:
@@ -105,17 +114,26 @@ def _stages_of(folder: RunFolder, device: torch.device | None) -> Stages:
     return Stages(folder, settings, decision, text)
 
 
-def _finish(stages: Stages) -> dict[str, Any]:
-    """Run what is not done yet. Ctrl-C leaves a folder that `--resume` goes on with."""
-    folder = stages.folder
+def _finish(folder: RunFolder, begin: Callable[[], Stages]) -> dict[str, Any]:
+    """Run what is not done yet. Ctrl-C leaves a folder that `--resume` goes on with.
+
+    Raises ValueError for a folder whose files are damaged inside.
+    """
     try:
-        result = stages.run()
+        result = begin().run()
     except KeyboardInterrupt:
         result = {"stopped_by": "interrupt", "run": str(folder.path)}
     except OSError as error:
         if is_full(error):
             say(f"what is done is kept; once there is space: groundup build --resume {folder.path}")
         raise
+    except KeyError as error:
+        if not folder.resumed:
+            raise
+        raise ValueError(
+            f"{folder.path}: a file of this run lacks {error}, so it is damaged or of another version of groundup; "
+            "begin a new run"
+        ) from error
     finally:
         folder.save_clock()
         folder.release()

@@ -31,10 +31,12 @@ class BuildSettings(Wishes):
     batch_size: sequences of context_length tokens in a training step
     learning_rate: peak rate of the hidden matrices, between 0 and 1
     max_epochs: most passes over the training text
+    dropout: share of activations set to zero in training, below 1
     budget_seconds: --budget in seconds
     seed: --seed, of the split, the samples, the weights and the data order
     init_seed: of the weights, where it is not seed
     data_seed: of the data order, where it is not seed
+    dropout_seed: of what dropout leaves out, where it is not seed
     deterministic: on a GPU, only algorithms that repeat to the bit (a CPU's do, for one number of threads)
     held_out_fraction: share of the text to measure on, at most 0.5
     text_field: field of .jsonl and .parquet records that holds the text (null: text, else content)
@@ -49,6 +51,7 @@ class BuildSettings(Wishes):
     seed: int = 0
     init_seed: int | None = None
     data_seed: int | None = None
+    dropout_seed: int | None = None
     deterministic: bool = False
     held_out_fraction: float = 0.05
     text_field: str | None = None
@@ -59,7 +62,7 @@ class BuildSettings(Wishes):
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("budget_seconds", "held_out_fraction", "learning_rate", "max_epochs"):
+        for name in ("budget_seconds", "held_out_fraction", "learning_rate", "max_epochs", "dropout"):
             if (value := getattr(self, name)) is not None and not math.isfinite(value):
                 raise ValueError(f"{name}={value}: must be a finite number")
         if self.budget_seconds < SMALLEST_BUDGET_SECONDS:
@@ -78,7 +81,7 @@ class BuildSettings(Wishes):
             raise ValueError(
                 f"vocab_size={self.vocab_size}: must be at least {LEAST_VOCABULARY}: 256 bytes and 4 special tokens"
             )
-        for name in ("seed", "init_seed", "data_seed"):
+        for name in ("seed", "init_seed", "data_seed", "dropout_seed"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 2**63:
                 raise ValueError(f"{name}={value}: must be from 0 to 2^63 - 1")
@@ -86,6 +89,8 @@ class BuildSettings(Wishes):
             raise ValueError(f"held_out_fraction={self.held_out_fraction}: must be above 0 and at most 0.5")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate={self.learning_rate}: must lie between 0 and 1")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: must be at least 0 and below 1")
         if self.max_epochs is not None and self.max_epochs <= 0:
             raise ValueError(f"max_epochs={self.max_epochs}: must be above 0")
 
@@ -96,6 +101,10 @@ class BuildSettings(Wishes):
     @property
     def order_seed(self) -> int:
         return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def drop_seed(self) -> int:
+        return self.seed if self.dropout_seed is None else self.dropout_seed
 
 
 def parse_seconds(text: str) -> float:

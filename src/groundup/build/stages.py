@@ -126,7 +126,8 @@ class Stages:
         release_memory()
         reset_peak_memory(session.device)
         run = pretrain(
-            session, made, machine, self.shards, self.folder.path, seed=settings.order_seed, deadline=deadline,
+            session, made, machine, self.shards, self.folder.path, seed=settings.order_seed,
+            dropout_seed=settings.drop_seed, deadline=deadline,
             max_steps=made.steps if self.decision.capped else None,
             hook=lambda step, model, run: self._score(session, run), hook_every=max(1, made.steps // CURVE_POINTS),
             saved=self.folder.save_clock, track=self.settings.track,
@@ -257,9 +258,7 @@ class Stages:
     def _load(self) -> Transformer:
         """The trained model. ValueError when the file is not what training wrote."""
         if sha256(self.weights) != self.folder.read("training.json")["weights_sha256"]:
-            raise ValueError(
-                f"{self.weights}: changed or damaged since training; checkpoints/ in the same folder has the weights"
-            )
+            raise ValueError(f"{self.weights}: changed or damaged since training; restore it, or begin a new run")
         return load_pretrained(self.folder.path).to(self.device)
 
 

@@ -132,7 +132,10 @@ def save_held_out(path: Path, texts: Sequence[str]) -> None:
 def load_held_out(path: Path) -> list[str]:
     """What `save_held_out` wrote. ValueError when the file is not what was written."""
     if read_json(path.with_suffix(".json"))["sha256"] != sha256(path):
-        raise ValueError(f"{path}: the held-out text changed since this run began, so its score would mean nothing")
+        raise ValueError(
+            f"{path}: it changed since this run began, so a score on it would mean nothing; "
+            "restore it, or begin a new run"
+        )
     return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 

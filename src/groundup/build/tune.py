@@ -51,7 +51,7 @@ def tune_for_chat(
 
 def documents_of(shards_folder: Path, tokenizer: Tokenizer, most_tokens: int) -> list[str]:
     """Texts decoded from the head of the training shards: what chat tuning needs when the sources are gone."""
-    shards = data.ShardSet.open(shards_folder, verify=False)
+    shards = data.ShardSet.open(shards_folder)
     ids = shards.read(0, min(most_tokens, shards.num_tokens)).tolist()
     documents: list[list[int]] = [[]]
     for token in ids:

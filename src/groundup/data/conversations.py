@@ -2,14 +2,13 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from groundup.data.batch import Batch, to_device
-from groundup.data.loader import check_ranks, check_state
+from groundup.data.cursor import Cursor
 from groundup.data.order import Order
 from groundup.data.packing import pack
 
@@ -18,7 +17,7 @@ log = logging.getLogger("groundup.data")
 Example = tuple[Sequence[int], Sequence[int | float]]
 
 
-class Conversations:
+class Conversations(Cursor):
     """An endless iterator of batches of packed examples.
 
     examples: pairs (ids, mask), as `tokenizer.chat.render` gives them; mask[i] weighs predicting ids[i].
@@ -48,12 +47,8 @@ class Conversations:
         vocab_size: int | None = None,
         device: torch.device | str = "cpu",
     ):
-        if context_length < 1:
-            raise ValueError(f"context_length: {context_length} (expected at least 1)")
-        check_ranks(batch_size, rank, world_size)
-        self.batch_size, self.context_length, self.seed = batch_size, context_length, seed
-        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
-        width = context_length + 1
+        super().__init__(batch_size, context_length, seed, rank, world_size)
+        self.device, width = torch.device(device), context_length + 1
         checked = [_checked(number, example, vocab_size) for number, example in enumerate(examples)]
         self.truncated = sum(len(ids) > width for ids, _ in checked)
         cut = [(ids[:width], mask[:width]) for ids, mask in checked]
@@ -67,52 +62,18 @@ class Conversations:
         self.order = Order(len(self.rows["tokens"]), seed)
         #: The share of the rows that is padding.
         self.padding = 1 - sum(len(ids) for ids, _ in cut) / self.rows["tokens"].size
-        self._fingerprint = _fingerprint(self.rows)
-        self._samples = 0
+        self._data = _fingerprint(self.rows)
 
     @property
     def rows_per_epoch(self) -> int:
         """Rows in one epoch."""
         return self.order.num_items
 
-    @property
-    def tokens_per_batch(self) -> int:
-        """Columns to predict in one global batch, padding and prompts included."""
-        return self.batch_size * self.context_length
-
-    @property
-    def epoch(self) -> int:
-        """Whole epochs given out."""
-        return self._samples // self.order.num_items
-
-    @property
-    def epochs_seen(self) -> float:
-        """Epochs given out, with the part of the current one."""
-        return self._samples / self.order.num_items
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
     def __next__(self) -> Batch:
-        samples = np.arange(self._samples + self.rank, self._samples + self.batch_size, self.world_size)
+        rows = self.order.items(self._own_samples(self._samples))
         self._samples += self.batch_size
-        rows = self.order.items(samples)
         batch = {name: torch.from_numpy(column[rows]) for name, column in self.rows.items()}
         return to_device({n: t if n == "mask" else t.long() for n, t in batch.items()}, self.device)
-
-    def state(self) -> dict[str, Any]:
-        """Where the stream stands, as plain data: enough to go on, on any number of ranks."""
-        return {
-            "samples": self._samples,
-            "seed": self.seed,
-            "context_length": self.context_length,
-            "data": self._fingerprint,
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. ValueError if the examples, the seed or the context differ."""
-        check_state(state, self.state())
-        self._samples = state["samples"]
 
 
 def _checked(number: int, example: Example, vocab_size: int | None) -> tuple[np.ndarray, np.ndarray]:

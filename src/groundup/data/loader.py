@@ -1,7 +1,6 @@
 """Batches for pretraining: windows of the token stream, shuffled anew in every epoch, resumable anywhere."""
 
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from groundup.data.batch import Batch, to_device
+from groundup.data.cursor import Cursor
 from groundup.data.order import Order, draw
 from groundup.data.shards import ShardSet
 
 
-class Loader:
+class Loader(Cursor):
     """An endless iterator of batches over a shard set.
 
     The stream of N tokens is closed to a circle and cut into N // context_length windows, beginning at an
@@ -58,12 +58,11 @@ class Loader:
         prefetch: int = 0,
     ):
         self.shards = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
-        self.context_length = _fit(context_length, self.shards.num_tokens, shorten)
-        check_ranks(batch_size, rank, world_size)
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.seed, self.document_masks, self.device = seed, document_masks, torch.device(device)
+        context_length = _fit(context_length, self.shards.num_tokens, shorten)
+        super().__init__(batch_size, context_length, seed, rank, world_size)
+        self.document_masks, self.device = document_masks, torch.device(device)
         self.order = Order(self.shards.num_tokens // self.context_length, seed)
-        self._samples = 0  # rows of the global batch given out so far
+        self._data = self.shards.fingerprint
         self._ahead: deque[Future[Batch]] = deque()
         self._prefetch = prefetch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader") if prefetch else None
@@ -73,24 +72,6 @@ class Loader:
         """Rows in one epoch."""
         return self.order.num_items
 
-    @property
-    def tokens_per_batch(self) -> int:
-        """Predicted tokens in one global batch."""
-        return self.batch_size * self.context_length
-
-    @property
-    def epoch(self) -> int:
-        """Whole epochs given out."""
-        return self._samples // self.order.num_items
-
-    @property
-    def epochs_seen(self) -> float:
-        """Epochs given out, with the part of the current one."""
-        return self._samples / self.order.num_items
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
     def __next__(self) -> Batch:
         batch = self.batch_at(self._samples) if self._thread is None else self._prefetched(self._thread)
         self._samples += self.batch_size
@@ -99,23 +80,11 @@ class Loader:
     def batch_at(self, sample: int) -> Batch:
         """This rank's part of the global batch whose first row is number `sample` of the stream."""
         self.shards.check_unchanged()
-        samples = np.arange(sample + self.rank, sample + self.batch_size, self.world_size)
-        tokens = torch.from_numpy(self.shards.gather(self._places(samples)))
+        tokens = torch.from_numpy(self.shards.gather(self._places(self._own_samples(sample))))
         return self._with_segments(tokens) if self.document_masks else {"tokens": tokens}
 
-    def state(self) -> dict[str, Any]:
-        """Where the stream stands, as plain data: enough to go on, on any number of ranks."""
-        return {
-            "samples": self._samples,
-            "seed": self.seed,
-            "context_length": self.context_length,
-            "data": self.shards.fingerprint,
-        }
-
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. ValueError if the data, the seed or the context differ."""
-        check_state(state, self.state())
-        self._samples = state["samples"]
+        super().load_state(state)
         self._ahead.clear()
 
     def _prefetched(self, thread: ThreadPoolExecutor) -> Batch:
@@ -146,8 +115,6 @@ class Loader:
 
 
 def _fit(context_length: int, num_tokens: int, shorten: bool) -> int:
-    if context_length < 1:
-        raise ValueError(f"context_length: {context_length} (expected at least 1)")
     if num_tokens > context_length:
         return context_length
     if num_tokens < 2:
@@ -158,23 +125,3 @@ def _fit(context_length: int, num_tokens: int, shorten: bool) -> int:
             f"there are {num_tokens:,}, enough for a context_length of at most {num_tokens - 1:,}"
         )
     return num_tokens - 1
-
-
-def check_ranks(batch_size: int, rank: int, world_size: int) -> None:
-    """ValueError unless `world_size` ranks can share a global batch equally, and `rank` is one of them."""
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of {world_size}: expected 0 <= rank < world_size")
-    if batch_size < 1 or batch_size % world_size:
-        raise ValueError(
-            f"batch_size {batch_size} (of all ranks together) cannot be shared by {world_size} ranks; "
-            f"expected a multiple of {world_size}"
-        )
-
-
-def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
-    """ValueError unless `state` was saved from the same stream as `own`."""
-    if set(state) != set(own) or not isinstance(state["samples"], int) or state["samples"] < 0:
-        raise ValueError(f"not the state of this source: it has {sorted(state)}, expected {sorted(own)}")
-    for name in own:
-        if name != "samples" and state[name] != own[name]:
-            raise ValueError(f"cannot resume: {name} was {state[name]!r} and is now {own[name]!r}")

@@ -22,6 +22,7 @@ from groundup.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
 _FORMAT = "groundup token shards 1"
+_REMEDY = "restore it, or write the shards again (in the folder of a run: begin a new run)"
 _NAME = re.compile(r"shard-\d{5}\.bin")
 _LONG_TEXT = 2**22
 _PART = 2**18
@@ -144,12 +145,15 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: no shard set (no {MANIFEST}); make one with write_shards")
-    manifest = read_json(path)
+    try:
+        manifest = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_REMEDY}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise ValueError(f"{path}: not a manifest of {_FORMAT!r}")
+        raise ValueError(f"{path}: not a manifest of {_FORMAT!r}; {_REMEDY}")
     claimed = manifest.pop("fingerprint", None)
     if claimed != _fingerprint(manifest):
-        raise ValueError(f"{path}: changed since it was written (its fingerprint does not match)")
+        raise ValueError(f"{path}: changed since it was written (its fingerprint does not match); {_REMEDY}")
     if not all(_NAME.fullmatch(shard["name"]) for shard in manifest["shards"]):
         raise ValueError(f"{path}: names a file that is not a shard")
     return {**manifest, "fingerprint": claimed}
@@ -157,11 +161,11 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
 
 def _check_file(path: Path, shard: dict[str, Any], verify: bool) -> None:
     if not path.is_file():
-        raise ValueError(f"{path}: missing from the shard set; write it again")
+        raise ValueError(f"{path}: missing from the shard set; {_REMEDY}")
     if (size := path.stat().st_size) != shard["bytes"]:
-        raise ValueError(f"{path}: {size:,} bytes, written were {shard['bytes']:,}; write the set again")
+        raise ValueError(f"{path}: {size:,} bytes, written were {shard['bytes']:,}; {_REMEDY}")
     if verify and sha256(path) != shard["sha256"]:
-        raise ValueError(f"{path}: its content is not what was written (SHA-256 differs); write the set again")
+        raise ValueError(f"{path}: its content is not what was written (SHA-256 differs); {_REMEDY}")
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -33,6 +33,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 SHOWN = 6  # names per fault in an error message
+REMEDY = "restore the file, or write the folder again"
 
 
 def save_pretrained(
@@ -74,7 +75,7 @@ def load_pretrained(path: str | Path) -> Transformer:
     """
     path = Path(path)
     data = _read_config(path)
-    headers = {file: validate_header(file) for file in _weight_files(path)}
+    headers = {file: _header(file) for file in _weight_files(path)}
     entries = {name: entry for header in headers.values() for name, entry in header.items()}
     config = _parse_config(data, path, len(entries))
     family = family_of(config)
@@ -121,10 +122,20 @@ def _copy_tokenizer(tokenizer_dir: str | Path | None, path: Path) -> None:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise ValueError(f"{path}: no such directory; expected a folder with config.json and model.safetensors")
-    data = read_json(path / "config.json")
+    try:
+        data = read_json(path / "config.json")
+    except ValueError as error:
+        raise ValueError(f"{error}; {REMEDY}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path / 'config.json'}: expected a JSON object")
+        raise ValueError(f"{path / 'config.json'}: expected a JSON object; {REMEDY}")
     return data
+
+
+def _header(file: Path) -> dict[str, TensorEntry]:
+    try:
+        return validate_header(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; {REMEDY}") from error
 
 
 def _parse_config(data: dict[str, Any], path: Path, num_tensors: int) -> ModelConfig:
@@ -146,7 +157,7 @@ def _weight_files(path: Path) -> list[Path]:
     if not index.exists():
         pickled = sorted(p.name for p in path.glob("*.bin"))
         hint = f"; {pickled[0]} is a pickle, which can run code and is never read" if pickled else ""
-        raise ValueError(f"{path}: no model.safetensors{hint}")
+        raise ValueError(f"{path}: no model.safetensors{hint or f'; {REMEDY}'}")
     data = read_json(index)
     shards = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):

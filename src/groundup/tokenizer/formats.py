@@ -160,7 +160,7 @@ def _parse(data: bytes | str) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("nested too deeply for a tokenizer") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors too
-        raise ValueError(f"not valid JSON ({error})") from error
+        raise ValueError(f"not valid JSON ({error}); restore the file, or train the tokenizer again") from error
     return _expect(contents, dict, "the file")
 
 

@@ -15,7 +15,11 @@ logger = logging.getLogger("groundup.train")
 
 
 class Sink(Protocol):
-    """Another place that receives the same records (see `sinks`)."""
+    """Another place that receives the same records (see `sinks`).
+
+    One that can forget has a third method, `rewind(step)`: records after `step` will come again, or, at step 0,
+    for the first time.
+    """
 
     def write(self, record: dict[str, Any]) -> None: ...
     def close(self) -> None: ...
@@ -39,17 +43,13 @@ class MetricsLog:
         self.rewind(from_step)
 
     def rewind(self, step: int) -> None:
-        """Forget every record after `step`."""
+        """Forget every record after `step`; sinks that can forget are told to."""
         self._waiting = [line for line in self._waiting if json.loads(line)["step"] <= step]
-        if self.path is None or not self.path.exists():
-            return
-        whole = 0
-        with open(self.path, "rb") as f:
-            for line in f:
-                if not _is_record(line, step):
-                    break
-                whole += len(line)
-        os.truncate(self.path, whole)
+        if self.path is not None and self.path.exists():
+            _truncate(self.path, step)
+        for sink in list(self.sinks):
+            if (forget := getattr(sink, "rewind", None)) is not None:
+                self._guard(sink, functools.partial(forget, step))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; numbers that JSON cannot hold become null."""
@@ -122,6 +122,17 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     path = Path(run_dir) / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if _is_record(line, None)]
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Cut the file before the first line that is no whole record up to `step`."""
+    whole = 0
+    with open(path, "rb") as f:
+        for line in f:
+            if not _is_record(line, step):
+                break
+            whole += len(line)
+    os.truncate(path, whole)
 
 
 def _is_record(line: bytes, last_step: int | None) -> bool:

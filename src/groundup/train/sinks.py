@@ -33,13 +33,19 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ValueError("TensorBoard needs a package: pip install 'groundup[tensorboard]'") from error
-        self._writer = SummaryWriter(str(Path(run_dir) / "tensorboard"))
+        self._folder, self._make = str(Path(run_dir) / "tensorboard"), SummaryWriter
+        self._writer = SummaryWriter(self._folder)
 
     def write(self, record: dict[str, Any]) -> None:
         """Every number of the record, at its step."""
         for key, value in record.items():
             if key != "step" and isinstance(value, (int, float)):
                 self._writer.add_scalar(key, value, record["step"])
+
+    def rewind(self, step: int) -> None:
+        """Begin a new file, which hides what was written after `step`."""
+        self._writer.close()
+        self._writer = self._make(self._folder, purge_step=step + 1)
 
     def close(self) -> None:
         """Flush what is buffered."""
