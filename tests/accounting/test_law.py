@@ -8,15 +8,15 @@ import pytest
 from groundup.accounting.law import BUILD_LAW, MOST_DIFFICULTY, LossLaw
 
 LAW = LossLaw(
-    floor=1.0, size_scale=10.0, size_exponent=0.5, data_scale=100.0, data_exponent=0.5, repeat_worth=10.0,
+    floor=1.0, size_scale=1000.0, size_exponent=1.0, data_scale=50_000.0, data_exponent=0.5, repeat_worth=10.0,
     reference_zstd=2.0, zstd_exponent=2.0, reference_ngram=1.5, ngram_exponent=0.5, fitted_bytes=1e6, residual=0.01,
     fitted_on="a made-up example",
 )  # fmt: skip
 
 
 def test_by_hand():
-    # 1 + 10 / sqrt(100) + 100 / sqrt(10_000) = 3, on text half as hard: 1.5
-    assert LAW.bits_per_byte(100, 10_000, 1.0, 0.5) == pytest.approx(1.5)
+    # 1 + sqrt((1000 / 500)^2 + 50_000 / 10_000) = 4, on text half as hard: 2
+    assert LAW.bits_per_byte(500, 10_000, 1.0, 0.5) == pytest.approx(2.0)
 
 
 def test_difficulty_by_hand_prefers_the_ngram():
@@ -46,6 +46,13 @@ def test_more_of_anything_lowers_the_loss():
     assert BUILD_LAW.bits_per_byte(1e6, 1e7, 2.0, 1.0) < base
     assert BUILD_LAW.bits_per_byte(1e6, 1e7, 1.0, 1.1) > base
     assert BUILD_LAW.bits_per_byte(1e30, 1e30, 1.0) == pytest.approx(BUILD_LAW.floor, abs=0.01)
+
+
+def test_size_counts_for_little_while_there_is_little_text():
+    little, much = (
+        BUILD_LAW.bits_per_byte(2e6, text, 1.0) - BUILD_LAW.bits_per_byte(2e7, text, 1.0) for text in (1e6, 3e7)
+    )
+    assert 0 < little < much
 
 
 def test_no_text_at_all_is_not_a_division_by_zero():

@@ -117,7 +117,8 @@ class Transformer(nn.Module):
         if not 0.0 <= share < 1.0:
             raise ValueError(f"dropout={share}; expected a share of activations, from 0 to below 1")
         self._dropout = share
-        for block in self.blocks:
+        for block in self.blocks.children():
+            assert isinstance(block, Block)
             block.dropout = share
 
     @property
