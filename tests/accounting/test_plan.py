@@ -8,10 +8,12 @@ import pytest
 from groundup.accounting.hardware import Machine
 from groundup.accounting.law import BUILD_LAW
 from groundup.accounting.plan import (
+    FRESH_EPOCHS,
     TextFacts,
     Wishes,
     at_speed,
     describe,
+    dropout_for,
     efficiency,
     fit_to_time,
     guess_bytes_per_token,
@@ -102,7 +104,7 @@ def test_a_trained_tokenizer_changes_passes_and_loss_per_token():
 
 
 def test_fit_to_time_takes_at_least_one_step():
-    assert fit_to_time(best(), TEXT, 0.0, None).steps == 1
+    assert fit_to_time(best(), TEXT, 0.0, Wishes()).steps == 1
 
 
 def test_helpers():
@@ -130,3 +132,28 @@ def test_description_names_what_was_decided():
     text = "\n".join(describe(made, TEXT, others[:1]))
     assert f"{made.parameters:,} parameters" in text
     assert f"{others[0].parameters:,} parameters" in text
+
+
+def test_a_text_that_is_read_often_gets_dropout_and_fresh_text_does_not():
+    little = replace(TEXT, train_bytes=500_000, held_out_bytes=25_000)
+    made = best(d_model=128, num_layers=2, text=little)
+    assert made.epochs > 14
+    assert made.dropout == dropout_for(made.epochs) == 0.3
+    assert best(d_model=128, num_layers=2, text=little, max_epochs=10).dropout == 0.15
+    assert best(d_model=512, num_layers=8).dropout == 0.0
+
+
+@pytest.mark.parametrize("seconds", [5, 10, 20, 40, 80, 160, 320])
+def test_planned_passes_and_dropout_agree(seconds):
+    for made in plan(replace(TEXT, train_bytes=1_000_000), CPU, seconds):
+        assert made.dropout == dropout_for(made.epochs)
+        fitted = fit_to_time(made, replace(TEXT, train_bytes=1_000_000), 1000 * seconds, Wishes())
+        assert fitted.dropout > 0 or fitted.epochs <= FRESH_EPOCHS
+
+
+def test_a_wish_for_dropout_is_granted():
+    little = replace(TEXT, train_bytes=500_000, held_out_bytes=25_000)
+    assert best(d_model=512, num_layers=8, dropout=0.4).dropout == 0.4
+    without = best(d_model=128, num_layers=2, text=little, dropout=0.0)
+    assert without.dropout == 0.0
+    assert without.epochs > FRESH_EPOCHS

@@ -15,7 +15,7 @@ import torch
 
 from groundup import cli
 from groundup.build import build, resume
-from groundup.build.text import load_held_out
+from groundup.build.text import load_texts
 from groundup.files import read_json
 from groundup.model.pretrained import load_pretrained
 from groundup.tokenizer import Tokenizer
@@ -49,12 +49,12 @@ def test_folder_is_a_hugging_face_model(finished):
 def test_held_out_documents_are_whole_and_not_trained_on(finished, stories):
     out, _ = finished
     originals = {p.read_text() for p in stories.iterdir()}
-    held_out = set(load_held_out(out / "data" / "held_out.jsonl"))
+    held_out = set(load_texts(out / "data" / "held_out.jsonl"))
     assert held_out
     assert held_out <= originals
     tokens = (out / "data" / "train").glob("*.bin")
     assert sum(f.stat().st_size for f in tokens) > 0
-    validation = set(load_held_out(out / "data" / "validation.jsonl"))
+    validation = set(load_texts(out / "data" / "validation.jsonl"))
     assert validation
     assert validation <= originals - held_out
     manifest = read_json(out / "data" / "train" / "manifest.json")

@@ -28,6 +28,12 @@ def test_settings_from_words():
     assert settings_from("2m", 7, ["d_model=64"]) == BuildSettings(budget_seconds=120, seed=7, d_model=64)
 
 
+@pytest.mark.parametrize(("budget", "seed", "word"), [("2m", None, "budget_seconds=60"), (None, 1, "seed=2")])
+def test_a_setting_that_is_given_twice_is_refused(budget, seed, word):
+    with pytest.raises(ValueError, match="are the same setting"):
+        settings_from(budget, seed, [word])
+
+
 BAD = ["dropout=1", "dropout=-0.1", "dropout=NaN",
        "held_out_fraction=0", "held_out_fraction=0.6", "max_epochs=0", "max_epochs=NaN", "max_epochs=Infinity",
        "learning_rate=2", "learning_rate=NaN", "batch_size=-1", "vocab_size=x", "vocab_size=259", "threads=100000",

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from groundup.build.settings import BuildSettings
-from groundup.build.text import _up_to, difficulty, load_held_out, read_text, save_held_out, train_tokenizer_on_files
+from groundup.build.text import _up_to, difficulty, load_texts, read_text, save_texts, train_tokenizer_on_files
 from groundup.corpus import Document
 from groundup.files import sha256
 from groundup.tokenizer import Tokenizer
@@ -59,11 +59,11 @@ def test_the_held_out_part_of_a_large_text_is_capped(tmp_path):
 
 def test_held_out_text_survives_the_file(tmp_path):
     texts = ["line\u2028separator\nand\r\nmore", "emoji \U0001f30d", 'quotes " and \\ slashes']
-    save_held_out(tmp_path / "folder" / "h.jsonl", texts)
-    assert load_held_out(tmp_path / "folder" / "h.jsonl") == texts
+    save_texts(tmp_path / "folder" / "h.jsonl", texts)
+    assert load_texts(tmp_path / "folder" / "h.jsonl") == texts
     (tmp_path / "folder" / "h.jsonl").write_text('{"text": "easier"}\n')
     with pytest.raises(ValueError, match="changed since .*begin a new run"):
-        load_held_out(tmp_path / "folder" / "h.jsonl")
+        load_texts(tmp_path / "folder" / "h.jsonl")
 
 
 def test_train_tokenizer_on_files(stories, tmp_path):

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from dataclasses import replace
+import weakref
 
 import pytest
 import torch
@@ -72,4 +72,19 @@ def test_a_disturbed_trial_takes_more_steps_and_says_so(session, times):
 def test_statistics_of_no_and_of_one_step():
     assert spread_of([]) == 1.0
     assert typical([3.0]) == 3.0
-    assert not replace(Trial(1.0, 1.3, 1.0, 0)).disturbed
+    assert not Trial(1.0, trial.STEADY, 1.0, 0.1, 0).disturbed
+
+
+def test_scoring_is_tried_while_the_optimizer_is_in_memory(session, monkeypatch):
+    made, alive = [], []
+    make = trial.make_optimizer
+
+    def remember(*arguments):
+        optimizer = make(*arguments)
+        made.append(weakref.ref(optimizer))
+        return optimizer
+
+    monkeypatch.setattr(trial, "make_optimizer", remember)
+    monkeypatch.setattr(type(session), "score_ids", lambda self, ids: alive.append(made[0]() is not None))
+    assert try_out(session, PLAN, seed=0).score_seconds >= 0
+    assert alive == [True]

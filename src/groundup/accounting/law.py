@@ -78,16 +78,16 @@ class LossLaw:
 
 BUILD_LAW = LossLaw(
     floor=0.35,
-    size_scale=6.755e5,
-    size_exponent=0.2088,
-    data_scale=5.322e6,
-    data_exponent=0.1577,
+    size_scale=6.194e5,
+    size_exponent=0.2229,
+    data_scale=5.606e6,
+    data_exponent=0.1526,
     repeat_worth=15.387756,
     reference_zstd=2.116,
     zstd_exponent=1.7,
     reference_ngram=1.318,
-    ngram_exponent=0.807,
+    ngram_exponent=0.8191,
     fitted_bytes=4e5,
-    residual=0.022,
+    residual=0.028,
     fitted_on="experiments/LOG.md, entry 003",
 )

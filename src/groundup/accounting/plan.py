@@ -17,7 +17,7 @@ from groundup import presets
 from groundup.accounting.flops import training_flops_per_token
 from groundup.accounting.hardware import Machine
 from groundup.accounting.law import BUILD_LAW, LossLaw
-from groundup.accounting.memory import least_recompute, training_memory
+from groundup.accounting.memory import FP32_BYTES, least_recompute, training_memory
 from groundup.accounting.params import count_parameters
 from groundup.config import plural
 from groundup.model import ModelConfig
@@ -39,8 +39,8 @@ EFFICIENCY = ((64, 0.12), (128, 0.30), (256, 0.55), (512, 0.65), (1024, 0.70))
 EAGER_SHARE = 0.6
 WORTHWHILE = 1.002
 KEPT_PLANS = 3
-# fp32 weights and gradients, and Muon's moment: below this no micro-batch helps.
-BYTES_PER_PARAMETER = 12
+# fp32 weights and gradients, Muon's moment, and the twin that is scored: below this no micro-batch helps.
+BYTES_PER_PARAMETER, TWIN_BYTES = 16, 4
 FREE_MEMORY_SHARE = 0.7
 
 
@@ -53,6 +53,7 @@ class TextFacts:
     documents: int
     zstd_bits_per_byte: float
     ngram_bits_per_byte: float | None = None
+    validation_bytes: int = 0
 
     @property
     def difficulty(self) -> float:
@@ -180,20 +181,25 @@ def _plan_shape(
         bits_per_byte=math.inf,
         peak_bytes=0,
     )
-    fitted = fit_to_time(made, facts, seconds, wishes.max_epochs)
-    dropout = dropout_for(fitted.epochs) if wishes.dropout is None else wishes.dropout
-    if not dropout:
-        return fitted
-    slower = replace(made, dropout=dropout, seconds_per_step=made.seconds_per_step / DROPOUT_SPEED)
-    return fit_to_time(slower, facts, seconds, wishes.max_epochs)
+    if wishes.dropout == 0:
+        return fit_to_time(made, facts, seconds, wishes)
+    speed = DROPOUT_SPEED if machine.device == "cpu" else 1.0
+    slower = replace(made, dropout=wishes.dropout or LEAST_DROPOUT, seconds_per_step=made.seconds_per_step / speed)
+    dropped = fit_to_time(slower, facts, seconds, wishes)
+    if wishes.dropout:
+        return dropped
+    if dropped.epochs <= FRESH_EPOCHS:
+        return fit_to_time(made, facts, seconds, wishes)
+    return replace(dropped, dropout=dropout_for(dropped.epochs))
 
 
 def dropout_for(epochs: float) -> float:
-    """None while the text is fresh; the more often it is read, the more (experiment 003)."""
+    """0 while the text is fresh; the more often it is read, the more (experiment 003)."""
     return next(dropout for most, dropout in DROPOUTS if epochs <= most)
 
 
-DROPOUTS = ((6.0, 0.0), (14.0, 0.15), (math.inf, 0.3))
+FRESH_EPOCHS, LEAST_DROPOUT = 6.0, 0.15
+DROPOUTS = ((FRESH_EPOCHS, 0.0), (14.0, LEAST_DROPOUT), (math.inf, 0.3))
 """(passes up to, dropout)."""
 
 # Drawing random numbers takes time: the share of the speed that is left, on a CPU.
@@ -273,7 +279,8 @@ def _fit_memory(made: TrainingPlan, machine: Machine) -> TrainingPlan | None:
         return None
     dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
     context, device = made.model.context_length, machine.device
-    states = optimizer_states(made.model)
+    # The twin's weights are there all the time, as if the optimizer kept them.
+    states = optimizer_states(made.model) + TWIN_BYTES / FP32_BYTES
     micro = 1
     while micro <= made.batch_size:
         rows = math.ceil(made.batch_size / micro)
@@ -291,14 +298,16 @@ def _fit_memory(made: TrainingPlan, machine: Machine) -> TrainingPlan | None:
 
 
 def optimizer_states(model: ModelConfig) -> float:
-    """fp32 values that the build's optimizers keep per parameter: Muon one for the blocks, AdamW two for the rest."""
+    """fp32 values per parameter in `build.pretrain.make_optimizer`: Muon's one for the blocks, AdamW's two for the
+    rest."""
     count = count_parameters(model)
     return 2.0 - count.blocks / count.total
 
 
 def at_speed(made: TrainingPlan, facts: TextFacts, seconds_per_step: float) -> TrainingPlan:
     """The same plan with a measured step time."""
-    return fit_to_time(replace(made, seconds_per_step=seconds_per_step), facts, made.train_seconds, made.epochs)
+    timed = replace(made, seconds_per_step=seconds_per_step)
+    return fit_to_time(timed, facts, made.train_seconds, Wishes(max_epochs=made.epochs, dropout=made.dropout))
 
 
 def with_bytes_per_token(made: TrainingPlan, facts: TextFacts, bytes_per_token: float) -> TrainingPlan:
@@ -307,10 +316,14 @@ def with_bytes_per_token(made: TrainingPlan, facts: TextFacts, bytes_per_token: 
     return replace(known, **_outcome(known, facts, made.steps))
 
 
-def fit_to_time(made: TrainingPlan, facts: TextFacts, seconds: float, max_epochs: float | None) -> TrainingPlan:
-    """The same shape for `seconds` of training: how many steps and passes, and what loss they buy."""
+def fit_to_time(made: TrainingPlan, facts: TextFacts, seconds: float, wishes: Wishes) -> TrainingPlan:
+    """The same shape for `seconds` of training: how many steps and passes, and what loss they buy.
+
+    Without dropout (unless that is a wish) the passes end before the text would be learnt by heart.
+    """
     train_tokens = facts.train_bytes / made.bytes_per_token
-    most = min(max_epochs or math.inf, worthwhile_epochs(BUILD_LAW, facts, made.parameters))
+    fresh = math.inf if made.dropout or wishes.dropout == 0 else FRESH_EPOCHS
+    most = min(wishes.max_epochs or math.inf, fresh, worthwhile_epochs(BUILD_LAW, facts, made.parameters))
     steps = max(1, int(min(seconds / made.seconds_per_step, most * train_tokens / made.batch_tokens)))
     return replace(made, train_seconds=steps * made.seconds_per_step, **_outcome(made, facts, steps))
 
@@ -327,7 +340,7 @@ def describe(made: TrainingPlan, facts: TextFacts, runners_up: list[TrainingPlan
     model = made.model
     lines = [
         f"text       {facts.train_bytes:,} bytes to train on in {plural(facts.documents, 'document')}, "
-        f"{facts.held_out_bytes:,} held out",
+        f"{facts.validation_bytes:,} to validate on, {facts.held_out_bytes:,} held out",
         f"model      {made.parameters:,} parameters: {plural(model.num_layers, 'layer')} of width {model.d_model}, "
         f"vocabulary {model.vocab_size:,}, context {model.context_length}",
         f"training   {plural(made.steps, 'step')} of {made.batch_tokens:,} tokens at "

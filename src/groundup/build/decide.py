@@ -16,7 +16,7 @@ from groundup.accounting.plan import (
     fit_to_time,
     plan,
 )
-from groundup.build.pretrain import Session, prepare
+from groundup.build.pretrain import CURVE_POINTS, Session, prepare
 from groundup.build.reserve import Reserve, reserve_for
 from groundup.build.settings import BuildSettings
 from groundup.build.trial import Trial, try_out
@@ -112,12 +112,13 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
     available = left() - reserve.total
     if available < LEAST_TRAINING_SHARE * settings.budget_seconds:
         raise _too_little_time(settings, available, costs)
-    made = replace(fit_to_time(timed, facts, available, settings.max_epochs), peak_bytes=trial.peak_bytes)
-    total = settings.budget_seconds - (available - made.train_seconds) - reserve.slack
+    training = available - CURVE_POINTS * trial.score_seconds
+    made = replace(fit_to_time(timed, facts, training, settings), peak_bytes=trial.peak_bytes)
+    total = settings.budget_seconds - (training - made.train_seconds) - reserve.slack
     return Decision(
         plan=made, machine=machine, facts=facts, reserve=reserve, prepare_seconds=preparing, total_seconds=total,
-        capped=made.train_seconds < ENDS_EARLY * available,
-        runners_up=ranked[1:3], notes=_notes(made, machine, session, trial, available), session=session,
+        capped=made.train_seconds < ENDS_EARLY * training,
+        runners_up=ranked[1:3], notes=_notes(made, machine, session, trial, training), session=session,
     )  # fmt: skip
 
 
@@ -197,8 +198,8 @@ def _notes(made: TrainingPlan, machine: Machine, session: Session, trial: Trial,
     notes = []
     if trial.disturbed:
         notes.append(
-            f"trial steps differed by a factor of {trial.spread:.1f}: another program is using this machine; the plan "
-            "is for the time that it leaves, and predictions will be off if that changes"
+            f"trial steps differed by a factor of {trial.spread:.1f}: another program probably uses this machine; "
+            "the plan is for the time that it leaves, and predictions will be off if that changes"
         )
     if made.train_seconds < ENDS_EARLY * available:
         notes.append(

@@ -80,7 +80,7 @@ class RunFolder:
         """ValueError when `path` cannot become a new run's folder."""
         if path.exists() and not path.is_dir():
             raise ValueError(f"--out {path}: a file is there; name a new folder")
-        if path.exists() and not all(_is_false_start(p.name) for p in path.iterdir()):
+        if path.exists() and (names := {p.name for p in path.iterdir()}) and not _is_false_start(names):
             remedy = f", or --resume {path}" if (path / "config.json").exists() else ""
             raise ValueError(f"--out {path}: it already holds something; choose another{remedy}")
         above = next(p for p in (path, *path.absolute().parents) if p.exists())
@@ -206,7 +206,12 @@ def fresh_path(name: str, parent: Path = Path("runs")) -> Path:
     return next(path for path in taken if not path.exists())
 
 
-def _is_false_start(name: str) -> bool:
+def _is_false_start(names: set[str]) -> bool:
+    """Whether only a build that was killed at once can have left these, with its lock among them."""
+    return "lock" in names and all(_is_leftover(name) for name in names)
+
+
+def _is_leftover(name: str) -> bool:
     return name in FALSE_START or (name.startswith(".") and name.endswith(".tmp"))
 
 

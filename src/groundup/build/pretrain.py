@@ -30,6 +30,8 @@ VECTOR_RATE = 0.01
 # Documents shorter than this many contexts are kept apart by the attention mask; in longer ones a boundary is
 # rare, and the plain causal mask is faster.
 MASKED_DOCUMENT_CONTEXTS = 8
+# Scores on the validation text during training.
+CURVE_POINTS = 12
 # A killed run loses at most this much: of its time, or of its training.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 60.0, 0.1
 

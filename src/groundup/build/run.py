@@ -14,7 +14,7 @@ import torch
 from groundup.accounting.hardware import describe_machine
 from groundup.accounting.plan import describe
 from groundup.build.decide import Decision, decide, decision_from_json
-from groundup.build.folder import RunFolder, fresh_path
+from groundup.build.folder import REMEDY, RunFolder, fresh_path
 from groundup.build.say import say
 from groundup.build.settings import BuildSettings
 from groundup.build.stages import Stages
@@ -75,10 +75,20 @@ def resume(run: str | Path, *, device: str | None = None, started: float | None 
     folder = RunFolder.open(Path(run), time.monotonic() if started is None else started)
     if folder.done("report"):
         say(f"{run} is finished; nothing to do")
-        conclude(folder.read("result.json"))
-        folder.release()
-        return folder.read("result.json")
+        return _conclude_again(folder)
     return _finish(folder, lambda: _go_on(folder, require_device(device) if device else None))
+
+
+def _conclude_again(folder: RunFolder) -> dict[str, Any]:
+    """The result of a finished run, which may have been moved since."""
+    try:
+        result = {**folder.read("result.json"), "run": str(folder.path)}
+        conclude(result)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder.path / 'result.json'}: damaged ({error!r}); {REMEDY}") from error
+    finally:
+        folder.release()
+    return result
 
 
 def _go_on(folder: RunFolder, device: torch.device | None) -> Stages:
@@ -109,7 +119,8 @@ def _stages_of(folder: RunFolder, device: torch.device | None) -> Stages:
             if text.manifest[name] != stored["data"][name]:
                 raise ValueError(
                     f"the text changed since {folder.path} began: {name} {text.manifest[name]:,}, "
-                    f"then {stored['data'][name]:,}; put it back, or begin a new run"
+                    f"then {stored['data'][name]:,}; put it back, or begin a new run (another version of groundup "
+                    "may part the text differently)"
                 )
     return Stages(folder, settings, decision, text)
 

@@ -33,7 +33,7 @@ class BuildSettings(Wishes):
     max_epochs: most passes over the training text
     dropout: share of activations set to zero in training, below 1
     budget_seconds: --budget in seconds
-    seed: --seed, of the split, the samples, the weights and the data order
+    seed: --seed, of the split, the samples, the weights, the data order and dropout
     init_seed: of the weights, where it is not seed
     data_seed: of the data order, where it is not seed
     dropout_seed: of what dropout leaves out, where it is not seed
@@ -128,6 +128,9 @@ def separate_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def settings_from(budget: str | None, seed: int | None, overrides: Sequence[str]) -> BuildSettings:
     """Settings from the command line; an unknown key is an error that names the nearest known one."""
     _refuse_unknown(overrides)
+    for option, given, key in (("--budget", budget, "budget_seconds"), ("--seed", seed, "seed")):
+        if given is not None and any(word.partition("=")[0] == key for word in overrides):
+            raise ValueError(f"{option} and {key}= are the same setting; give one of them")
     settings = BuildSettings()
     if budget is not None:
         settings = dataclasses.replace(settings, budget_seconds=parse_seconds(budget))

@@ -1,5 +1,6 @@
 """The stages after the plan: each reads the folder, does one thing, and leaves its result there."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,10 +16,10 @@ from groundup.build import measure
 from groundup.build.curve import Curve
 from groundup.build.decide import Decision, worth_compiling
 from groundup.build.folder import RunFolder
-from groundup.build.pretrain import Session, prepare, pretrain
+from groundup.build.pretrain import CURVE_POINTS, Session, prepare, pretrain
 from groundup.build.say import say
 from groundup.build.settings import BuildSettings
-from groundup.build.text import Text, load_held_out, save_held_out
+from groundup.build.text import Text, load_texts, save_texts
 from groundup.build.tune import documents_of, tune_for_chat
 from groundup.device import release_memory, reset_peak_memory
 from groundup.evaluation import bits_per_byte
@@ -34,7 +35,6 @@ from groundup.train import precision
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_BYTES = 20_000_000
 LEAST_TRAINING_SHARE = 0.05
-CURVE_POINTS = 12
 CURVE_BYTES, LEAST_PIECE = 40_000, 2_000
 CHAT_TOKENS = 1_000_000
 
@@ -54,13 +54,14 @@ class Stages:
         reserve, preparing = self.decision.reserve, self.decision.prepare_seconds
         self._once("tokenizer", self.make_tokenizer, preparing / 2)
         self.tokenizer = Tokenizer.load(self.folder.path)
-        self.held_out = load_held_out(self.held_out_file)
-        self.validation = pieces(load_held_out(self.validation_file), CURVE_BYTES)
+        self.held_out = load_texts(self.held_out_file)
+        self.validation = pieces(load_texts(self.validation_file), CURVE_BYTES)
         self._once("baselines", self.make_baselines, preparing / 2)
         self._sharpen()
         self._once("pretrain", self.pretrain, self.decision.plan.train_seconds)
         if not self.folder.done("pretrain"):
             return {"stopped_by": "interrupt", "run": str(self.folder.path)}
+        self.curve.clear()  # only now that the stage is known to be done
         self._once("evaluate", self.evaluate, reserve.evaluation)
         self._once("chat", self.tune, reserve.chat)
         self._once("samples", self.draw_samples, reserve.samples)
@@ -82,8 +83,8 @@ class Stages:
         tokenizer = Tokenizer.train_from_iterator(
             _head(self.text.train, TOKENIZER_BYTES), self.decision.plan.model.vocab_size, special
         )
-        save_held_out(self.held_out_file, self.text.held_out)
-        save_held_out(self.validation_file, self.text.validation)
+        save_texts(self.held_out_file, self.text.held_out)
+        save_texts(self.validation_file, self.text.validation)
         say("encoding the text")
         data.write_shards(self.text.train, tokenizer, self.shards, overwrite=True)
         tokenizer.save(self.folder.path)
@@ -129,24 +130,24 @@ class Stages:
             session, made, machine, self.shards, self.folder.path, seed=settings.order_seed,
             dropout_seed=settings.drop_seed, deadline=deadline,
             max_steps=made.steps if self.decision.capped else None,
-            hook=lambda step, model, run: self._score(session, run), hook_every=max(1, made.steps // CURVE_POINTS),
+            hook=lambda step, model, run: self._score(session, run),
+            hook_every=math.ceil(made.steps / CURVE_POINTS),
             saved=self.folder.save_clock, track=self.settings.track,
         )  # fmt: skip
         if run.stopped_by == "interrupt":
             return False
         self._score(session, run)
-        kept = self.curve.restore_best(session.model)
+        kept = self.curve.restore_best(session.model, noise(self.validation))
         if kept:
             say(
-                f"note       the weights of step {kept['step']:,} are kept: training on made the model worse on the "
-                "validation text; more text, or fewer passes, would help"
+                f"note       the weights of step {kept['step']:,} are kept: later ones score worse on the validation "
+                "text; more text, or fewer passes, would help"
             )
         request = {name: self.folder.read("config.json")["groundup"][name] for name in ("build", "data")}
         save_pretrained(session.model, self.folder.path, self.folder.path, extra_config=request)
         outcome = {"epochs": run.epochs, "stopped_by": run.stopped_by, "skipped": run.skipped}
         outcome |= {"kept_step": kept["step"] if kept else run.step, "weights_sha256": sha256(self.weights)}
         self.folder.write("training.json", {**run.measured(), **outcome})
-        self.curve.clear()
         return True
 
     def _check_time(self, left: float) -> None:
@@ -160,7 +161,7 @@ class Stages:
 
     def _score(self, session: Session, run: train.Run) -> None:
         """Add a point to the curve of the training model on a little validation text."""
-        if not self.validation:
+        if not self.validation or any(p["step"] == run.step for p in self.curve.points()[-1:]):
             return
         measured = session.score(self.tokenizer, self.validation)
         point = {"step": run.step, "tokens": run.tokens, "seconds": round(run.seconds, 2),
@@ -271,6 +272,14 @@ def _head(texts: Sequence[str], most_bytes: int) -> list[str]:
         if size >= most_bytes:
             break
     return kept
+
+
+def noise(texts: Sequence[str]) -> float:
+    """The share by which scores of two steps on these texts may differ by chance: less, the more text there is.
+
+    An estimate: per token such scores differ by about half a nat of three, and a token is about four bytes.
+    """
+    return 0.6 / math.sqrt(max(1, sum(map(len, texts))))
 
 
 def pieces(texts: Sequence[str], most_bytes: int) -> list[str]:

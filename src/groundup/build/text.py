@@ -20,7 +20,9 @@ READ_BYTES_PER_SECOND = 150_000
 MOST_HELD_OUT_BYTES = 1_000_000
 # A text that is shorter than this has nothing to spare.
 LEAST_VALIDATED_BYTES = 20_000
-VALIDATION_FRACTION, LEAST_VALIDATION_BYTES, MOST_VALIDATION_BYTES = 0.02, 4_000, 200_000
+# 2 % of the text; of a short one up to 5 %, for 4 kB.
+VALIDATION_FRACTION, MOST_VALIDATION_FRACTION = 0.02, 0.05
+ENOUGH_VALIDATION_BYTES, MOST_VALIDATION_BYTES = 4_000, 100_000
 DIFFICULTY_BYTES, DIFFICULTY_PIECES = 1 << 20, 16
 HASHED_INPUTS = 10_000
 
@@ -63,6 +65,7 @@ def read_text(files: Sequence[str], settings: BuildSettings) -> Text:
         held_out_bytes=_count_bytes(held_out),
         documents=len(train),
         zstd_bits_per_byte=difficulty(train),
+        validation_bytes=_count_bytes(d.text for d in validation),
     )
     manifest = _manifest(paths, facts, tally, bundled_text=not files)
     return Text(train, held_out, [d.text for d in validation], facts, manifest, notes)
@@ -73,8 +76,8 @@ def _part_validation(documents: list[Document], seed: int) -> tuple[list[Documen
     size = _count_bytes(d.text for d in documents)
     if size < LEAST_VALIDATED_BYTES:
         return documents, []
-    fraction = min(VALIDATION_FRACTION, MOST_VALIDATION_BYTES / size)
-    split = split_held_out(documents, fraction, seed + 1, LEAST_VALIDATION_BYTES)
+    fraction = max(VALIDATION_FRACTION, min(MOST_VALIDATION_FRACTION, ENOUGH_VALIDATION_BYTES / size))
+    split = split_held_out(documents, min(fraction, MOST_VALIDATION_BYTES / size), seed + 1, least=0)
     return split.train, split.held_out
 
 
@@ -116,25 +119,25 @@ def _manifest(paths: Sequence[Path], facts: TextFacts, tally: Tally, bundled_tex
         "documents": tally.kept,
         "train_bytes": facts.train_bytes,
         "held_out_bytes": facts.held_out_bytes,
+        "validation_bytes": facts.validation_bytes,
         "licence": "public domain (State of the Union addresses)"
         if bundled_text
         else "not stated: the user's own files",
     }
 
 
-def save_held_out(path: Path, texts: Sequence[str]) -> None:
+def save_texts(path: Path, texts: Sequence[str]) -> None:
     """One JSON record per document, and the file's hash beside it: later stages measure on the same bytes."""
     lines = (json.dumps({"text": t}, ensure_ascii=True) + "\n" for t in texts)
     write_atomic(path, "".join(lines))
     write_json(path.with_suffix(".json"), {"documents": len(texts), "sha256": sha256(path)})
 
 
-def load_held_out(path: Path) -> list[str]:
-    """What `save_held_out` wrote. ValueError when the file is not what was written."""
+def load_texts(path: Path) -> list[str]:
+    """What `save_texts` wrote. ValueError when the file is not what was written."""
     if read_json(path.with_suffix(".json"))["sha256"] != sha256(path):
         raise ValueError(
-            f"{path}: it changed since this run began, so a score on it would mean nothing; "
-            "restore it, or begin a new run"
+            f"{path}: it changed since this run began, so a score on it says nothing; restore it, or begin a new run"
         )
     return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
 

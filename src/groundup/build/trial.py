@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,16 +19,19 @@ from groundup.train import objectives
 WARMUP, STEPS, MORE_STEPS = 2, 4, 6
 # A step is as long as the one before it, to a few per cent, unless something else uses the machine.
 STEADY = 1.3
-SCORED_TOKENS = 16_000
+# About as many as the validation text has.
+SCORED_TOKENS = 12_000
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What was measured: `seconds` of one step, `spread` of the slowest over the fastest, `peak_bytes` of memory."""
+    """What was measured: `seconds` of one step, `spread` of the slowest over the fastest, seconds of one scoring on
+    validation text, `peak_bytes` of memory."""
 
     seconds: float
     spread: float
     first_step_seconds: float
+    score_seconds: float
     peak_bytes: int
 
     @property
@@ -43,21 +46,31 @@ def try_out(session: Session, made: TrainingPlan, seed: int, patience: float = m
     """
     release_memory()
     reset_peak_memory(session.device)
+    steps = _steps(session, made)
+    seconds = _enough(steps, patience)
+    start = time.perf_counter()
+    session.score_ids(np.zeros(SCORED_TOKENS, dtype=np.int64))
+    scoring = time.perf_counter() - start
+    peak = peak_memory_bytes(session.device)
+    steps.close()  # not before: while training is scored, its optimizer is in memory, too
+    initialise(session.model, seed)
+    steady = seconds[WARMUP:] or seconds[-1:]
+    return Trial(typical(steady), spread_of(steady), seconds[0], scoring, peak)
+
+
+def _enough(steps: Iterator[float], patience: float) -> list[float]:
+    """Seconds of a few steps, of more where they differ, of one where it takes all the patience."""
     began, seconds = time.perf_counter(), []
-    for elapsed in _steps(session, made):
+    for elapsed in steps:
         seconds.append(elapsed)
         steady = seconds[WARMUP:]
         enough = STEPS + MORE_STEPS if spread_of(steady) > STEADY else STEPS
         if len(steady) >= enough or time.perf_counter() - began > patience:
             break
-    session.score_ids(np.zeros(SCORED_TOKENS, dtype=np.int64))
-    peak = peak_memory_bytes(session.device)
-    initialise(session.model, seed)
-    steady = seconds[WARMUP:] or seconds[-1:]
-    return Trial(typical(steady), spread_of(steady), seconds[0], peak)
+    return seconds
 
 
-def _steps(session: Session, made: TrainingPlan) -> Iterator[float]:
+def _steps(session: Session, made: TrainingPlan) -> Generator[float]:
     """Seconds of one training step after another."""
     optimizer = make_optimizer(session.model, made)
     shape = (made.batch_size, made.model.context_length + 1)

@@ -19,8 +19,8 @@ def advice(epochs: float, kept: float = 1.0) -> str:
     """
     if kept < 1:
         return (
-            f"After {kept * epochs:.1f} of {epochs:.1f} passes the model only learnt the text by heart: it became "
-            "worse on other text, and the weights from before are kept. More text would help; else give it less time."
+            f"After {kept * epochs:.1f} of {epochs:.1f} passes the model became no better, or worse, on text that it "
+            "does not train on; the weights from then are kept. More text would help; else give it less time."
         )
     worth = f"{100 * worth_of_repeats(epochs):.0f} %"
     if epochs <= 1:
