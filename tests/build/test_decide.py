@@ -9,8 +9,9 @@ import torch
 
 from groundup.accounting.hardware import Machine
 from groundup.accounting.plan import TextFacts
-from groundup.build.decide import decide, decision_from_json, fixed, worth_compiling
+from groundup.build.decide import decide, decision_from_json, fixed, saving_bytes, worth_compiling
 from groundup.build.settings import BuildSettings
+from groundup.train.checkpoint import SHARD_BYTES
 from tests.build.conftest import SMALL
 
 FACTS = TextFacts(train_bytes=60_000, held_out_bytes=10_000, documents=30, zstd_bits_per_byte=2.0)
@@ -72,6 +73,14 @@ def test_fixed_precision_and_threads_are_measured_when_they_were_not():
     two = fixed(MACHINE, BuildSettings(threads=2))
     assert two.threads == torch.get_num_threads() == 2
     assert two.gemm_flops["bf16 x2"] > 0
+
+
+def test_a_checkpoint_is_copied_while_it_is_written(decision):
+    made = decision.plan
+    copy = saving_bytes(made, MACHINE)
+    assert 8 * made.parameters < copy < 12 * made.parameters
+    assert saving_bytes(made, replace(MACHINE, device="cuda")) == 0
+    assert saving_bytes(replace(made, parameters=10**9), MACHINE) == SHARD_BYTES
 
 
 def test_compiling_pays_only_in_longer_builds():

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from groundup.accounting.hardware import Machine, gemm_rate, probe
+from groundup.accounting.memory import FP32_BYTES
 from groundup.accounting.plan import (
     TextFacts,
     TrainingPlan,
     at_speed,
     error_of,
     fit_to_time,
+    optimizer_states,
     plan,
 )
 from groundup.build.pretrain import CURVE_POINTS, Session, prepare
@@ -22,6 +24,7 @@ from groundup.build.settings import BuildSettings
 from groundup.build.trial import Trial, try_out
 from groundup.config import from_dict, to_dict
 from groundup.device import use_onednn_fp32
+from groundup.train.checkpoint import SHARD_BYTES
 
 PROBE_SHARE, MOST_PROBE_SECONDS = 0.02, 3.0
 # Tokenizer and baselines, before pretraining: seconds for each megabyte of training text, and at least.
@@ -113,7 +116,8 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
     if available < LEAST_TRAINING_SHARE * settings.budget_seconds:
         raise _too_little_time(settings, available, costs)
     training = available - CURVE_POINTS * trial.score_seconds
-    made = replace(fit_to_time(timed, facts, training, settings), peak_bytes=trial.peak_bytes)
+    peak = trial.peak_bytes + saving_bytes(timed, machine)
+    made = replace(fit_to_time(timed, facts, training, settings), peak_bytes=peak)
     total = settings.budget_seconds - (training - made.train_seconds) - reserve.slack
     return Decision(
         plan=made, machine=machine, facts=facts, reserve=reserve, prepare_seconds=preparing, total_seconds=total,
@@ -138,6 +142,14 @@ def _try_plans(
         if 1 / SURPRISE < surprise < SURPRISE:
             break
     return ranked, session, trial
+
+
+def saving_bytes(made: TrainingPlan, machine: Machine) -> int:
+    """What a checkpoint takes on top of a step while it is written: a copy of one shard, where steps are in the same
+    memory."""
+    if machine.device != "cpu":
+        return 0
+    return min(SHARD_BYTES, int(FP32_BYTES * (1 + optimizer_states(made.model)) * made.parameters))
 
 
 def _too_little_time(settings: BuildSettings, available: float, costs: dict[str, float]) -> ValueError:

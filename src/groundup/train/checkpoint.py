@@ -25,7 +25,7 @@ from groundup.tensorfile import read_tensors, validate_header, write_tensors
 
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.json"
-SHARD_BYTES = 1 << 30
+SHARD_BYTES = 1 << 30  # of tensors; the library copies a whole shard while it writes it
 SHARD_TENSORS = 4096
 _NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
