@@ -44,7 +44,8 @@ class Shape:
         return self.batch_size * self.context_length
 
 
-# "build" and "build-3m" are what ten minutes on two CPU cores train (the plan is a close race), without the QK-norm that Llama does not have.
+# "build" and "build-3m" are what ten minutes on two CPU cores train (the plan is a close race), without the QK-norm
+# that Llama does not have.
 SHAPES = {
     "S": Shape(d_model=320, num_layers=6, num_heads=5, d_ff=864),  # 12.7 M parameters
     "build": Shape(d_model=256, num_layers=4, num_heads=4, d_ff=704, vocab_size=4096),  # 5.3 M
