@@ -21,6 +21,19 @@ def tiny_model(seed=0, **options):
     return model
 
 
+class Collected:
+    """A sink that keeps what it is given."""
+
+    def __init__(self):
+        self.records, self.closed = [], False
+
+    def write(self, record):
+        self.records.append(record)
+
+    def close(self):
+        self.closed = True
+
+
 class Batches:
     """Batch k is a function of k, so that any of them can be made again; it has a cursor as `data.Loader`."""
 

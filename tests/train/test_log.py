@@ -7,7 +7,7 @@ import torch
 
 import groundup.train.log
 from groundup.train import MetricsLog, read_metrics
-from tests.train.small import tiny_run
+from tests.train.small import Collected, tiny_run
 
 
 def steps(folder):
@@ -73,17 +73,6 @@ class Broken:
 
     def close(self):
         raise RuntimeError("still down")
-
-
-class Collected:
-    def __init__(self):
-        self.records, self.closed = [], False
-
-    def write(self, record):
-        self.records.append(record)
-
-    def close(self):
-        self.closed = True
 
 
 def test_sinks_get_the_same_records_and_a_broken_one_is_dropped(tmp_path, caplog):

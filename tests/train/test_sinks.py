@@ -6,18 +6,7 @@ import types
 import pytest
 
 from groundup.train import TensorBoard, WeightsAndBiases, read_metrics, replay
-from tests.train.small import tiny_run
-
-
-class Collected:
-    def __init__(self):
-        self.records, self.closed = [], False
-
-    def write(self, record):
-        self.records.append(record)
-
-    def close(self):
-        self.closed = True
+from tests.train.small import Collected, tiny_run
 
 
 class Broken(Collected):
