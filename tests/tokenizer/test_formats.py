@@ -158,7 +158,6 @@ SPLIT = ["pre_tokenizer", "pretokenizers", 0]
         (changed(["padding"], {"strategy": "x"}), "padding"),
         (changed(["model"], {"type": "Unigram", "vocab": []}), "model.type: 'Unigram' is not supported"),
         (changed(["model", "type"], "WordPiece"), "model.type: 'WordPiece'"),
-        (changed(["model", "ignore_merges"], True), "model.ignore_merges: True"),
         (changed(["model", "byte_fallback"], True), "model.byte_fallback"),
         (changed(["model", "dropout"], 0.1), "model.dropout"),
         (changed(["model", "end_of_word_suffix"], "</w>"), "model.end_of_word_suffix"),

@@ -149,6 +149,20 @@ def rank_merges(merges: Iterable[tuple[bytes, bytes]], ids: Mapping[bytes, int])
     return ranks
 
 
+def splits(vocab: Mapping[int, bytes]) -> list[tuple[bytes, bytes]]:
+    """Every way to make a token of two others, in the order of its id: the merges that tiktoken's ranks imply.
+
+    >>> splits({0: b"a", 1: b"b", 2: b"ab", 3: b"aba", 4: b"ba"})
+    [(b'a', b'b'), (b'a', b'ba'), (b'ab', b'a'), (b'b', b'a')]
+    """
+    tokens = set(vocab.values())
+    found: list[tuple[bytes, bytes]] = []
+    for _, token in sorted(vocab.items()):
+        halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        found += [(left, right) for left, right in halves if left in tokens and right in tokens]
+    return found
+
+
 def apply_merges(symbols: Iterable[int], ranks: Ranks) -> list[int]:
     """Merge until no adjacent pair has a rank; always the pair of lowest rank, of equal ones the leftmost.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.files import write_atomic, write_json
+from groundup.tokenizer.bpe import splits
 from groundup.tokenizer.chat import CONTROL_TOKENS, END_OF_TEXT, chat_template
 from groundup.tokenizer.pretokenize import NO_PATTERN, PATTERN_NAMES, PORTABLE_PATTERNS, is_name
 
@@ -16,12 +17,21 @@ MAX_FILE_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Parts:
-    """What defines a tokenizer: `vocab` includes the special tokens."""
+    """What defines a tokenizer: `vocab` includes the special tokens.
+
+    `merges` is None for a vocabulary of ranks (tiktoken's), in which every split of a token into two tokens is a
+    merge, ranked by the token's id. `ignore_merges`: a pre-token that is a token is not cut up.
+    """
 
     vocab: dict[int, bytes]
-    merges: list[tuple[bytes, bytes]]
+    merges: list[tuple[bytes, bytes]] | None
     special_tokens: dict[str, int]
     pattern: str
+    ignore_merges: bool = False
+
+    def listed_merges(self) -> list[tuple[bytes, bytes]]:
+        """The merges, written out where they follow from the ranks."""
+        return splits(self.vocab) if self.merges is None else self.merges
 
 
 def byte_alphabet() -> list[str]:
@@ -80,9 +90,9 @@ def to_json(parts: Parts) -> str:
         "end_of_word_suffix": None,
         "fuse_unk": False,
         "byte_fallback": False,
-        "ignore_merges": False,
+        "ignore_merges": parts.ignore_merges,
         "vocab": vocab | {token: id for id, token in sorted(by_id.items())},
-        "merges": [[_spell(left), _spell(right)] for left, right in parts.merges],
+        "merges": [[_spell(left), _spell(right)] for left, right in parts.listed_merges()],
     }
     contents = {
         "version": "1.0",
@@ -110,7 +120,7 @@ def from_json(data: bytes | str) -> Parts:
     model = _expect(contents.get("model"), dict, "model")
     _check_model(model)
     vocab = _read_vocab(model, specials)
-    return Parts(vocab, list(_read_merges(model)), specials, pattern)
+    return Parts(vocab, list(_read_merges(model)), specials, pattern, bool(model.get("ignore_merges")))
 
 
 def _spell(token: bytes) -> str:
@@ -195,7 +205,6 @@ def _check_model(model: dict[str, Any]) -> None:
         "continuing_subword_prefix",
         "end_of_word_suffix",
         "byte_fallback",
-        "ignore_merges",
     ):
         if model.get(key):
             raise ValueError(f"model.{key}: {reprlib.repr(model[key])} is not supported; expected none")

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from groundup.config import nearest
 from groundup.tokenizer import formats
-from groundup.tokenizer.bpe import PieceCache, apply_merges, learn_merges, rank_merges
+from groundup.tokenizer.bpe import PieceCache, apply_merges, learn_merges, rank_merges, splits
 from groundup.tokenizer.chat import END_OF_TEXT
 from groundup.tokenizer.counting import PretokenCounter, read_text
 from groundup.tokenizer.pretokenize import Pretokenizer, SpecialSplitter, safe_chunks, well_formed
@@ -43,8 +43,10 @@ class Tokenizer:
     r"""Byte-level BPE with special tokens (Sennrich et al. 2016; Radford et al. 2019).
 
     `vocab` maps ids to bytes; merges are in the order learned; special tokens not in `vocab` get the ids
-    after it. In what `train` returns, ids 0..255 are the bytes, then come the merges in order, then the
-    special tokens.
+    after it. `merges=None` means what tiktoken means by its ranks: every pair whose concatenation is a token
+    may merge, the lowest id first. `ignore_merges`, Hugging Face's name for it, makes a pre-token that is a
+    token encode to it even if the merges do not reach it, as tiktoken does. In what `train` returns, ids
+    0..255 are the bytes, then come the merges in order, then the special tokens.
 
     >>> tokenizer = Tokenizer.train_from_iterator(["the cat in the hat"], 260, ["<|endoftext|>"])
     >>> tokenizer.merges
@@ -61,19 +63,29 @@ class Tokenizer:
     def __init__(
         self,
         vocab: Mapping[int, bytes],
-        merges: Sequence[tuple[bytes, bytes]],
+        merges: Sequence[tuple[bytes, bytes]] | None,
         special_tokens: Sequence[str] | Mapping[str, int] = (),
         pattern: str | None = "gpt2",
+        *,
+        ignore_merges: bool = False,
     ) -> None:
         self._pretokenizer = Pretokenizer(pattern)
         self.pattern: str = self._pretokenizer.pattern
-        self.merges: list[tuple[bytes, bytes]] = [(left, right) for left, right in merges]
+        self.ranked_by_token: bool = merges is None
+        self.ignore_merges: bool = ignore_merges or self.ranked_by_token
+        self.merges: list[tuple[bytes, bytes]] = (
+            [(left, right) for left, right in merges] if merges is not None else splits(vocab)
+        )
         self.special_tokens: dict[str, int] = place_special_tokens(vocab, self.merges, special_tokens)
         placed = {token_id: token.encode() for token, token_id in self.special_tokens.items()}
         self.vocab: dict[int, bytes] = dict(vocab) | placed
         ids = ids_of_tokens(self.vocab)
         self._byte_ids = ids_of_bytes(ids)
         self._ranks = rank_merges(self.merges, ids)
+        if self.ranked_by_token:
+            self._ranks = {pair: (token, token) for pair, (_, token) in self._ranks.items()}
+        special = self.special_tokens.values()
+        self._whole = {token: id for token, id in ids.items() if id not in special} if self.ignore_merges else {}
         self._cache = PieceCache(self._encode_piece)
 
     @classmethod
@@ -230,16 +242,22 @@ class Tokenizer:
         """
         parts = formats.load(Path(path))
         try:
-            return cls(parts.vocab, parts.merges, parts.special_tokens, parts.pattern)
+            return cls.from_parts(parts)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    @classmethod
+    def from_parts(cls, parts: formats.Parts) -> "Tokenizer":
+        """The tokenizer that these parts define. ValueError when they contradict each other."""
+        return cls(parts.vocab, parts.merges, parts.special_tokens, parts.pattern, ignore_merges=parts.ignore_merges)
+
     def parts(self) -> formats.Parts:
-        """What defines the tokenizer, as its constructor takes it."""
-        return formats.Parts(self.vocab, self.merges, self.special_tokens, self.pattern)
+        """What defines the tokenizer, as `from_parts` takes it."""
+        merges = None if self.ranked_by_token else self.merges
+        return formats.Parts(self.vocab, merges, self.special_tokens, self.pattern, self.ignore_merges)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self.vocab, self.merges, self.special_tokens, self.pattern)
+        return Tokenizer.from_parts, (self.parts(),)
 
     def __repr__(self) -> str:
         return (
@@ -248,6 +266,9 @@ class Tokenizer:
         )
 
     def _encode_piece(self, piece: str) -> list[int]:
+        whole = self._whole.get(piece.encode()) if self._whole else None
+        if whole is not None:
+            return [whole]
         return apply_merges([self._byte_ids[byte] for byte in piece.encode()], self._ranks)
 
     def _token_bytes(self, token: int) -> bytes:
