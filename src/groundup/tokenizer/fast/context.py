@@ -1,0 +1,29 @@
+"""What the scanners share with Python: the fields of a context, an int64 array whose address a kernel is given.
+
+Fields are numbers or addresses of other arrays. The *front* (this file) turns text into pre-tokens, a chunk at a
+time; what uses the pre-tokens (encoding, counting) appends its own fields from `FRONT_FIELDS` on.
+"""
+
+# What to read: UTF-8 bytes, and how far they have been read.
+TEXT, LENGTH, POSITION = range(3)
+# The present chunk, copied to the stage so that reading past its end is safe, and its pre-tokens: number j has the
+# bytes PLACES[j] to PLACES[j + 1] of the stage (int32).
+STAGE, STAGE_SIZE, CHUNK, PLACES, WORDS, HAS_ZERO, HAS_FOREIGN = range(3, 10)
+# Bit maps of the stage, MAP_WORDS words of 64 bits each, one after the other in the order of the classes below.
+MAPS, MAP_WORDS = range(10, 12)
+# The Unicode table: class of a code point = PAGES[256 * INDEX[code >> 8] + (code & 255)].
+CLASS_INDEX, CLASS_PAGES = range(12, 14)
+# The address of the scanner's kernel, and what distinguishes patterns that one scanner serves.
+SCANNER, MAX_DIGITS, END_TAKES_SPACE = range(14, 17)
+FRONT_FIELDS = 20
+
+# Classes of characters, as in the Unicode table, and the maps of that number.
+OTHER, WHITE, NUMBER, UPPER, LOWER, LETTER, MARK = range(7)
+# Maps that are not classes: bytes inside a character, the ASCII space, the apostrophe, any letter, pre-token starts.
+INSIDE, SPACE, APOSTROPHE, ANY_LETTER, STARTS = range(7, 12)
+NUM_MAPS = 12
+
+PADDING = 128  # bytes of the stage behind its end that may be read
+
+# Answers of kernels: done, or what must grow before they are called again.
+DONE, NEEDS_STAGE, NEEDS_OUTPUT, NEEDS_CACHE, NEEDS_SCRATCH = range(5)

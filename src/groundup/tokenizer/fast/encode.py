@@ -1,0 +1,373 @@
+"""From pre-tokens to ids: two tables of what was encoded before, and merging for what was not.
+
+A few thousand words make up most of any text, so nearly all pre-tokens are found in the *quick* table, which is
+small enough for the second-level cache and has one place for each hash. What it misses is looked up in *lines* of two
+entries, as long as a cache line, fetched while other misses are being prepared. Loops over pre-tokens do the same for
+each of them and branch on none, since what comes next in a text cannot be predicted.
+"""
+
+from groundup.tokenizer.fast.classify import ALL
+from groundup.tokenizer.fast.context import (
+    DONE,
+    HAS_ZERO,
+    LENGTH,
+    NEEDS_CACHE,
+    NEEDS_OUTPUT,
+    NEEDS_SCRATCH,
+    PLACES,
+    POSITION,
+    SCANNER,
+    STAGE,
+    TEXT,
+    WORDS,
+)
+from groundup.tokenizer.fast.encode_context import (
+    BATCH,
+    COUNT_SHIFT,
+    DIRECT,
+    ENDS,
+    GROUP,
+    ID_BITS,
+    INLINE_IDS,
+    LENGTHS,
+    LINES,
+    LINES_USED,
+    LONG_TEXT,
+    LONG_TEXT_SIZE,
+    LONG_TEXT_USED,
+    LONGEST_KEPT,
+    LONGS,
+    LONGS_USED,
+    MISSES,
+    NUM_LINES,
+    NUM_LONGS,
+    NUM_TEXTS,
+    OUTPUT,
+    OUTPUT_COUNT,
+    OUTPUT_SIZE,
+    PROBES,
+    QUICK,
+    QUICK_SHIFT,
+    SCRATCH,
+    SCRATCH_PER_BYTE,
+    SCRATCH_SIZE,
+    SPILL,
+    SPILL_SIZE,
+    SPILL_USED,
+    SPILLED,
+    TEXTS,
+    TEXTS_DONE,
+    VALUES,
+    WIDE,
+    WORDS_DONE,
+)
+from groundup.tokenizer.fast.machine import (
+    call,
+    copy,
+    i32_at,
+    i64,
+    i64_at,
+    kernel,
+    load_u64,
+    prefetch,
+    select,
+    u16_at,
+    u32_at,
+    u64,
+    u64_at,
+)
+from groundup.tokenizer.fast.merge import hash_bytes, merge, same_bytes
+
+ENTRIES = ("encode_texts", "encode_words")
+
+_MULTIPLIER = u64(0x9E37_79B9_7F4A_7C15)
+_HIGH_MULTIPLIER = u64(0xC2B2_AE3D_27D4_EB4F)
+_ID_MASK = u64((1 << ID_BITS) - 1)
+_LINE_BYTES, _PROBE_BYTES, _LONG_FIELDS = 64, 32, 4
+
+
+@kernel
+def encode_texts(context):
+    """Encode the texts of the context from TEXTS_DONE on. DONE, or what must grow before this is called again."""
+    fields = i64_at(context)
+    texts, lengths, ends = i64_at(fields[TEXTS]), i64_at(fields[LENGTHS]), i64_at(fields[ENDS])
+    while fields[TEXTS_DONE] < fields[NUM_TEXTS]:
+        number = fields[TEXTS_DONE]
+        if fields[POSITION] < 0:  # a new text
+            fields[TEXT], fields[LENGTH], fields[POSITION] = texts[number], lengths[number], 0
+            fields[WORDS] = fields[WORDS_DONE] = 0
+        status = _encode_text(context)
+        if status != DONE:
+            return status
+        ends[number] = fields[OUTPUT_COUNT]
+        fields[TEXTS_DONE] = number + 1
+        fields[POSITION] = -1
+    return i64(DONE)
+
+
+@kernel
+def _encode_text(context):
+    fields = i64_at(context)
+    while True:
+        status = encode_words(context)
+        if status != DONE:
+            return status
+        if fields[POSITION] >= fields[LENGTH]:
+            return i64(DONE)
+        status = call(fields[SCANNER], context)
+        if status != DONE:
+            return status
+        fields[WORDS_DONE] = 0
+
+
+@kernel
+def encode_words(context):
+    """Encode the pre-tokens of the present chunk from WORDS_DONE on, a batch at a time."""
+    fields = i64_at(context)
+    while fields[WORDS_DONE] < fields[WORDS]:
+        first = fields[WORDS_DONE]
+        count = min(fields[WORDS] - first, BATCH)
+        status = _room(context, first, count)
+        if status != DONE:
+            return status
+        places = fields[PLACES] + 4 * first
+        missed = _look_up(context, places, count) if fields[HAS_ZERO] == 0 else _miss_all(context, count)
+        _look_up_missed(context, places, missed)
+        _write(context, places, count)
+        fields[WORDS_DONE] = first + count
+    return i64(DONE)
+
+
+@kernel
+def _room(context, first, count):
+    """Whether the output, the tables and the scratch memory have room for whatever this batch may need."""
+    fields = i64_at(context)
+    places = i32_at(fields[PLACES])
+    size = i64(places[first + count]) - i64(places[first])
+    if fields[OUTPUT_SIZE] - fields[OUTPUT_COUNT] < size + 64:
+        return i64(NEEDS_OUTPUT)
+    full = (fields[LINES_USED] + count) * 10 > fields[NUM_LINES] * 14 or (fields[LONGS_USED] + count) * 2 > fields[
+        NUM_LONGS
+    ]
+    if full or fields[LONG_TEXT_USED] + size + 64 > fields[LONG_TEXT_SIZE]:
+        return i64(NEEDS_CACHE)
+    if fields[SPILL_USED] + size + count + 64 > fields[SPILL_SIZE]:
+        return i64(NEEDS_CACHE)
+    if size * SCRATCH_PER_BYTE > fields[SCRATCH_SIZE]:
+        longest = i64(0)
+        for word in range(first, first + count):
+            longest = max(longest, i64(places[word + 1]) - i64(places[word]))
+        if longest * SCRATCH_PER_BYTE > fields[SCRATCH_SIZE]:
+            return i64(NEEDS_SCRATCH)
+    return i64(DONE)
+
+
+@kernel
+def _look_up(context, places_address, count):
+    """Values from the quick table; the numbers of the pre-tokens that it does not have go to MISSES."""
+    fields = i64_at(context)
+    stage, quick, shift = fields[STAGE], fields[QUICK], u64(fields[QUICK_SHIFT])
+    places, values, misses = i32_at(places_address), u64_at(fields[VALUES]), i32_at(fields[MISSES])
+    missed = i64(0)
+    start = i64(places[0])
+    for word in range(count):
+        end = i64(places[word + 1])
+        length = end - start
+        key = load_u64(stage + start) & (ALL >> u64((64 - (length << 3)) & 63))
+        entry = u64_at(quick + i64(((key * _MULTIPLIER) >> shift) << u64(4)))
+        values[word] = entry[1]
+        misses[missed] = word
+        missed += i64(entry[0] != key) | i64(length > 8)
+        start = end
+    return missed
+
+
+@kernel
+def _miss_all(context, count):
+    """Text with zero bytes passes the quick table by: padded with zeros, its keys would be ambiguous."""
+    misses = i32_at(i64_at(context)[MISSES])
+    for word in range(count):
+        misses[word] = word
+    return count
+
+
+@kernel
+def _look_up_missed(context, places, missed):
+    """Values of the pre-tokens in MISSES, from the lines or by merging."""
+    for first in range(0, missed, GROUP):
+        count = min(GROUP, missed - first)
+        _prepare(context, places, first, count)
+        for number in range(count):
+            _resolve(context, places, first, number)
+
+
+@kernel
+def _prepare(context, places_address, first, count):
+    """Make the keys of missed pre-tokens, and ask for the lines that they would be in."""
+    fields = i64_at(context)
+    stage, lines, mask = fields[STAGE], fields[LINES], u64(fields[NUM_LINES] - 1)
+    places, misses = i32_at(places_address), i32_at(fields[MISSES])
+    for number in range(count):
+        word = i64(misses[first + number])
+        start = i64(places[word])
+        length = i64(places[word + 1]) - start
+        low, high = load_u64(stage + start), load_u64(stage + start + 8)
+        short = length < 8
+        low_bits = select(short, (u64(1) << u64((length << 3) & 63)) - u64(1), ALL)
+        high_bits = select(short, u64(0), (u64(1) << u64(((length - 8) << 3) & 63)) - u64(1))
+        low &= low_bits
+        high = (high & high_bits) | (u64(length) << u64(56))
+        line = lines + i64(line_of(low, high) & mask) * _LINE_BYTES
+        prefetch(line)
+        probe = u64_at(fields[PROBES] + number * _PROBE_BYTES)
+        probe[0], probe[1], probe[2] = low, high, u64(length)
+
+
+@kernel
+def line_of(low, high):
+    """The hash of a key."""
+    return ((low ^ (high * _HIGH_MULTIPLIER)) * _MULTIPLIER) >> u64(32)
+
+
+@kernel
+def _resolve(context, places_address, first, number):
+    """Find the value of one missed pre-token."""
+    fields = i64_at(context)
+    probe = u64_at(fields[PROBES] + number * _PROBE_BYTES)
+    low, high, length = probe[0], probe[1], i64(probe[2])
+    word = i64(i32_at(fields[MISSES])[first + number])
+    values = u64_at(fields[VALUES])
+    if length > 15:
+        address = fields[STAGE] + i64(i32_at(places_address)[word])
+        if length > LONGEST_KEPT:
+            values[word] = u64(DIRECT) << u64(COUNT_SHIFT)
+        else:
+            values[word] = _long_value(context, address, length)
+        return
+    mask = fields[NUM_LINES] - 1
+    number_of_line = i64(line_of(low, high)) & mask
+    while True:
+        line = u64_at(fields[LINES] + number_of_line * _LINE_BYTES)
+        for entry in (0, 4):
+            if line[entry] == low and line[entry + 1] == high:
+                values[word] = line[entry + 2]
+                _make_quick(context, low, length, line[entry + 2])
+                return
+            if line[entry + 1] == u64(0):
+                address = fields[STAGE] + i64(i32_at(places_address)[word])
+                value = _encode_new(context, address, length)
+                line[entry], line[entry + 1], line[entry + 2] = low, high, value
+                fields[LINES_USED] += 1
+                values[word] = value
+                _make_quick(context, low, length, value)
+                return
+        number_of_line = (number_of_line + 1) & mask
+
+
+@kernel
+def _make_quick(context, key, length, value):
+    """Put a value where the next look at the quick table finds it."""
+    fields = i64_at(context)
+    if length <= 8 and fields[HAS_ZERO] == 0:
+        entry = u64_at(fields[QUICK] + i64(((key * _MULTIPLIER) >> u64(fields[QUICK_SHIFT])) << u64(4)))
+        entry[0], entry[1] = key, value
+
+
+@kernel
+def _encode_new(context, address, length):
+    """Merge a pre-token and make its ids a value, with the help of SPILL if there are many."""
+    fields = i64_at(context)
+    count = merge(context, address, length)
+    ids = u32_at(fields[SCRATCH])
+    if count <= INLINE_IDS:
+        value = u64(count) << u64(COUNT_SHIFT)
+        for place in range(count):
+            value |= u64(ids[place]) << u64(ID_BITS * place)
+        return value
+    place = fields[SPILL_USED]
+    u32_at(fields[SPILL])[place] = count
+    copy(fields[SPILL] + 4 * (place + 1), fields[SCRATCH], 4 * count)
+    fields[SPILL_USED] = place + 1 + count
+    return (u64(SPILLED) << u64(COUNT_SHIFT)) | u64(place)
+
+
+@kernel
+def _long_value(context, address, length):
+    """The value of a pre-token of 16 to LONGEST_KEPT bytes, from the table of long ones or new."""
+    fields = i64_at(context)
+    mask = fields[NUM_LONGS] - 1
+    hashed = hash_bytes(address, length) | u64(1)
+    slot = i64(hashed >> u64(16)) & mask
+    while True:
+        row = u64_at(fields[LONGS] + slot * 8 * _LONG_FIELDS)
+        if row[0] == u64(0):
+            break
+        if row[0] == hashed and i64(row[1]) == length and same_bytes(fields[LONG_TEXT] + i64(row[2]), address, length):
+            return row[3]
+        slot = (slot + 1) & mask
+    value = _encode_new(context, address, length)
+    copy(fields[LONG_TEXT] + fields[LONG_TEXT_USED], address, length)
+    row[0], row[1], row[2], row[3] = hashed, u64(length), u64(fields[LONG_TEXT_USED]), value
+    fields[LONG_TEXT_USED] += length
+    fields[LONGS_USED] += 1
+    return value
+
+
+@kernel
+def _write(context, places, count):
+    """The ids of a batch, to the output."""
+    fields = i64_at(context)
+    if fields[WIDE] != 0:
+        fields[OUTPUT_COUNT] = _write_wide(context, places, count)
+    else:
+        fields[OUTPUT_COUNT] = _write_narrow(context, places, count)
+
+
+@kernel
+def _write_wide(context, places, count):
+    fields = i64_at(context)
+    values, output = u64_at(fields[VALUES]), u32_at(fields[OUTPUT])
+    written = fields[OUTPUT_COUNT]
+    for word in range(count):
+        value = values[word]
+        output[written] = value & _ID_MASK
+        output[written + 1] = (value >> u64(ID_BITS)) & _ID_MASK
+        output[written + 2] = (value >> u64(2 * ID_BITS)) & _ID_MASK
+        ids = i64(value >> u64(COUNT_SHIFT))
+        if ids > INLINE_IDS:
+            ids, source = _many_ids(context, value, places, word)
+            copy(fields[OUTPUT] + 4 * written, source, 4 * ids)
+        written += ids
+    return written
+
+
+@kernel
+def _write_narrow(context, places, count):
+    fields = i64_at(context)
+    values, output = u64_at(fields[VALUES]), u16_at(fields[OUTPUT])
+    written = fields[OUTPUT_COUNT]
+    for word in range(count):
+        value = values[word]
+        output[written] = value
+        output[written + 1] = value >> u64(ID_BITS)
+        output[written + 2] = value >> u64(2 * ID_BITS)
+        ids = i64(value >> u64(COUNT_SHIFT))
+        if ids > INLINE_IDS:
+            ids, source = _many_ids(context, value, places, word)
+            many = u32_at(source)
+            for number in range(ids):
+                output[written + number] = many[number]
+        written += ids
+    return written
+
+
+@kernel
+def _many_ids(context, value, places_address, word):
+    """How many ids a value stands for that does not hold them itself, and their address (uint32)."""
+    fields = i64_at(context)
+    if value == u64(DIRECT) << u64(COUNT_SHIFT):
+        places = i32_at(places_address)
+        start = i64(places[word])
+        return merge(context, fields[STAGE] + start, i64(places[word + 1]) - start), fields[SCRATCH]
+    place = fields[SPILL] + 4 * i64(value & ~(u64(SPILLED) << u64(COUNT_SHIFT)))
+    return i64(u32_at(place)[0]), place + 4

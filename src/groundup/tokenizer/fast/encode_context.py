@@ -1,0 +1,47 @@
+"""The fields of a context that encoding adds to those of the front (context.py), and the layout of its tables.
+
+A *value* is what a pre-token encodes to, in 64 bits: up to three ids of 20 bits, and their number above them; or
+`SPILLED` as the number, and below it the place in SPILL where the number of the ids and the ids are; or `DIRECT`, for
+a pre-token so long that it is merged when its ids are written.
+"""
+
+from groundup.tokenizer.fast.context import FRONT_FIELDS
+
+ID_BITS, COUNT_SHIFT, INLINE_IDS, SPILLED, DIRECT = 20, 60, 3, 15, 14
+
+# Where ids go: int32 or, when WIDE is 0, uint16; how many fit and how many are there.
+OUTPUT, OUTPUT_SIZE, OUTPUT_COUNT, WIDE = range(FRONT_FIELDS, FRONT_FIELDS + 4)
+# Pre-tokens of up to 8 bytes, the frequent ones: (key, value) at the hash of the key, one for each hash.
+QUICK, QUICK_SHIFT = range(FRONT_FIELDS + 4, FRONT_FIELDS + 6)
+# Pre-tokens of up to 15 bytes, all of them: lines of two (low, high, value, unused), high having the length on top.
+LINES, NUM_LINES, LINES_USED = range(FRONT_FIELDS + 6, FRONT_FIELDS + 9)
+# Longer ones: (hash, length, place in LONG_TEXT, value).
+LONGS, NUM_LONGS, LONGS_USED = range(FRONT_FIELDS + 9, FRONT_FIELDS + 12)
+LONG_TEXT, LONG_TEXT_SIZE, LONG_TEXT_USED = range(FRONT_FIELDS + 12, FRONT_FIELDS + 15)
+# Ids of pre-tokens with more of them than a value holds: uint32.
+SPILL, SPILL_SIZE, SPILL_USED = range(FRONT_FIELDS + 15, FRONT_FIELDS + 18)
+# A batch of pre-tokens: their values, the numbers of those not found, the keys and lines of these.
+VALUES, MISSES, PROBES = range(FRONT_FIELDS + 18, FRONT_FIELDS + 21)
+# The vocabulary: id of each byte (uint32); rank of each pair of bytes (uint32); pairs of ids as one number of 64 bits,
+# left << 44 | right << 24 | rank, at the hash of the pair; id of each rank (uint32).
+BYTE_IDS, BYTE_PAIRS, PAIRS, PAIRS_SHIFT, RANK_IDS = range(FRONT_FIELDS + 21, FRONT_FIELDS + 26)
+# The tokens by their bytes, for vocabularies in which a pre-token that is a token stays whole (NUM_TOKENS is 0 for
+# others): id + 1 at the hash of the bytes (uint32); token number id has the bytes from OFFSETS[id] on (int64).
+NUM_TOKENS, TOKEN_TABLE, TOKEN_TABLE_SIZE, OFFSETS, TOKEN_TEXT = range(FRONT_FIELDS + 26, FRONT_FIELDS + 31)
+# Room to merge a pre-token in: ids and ranks, links, heap; for pre-tokens of so many bytes.
+SCRATCH, SCRATCH_SIZE = range(FRONT_FIELDS + 31, FRONT_FIELDS + 33)
+# How many pre-tokens of the present chunk have been written, where a call that ran out of room goes on.
+WORDS_DONE = FRONT_FIELDS + 33
+# Texts for one call: addresses, lengths, ends in the output (int64 each), how many, and how many are done.
+TEXTS, LENGTHS, ENDS, NUM_TEXTS, TEXTS_DONE = range(FRONT_FIELDS + 34, FRONT_FIELDS + 39)
+# What building Python lists needs: the address of an array of int objects, and the ids as objects.
+OBJECTS = FRONT_FIELDS + 39
+ENCODE_FIELDS = FRONT_FIELDS + 40
+
+BATCH = 1024  # pre-tokens that are looked up together
+GROUP = 64  # of those that the quick table misses
+NO_RANK = 0xFFFFFF
+NO_PAIR = 0xFFFF_FFFF_FFFF_FFFF
+LONGEST_SCANNED = 96  # bytes: a longer pre-token is merged with a heap
+LONGEST_KEPT = 256  # bytes: a longer pre-token is encoded anew each time
+SCRATCH_PER_BYTE = 32

@@ -1,0 +1,87 @@
+"""The Python side of the scanners: the memory of a context, and splitting a text for those who want the pieces."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from groundup.tokenizer.fast import context as at
+from groundup.tokenizer.fast import objects
+from groundup.tokenizer.fast.unicode_classes import class_tables
+
+# pattern -> (unit and entry of its scanner, digits that a number may have, does white space at the end beat line ends)
+SCANNERS = {
+    "gpt2": ("scan_gpt2", 0, 0),
+    "smollm": ("scan_gpt2", 1, 0),
+    "cl100k": ("scan_cl100k", 3, 1),
+    "llama3": ("scan_cl100k", 3, 0),
+    "qwen2": ("scan_cl100k", 1, 0),
+    "o200k": ("scan_o200k", 3, 0),
+}
+_STAGE_BYTES = 1 << 15  # of text at a time: all that belongs to it stays in the second-level cache
+
+
+class Context:
+    """An int64 array of fields and the arrays that it points to, which live as long as it does.
+
+    One thread at a time may use a context; each has its own.
+    """
+
+    def __init__(self, pattern: str, fields: int = at.FRONT_FIELDS, stage_bytes: int = _STAGE_BYTES) -> None:
+        self.fields = np.zeros(fields, np.int64)
+        self.address = self.fields.ctypes.data
+        self._kept: dict[int, np.ndarray] = {}
+        unit, max_digits, end_takes_space = SCANNERS[pattern]
+        self.fields[at.SCANNER] = objects.addresses(unit)[unit]
+        self.fields[at.MAX_DIGITS] = max_digits
+        self.fields[at.END_TAKES_SPACE] = end_takes_space
+        index, pages = class_tables()
+        self.point(at.CLASS_INDEX, index)
+        self.point(at.CLASS_PAGES, pages)
+        self.make_stage(stage_bytes)
+
+    def point(self, field: int, array: np.ndarray) -> np.ndarray:
+        """Let a field hold the address of an array, and keep the array."""
+        self._kept[field] = array
+        self.fields[field] = array.ctypes.data
+        return array
+
+    def make_stage(self, size: int) -> None:
+        """Room for chunks of `size` bytes: the copy of the text, its bit maps, the places of its pre-tokens."""
+        words = size // 64 + 4
+        self.fields[at.STAGE_SIZE] = size
+        self.fields[at.MAP_WORDS] = words
+        self.point(at.STAGE, np.zeros(size + 2 * at.PADDING + 64, np.uint8))
+        self.point(at.MAPS, np.zeros(at.NUM_MAPS * words, np.uint64))
+        self.point(at.PLACES, np.empty(size + 64, np.int32))
+
+    def grow_stage(self) -> None:
+        """Twice the room, for a text without a place to cut within the present one."""
+        self.make_stage(2 * int(self.fields[at.STAGE_SIZE]))
+
+    def read(self, text: np.ndarray) -> None:
+        """Begin with a new text (uint8)."""
+        self.point(at.TEXT, text)
+        self.fields[at.LENGTH] = text.size
+        self.fields[at.POSITION] = 0
+
+    def kept(self, field: int) -> np.ndarray:
+        """The array that a field points to."""
+        return self._kept[field]
+
+
+def split(pattern: str, data: bytes) -> Iterator[bytes]:
+    """The pre-tokens of UTF-8 bytes by a published pattern, in order."""
+    unit = SCANNERS[pattern][0]
+    scan = objects.entry(unit, unit)
+    context = Context(pattern)
+    context.read(np.frombuffer(data, np.uint8))
+    start = 0
+    while start < len(data):
+        if scan(context.address) == at.NEEDS_STAGE:
+            context.grow_stage()
+            continue
+        words = int(context.fields[at.WORDS])
+        places = context.kept(at.PLACES)[: words + 1].tolist()
+        for begin, end in zip(places, places[1:], strict=False):
+            yield data[start + begin : start + end]
+        start += places[-1]

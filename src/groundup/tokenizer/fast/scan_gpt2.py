@@ -1,0 +1,156 @@
+r"""The GPT-2 pattern (and SmolLM2's, which cuts numbers into digits), 64 bytes at a time.
+
+    '(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s
+
+No alternative looks at more than one neighbour of a run, so whether a pre-token starts at a byte follows from the
+classes of that byte and the ones beside it: shifts and logic on whole words of the bit maps. The contractions are the
+exception, and rare: they are looked at one by one.
+"""
+
+from groundup.tokenizer.fast.classify import ALL, ONE, bit, clear_bit, map_of, set_bit, take_chunk
+from groundup.tokenizer.fast.context import (
+    ANY_LETTER,
+    APOSTROPHE,
+    CHUNK,
+    DONE,
+    INSIDE,
+    MAX_DIGITS,
+    NEEDS_STAGE,
+    NUMBER,
+    PLACES,
+    SPACE,
+    STAGE,
+    STARTS,
+    WHITE,
+    WORDS,
+)
+from groundup.tokenizer.fast.machine import (
+    count_ones,
+    i32_at,
+    i64,
+    i64_at,
+    kernel,
+    trailing_zeros,
+    u8_at,
+    u64,
+)
+
+ENTRIES = ("scan_gpt2",)
+
+
+@kernel
+def scan_gpt2(context):
+    """Take a chunk of the text and list its pre-tokens (see context.py). DONE, or NEEDS_STAGE."""
+    fields = i64_at(context)
+    if take_chunk(context) == 0:
+        return i64(NEEDS_STAGE)
+    _mark_starts(context)
+    fields[WORDS] = list_places(context)
+    return i64(DONE)
+
+
+@kernel
+def _mark_starts(context):
+    fields = i64_at(context)
+    size = fields[CHUNK]
+    letters, number, white = map_of(context, ANY_LETTER), map_of(context, NUMBER), map_of(context, WHITE)
+    space, inside, starts = map_of(context, SPACE), map_of(context, INSIDE), map_of(context, STARTS)
+    apostrophe = map_of(context, APOSTROPHE)
+    # What follows the end counts as white space: a run of it there is one pre-token.
+    white[size >> 6] |= ALL << u64(size & 63)
+    white[(size >> 6) + 1] = ALL
+    digits_alone = ALL if fields[MAX_DIGITS] == 1 else u64(0)
+    last_letter = last_number = last_other = last_space = last_white = u64(0)
+    any_inside, any_apostrophe = u64(0), u64(0)
+    for word in range((size + 63) >> 6):
+        letter, digit, blank = letters[word], number[word], white[word]
+        other = ~(letter | digit | blank)
+        after_space = (space[word] << ONE) | last_space
+        same = (letter & ((letter << ONE) | last_letter)) | (other & ((other << ONE) | last_other))
+        same |= digit & ((digit << ONE) | last_number) & ~digits_alone
+        joins_space = after_space & ~(digit & digits_alone)
+        ends_white = white[word + 1] | (number[word + 1] & digits_alone)
+        white_follows = ((blank | (digit & digits_alone)) >> ONE) | (ends_white << u64(63))
+        begins = ~blank & ~(same | joins_space)
+        begins |= blank & ~((blank << ONE) | last_white)
+        begins |= blank & ~white_follows
+        starts[word] = begins
+        any_inside |= inside[word]
+        any_apostrophe |= apostrophe[word]
+        last_letter, last_number, last_other = letter >> u64(63), digit >> u64(63), other >> u64(63)
+        last_space, last_white = space[word] >> u64(63), blank >> u64(63)
+    if any_inside != u64(0):
+        _move_to_heads(context)
+    if any_apostrophe != u64(0):
+        _mark_contractions(context)
+
+
+@kernel
+def _move_to_heads(context):
+    """A start that fell on a later byte of a character belongs to its first: the last white space of a run."""
+    fields = i64_at(context)
+    inside, starts, white = map_of(context, INSIDE), map_of(context, STARTS), map_of(context, WHITE)
+    for word in range((fields[CHUNK] + 63) >> 6):
+        wrong = starts[word] & inside[word]
+        while wrong != u64(0):
+            place = (word << 6) + trailing_zeros(wrong)
+            wrong &= wrong - ONE
+            clear_bit(starts, place)
+            if bit(white, place):
+                while bit(inside, place):
+                    place -= 1
+                set_bit(starts, place)
+
+
+@kernel
+def _mark_contractions(context):
+    fields = i64_at(context)
+    letters, number, white = map_of(context, ANY_LETTER), map_of(context, NUMBER), map_of(context, WHITE)
+    space, starts, apostrophe = map_of(context, SPACE), map_of(context, STARTS), map_of(context, APOSTROPHE)
+    last_taken = u64(0)
+    for word in range((fields[CHUNK] + 63) >> 6):
+        other = ~(letters[word] | number[word] | white[word]) | space[word]
+        candidates = apostrophe[word] & ~((other << ONE) | last_taken)
+        last_taken = other >> u64(63)
+        while candidates != u64(0):
+            place = (word << 6) + trailing_zeros(candidates)
+            candidates &= candidates - ONE
+            length = _contraction(fields[STAGE] + place)
+            if length != 0:
+                clear_bit(starts, place + 1)
+                set_bit(starts, place + length)
+
+
+@kernel
+def _contraction(address):
+    """Bytes of the contraction ('s 't 'd 'm 'll 've 're) at an apostrophe, or 0."""
+    text = u8_at(address)
+    first, second = text[1], text[2]
+    if first == ord("s") or first == ord("t") or first == ord("d") or first == ord("m"):
+        return i64(2)
+    if (first == ord("l") and second == ord("l")) or ((first == ord("v") or first == ord("r")) and second == ord("e")):
+        return i64(3)
+    return i64(0)
+
+
+@kernel
+def list_places(context):
+    """Write the places of the starts, and the end of the chunk, to PLACES; how many pre-tokens there are."""
+    fields = i64_at(context)
+    size, starts, places = fields[CHUNK], map_of(context, STARTS), i32_at(fields[PLACES])
+    last = (size - 1) >> 6
+    starts[last] &= ALL >> u64(63 - ((size - 1) & 63))
+    count = i64(0)
+    for word in range(last + 1):
+        bits = starts[word]
+        here = word << 6
+        ones = count_ones(bits)
+        done = i64(0)
+        while done < ones:  # eight at a time whether they are there or not: a loop without surprises for the processor
+            for step in range(8):
+                places[count + done + step] = here + trailing_zeros(bits)
+                bits &= bits - ONE
+            done += 8
+        count += ones
+    places[count] = size
+    return count
