@@ -6,11 +6,22 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from groundup import cli_tokenizer
+from groundup.cli_parts import (
+    Arguments,
+    Parser,
+    Verb,
+    add_device,
+    describe,
+    number,
+    print_json,
+    whole_number,
+    wrong_use,
+)
 from groundup.config import declared, near, nearest, plural
 
 STARTED = time.monotonic()
@@ -18,43 +29,6 @@ TOP_OPTIONS = ("-h", "--help", "--version")
 # Any of these makes a folder a run or a model.
 RUN_FILES = ("config.json", "plan.json", "metrics.jsonl", "result.json", "model.safetensors")
 SHOWN_RUNS = 3
-
-Arguments = argparse.Namespace
-
-
-@dataclass(frozen=True)
-class Verb:
-    """One command: a line of help, its options, and the function that runs it and returns an exit code."""
-
-    summary: str
-    options: Callable[["Parser"], None]
-    run: Callable[[Arguments], int]
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is answered with one line and where to read on, not with the whole usage."""
-
-    more: Callable[[], str] | None = None
-
-    def format_help(self) -> str:
-        return super().format_help() + (f"\n{self.more()}\n" if self.more else "")
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As argparse's, which leaves unknown options over: here the verb's own parser says what they are near to."""
-        options, late = super().parse_known_args(args, namespace)
-        for word in late:
-            name = word.partition("=")[0]
-            if name.startswith("-"):
-                self.error(f"unknown option {name}{near(name, self._option_string_actions)}")
-        return options, late
-
-    def error(self, message: str) -> NoReturn:
-        _wrong_use(self.prog, message)
-
-
-def _wrong_use(command: str, message: str) -> NoReturn:
-    print(f"{command}: {message}\nsee: {command} --help", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,29 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def describe(error: BaseException) -> str:
-    """The error as a sentence for the person who ran the command."""
-    if isinstance(error, OSError):
-        from groundup.files import is_full
-
-        text = (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
-        return text + ("; free some space, then go on" if is_full(error) else "")
-    return str(error) or type(error).__name__
-
-
 def _check_first_word(arguments: list[str]) -> None:
     first = arguments[0] if arguments else "--help"
     if first.startswith("-") and first not in TOP_OPTIONS:
-        _wrong_use("groundup", f"unknown option {first}{near(first, TOP_OPTIONS)}; a command comes before its options")
+        wrong_use("groundup", f"unknown option {first}{near(first, TOP_OPTIONS)}; a command comes before its options")
     if not first.startswith("-") and first not in VERBS:
-        _wrong_use("groundup", f"unknown command {first!r}{nearest(first, VERBS)}")
+        wrong_use("groundup", f"unknown command {first!r}{nearest(first, VERBS)}")
 
 
 def _parse(arguments: list[str]) -> Arguments:
     """FILES and key=value words may stand before and after options: argparse alone takes one group of them."""
     options, late = _parser().parse_known_args(arguments)
     if late and not hasattr(options, "files"):
-        _wrong_use(f"groundup {options.verb}", f"does not take {' '.join(map(repr, late))}")
+        wrong_use(f"groundup {options.verb}", f"does not take {' '.join(map(repr, late))}")
     if late:
         options.files += late
     return options
@@ -143,31 +107,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def whole_number(text: str) -> int:
-    """The type of an option, with an error in words."""
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}") from None
-
-
-def number(text: str) -> float:
-    """The type of an option, with an error in words."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, not {text!r}") from None
-
-
-def _add_device(parser: Parser) -> None:
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest here)")
-
-
-def print_json(value: Any) -> None:
-    """The machine-readable last line of a command run with --json."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
-
-
 # build -----------------------------------------------------------------------------------------------------------
 
 
@@ -182,7 +121,7 @@ def _build_options(parser: Parser) -> None:
     add("--json", action="store_true", help="end with one JSON line of results")
     add("--seed", type=whole_number, default=None, metavar="N",
         help="seed of split, initialisation and data order (default: 0)")  # fmt: skip
-    _add_device(parser)
+    add_device(parser)
     parser.more = _settings_help
 
 
@@ -233,7 +172,7 @@ def _sampling_options(parser: Parser) -> None:
     add("--min-p", type=number, metavar="X",
         help="leave out tokens below X times the likeliest one's probability (default: none)")  # fmt: skip
     add("--seed", type=whole_number, metavar="N", help="makes the draws repeatable (default: a new one each time)")
-    _add_device(parser)
+    add_device(parser)
 
 
 def _generate_options(parser: Parser) -> None:
@@ -296,7 +235,7 @@ def _eval_options(parser: Parser) -> None:
         help="field of .jsonl and .parquet records that holds the text (default: text, else content)")  # fmt: skip
     add("--context-length", type=whole_number, metavar="N", help="tokens in a window (default: the model's)")
     add("--stride", type=whole_number, metavar="N", help="new tokens per window (default: half the window)")
-    _add_device(parser)
+    add_device(parser)
     add("--json", action="store_true", help="end with one JSON line, which also says in words how it was measured")
 
 
@@ -309,50 +248,6 @@ def _eval(options: Arguments) -> int:
     print(f"{result['bits_per_byte']:.4f} bits per byte on {size}")
     if options.json:
         print_json(result)
-    return 0
-
-
-# tokenizer -------------------------------------------------------------------------------------------------------
-
-
-def _tokenizer_options(parser: Parser) -> None:
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    train = actions.add_parser("train", help="learn a byte-level BPE vocabulary from text")
-    train.add_argument("files", nargs="+", help=".txt .md .jsonl .parquet or folders")
-    train.add_argument("--vocab-size", type=whole_number, default=4096, metavar="N",
-                       help="tokens in the vocabulary (default: %(default)s)")  # fmt: skip
-    train.add_argument("--pattern", default="gpt2",
-                       help="gpt2, gpt4, o200k, none or a regular expression (default: %(default)s)")  # fmt: skip
-    train.add_argument("--special-tokens", nargs="*", default=["<|endoftext|>"], metavar="TOKEN",
-                       help="markers that are one token each (default: <|endoftext|>)")  # fmt: skip
-    train.add_argument("--out", required=True, help="folder or .json file to write")
-    train.add_argument("--json", action="store_true", help="end with one JSON line")
-    encode = actions.add_parser("encode", help="text to ids")
-    encode.add_argument("tokenizer", help="folder or tokenizer.json")
-    encode.add_argument("text", help="the text, or - for standard input")
-    decode = actions.add_parser("decode", help="ids to text")
-    decode.add_argument("tokenizer", help="folder or tokenizer.json")
-    decode.add_argument("ids", nargs="+", type=whole_number, help="the ids, with spaces between")
-
-
-def _tokenizer(options: Arguments) -> int:
-    from groundup.tokenizer import Tokenizer
-
-    match options.action:
-        case "encode":
-            text = sys.stdin.read() if options.text == "-" else options.text
-            print(*Tokenizer.load(options.tokenizer).encode(text))
-        case "decode":
-            print(Tokenizer.load(options.tokenizer).decode(options.ids))
-        case "train":
-            from groundup.build.text import train_tokenizer_on_files
-
-            summary = train_tokenizer_on_files(options.files, options.vocab_size, options.special_tokens,
-                                               options.pattern, options.out)  # fmt: skip
-            size = plural(summary["vocab_size"], "token")
-            print(f"{options.out}: {size}, {summary['bytes_per_token']:.2f} bytes per token")
-            if options.json:
-                print_json(summary)
     return 0
 
 
@@ -384,7 +279,7 @@ def _bench(options: Arguments) -> int:
 def _doctor_options(parser: Parser) -> None:
     parser.add_argument("--seconds", type=number, default=3.0, metavar="X",
                         help="how long to measure (default: %(default)s)")  # fmt: skip
-    _add_device(parser)
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
 
@@ -408,7 +303,7 @@ VERBS = {
     "generate": Verb("continue a prompt with a model", _generate_options, _generate),
     "chat": Verb("talk to a model in the terminal", _chat_options, _chat),
     "eval": Verb("bits per byte of a model on text", _eval_options, _eval),
-    "tokenizer": Verb("train a tokenizer; encode and decode with one", _tokenizer_options, _tokenizer),
+    "tokenizer": Verb("train, use, compare, audit and convert tokenizers", cli_tokenizer.options, cli_tokenizer.run),
     "report": Verb("write a run's report.html again", _report_options, _report),
     "bench": Verb("measure groundup against its peers", _bench_options, _bench),
     "doctor": Verb("measure what this machine can do", _doctor_options, _doctor),

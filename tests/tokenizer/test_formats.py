@@ -1,3 +1,5 @@
+import doctest
+import importlib
 import json
 import random
 
@@ -6,11 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.tokenizer import Tokenizer
-from groundup.tokenizer.formats import MAX_FILE_BYTES, byte_alphabet, from_json, to_json
+from groundup.tokenizer.formats import MAX_FILE_BYTES, from_json, to_json
+from groundup.tokenizer.spelling import byte_alphabet, spell, unspell
 from tests.tokenizer.awkward import texts
 
 tokenizers = pytest.importorskip("tokenizers")
 PATTERNS = ("gpt2", "cl100k", "o200k", "none")
+
+
+@pytest.mark.parametrize(
+    "module", ["formats", "gguf", "gpt2_files", "hugging_face", "parts", "spelling", "tiktoken_ranks"]
+)
+def test_examples_in_docstrings(module):
+    assert doctest.testmod(importlib.import_module(f"groundup.tokenizer.{module}")).failed == 0
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +158,15 @@ def changed(path, value):
 
 
 SPLIT = ["pre_tokenizer", "pretokenizers", 0]
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (changed(["normalizer"], {"type": "NFC"}), "normalizer: 'NFC'"),
+        (changed(["normalizer"], {"type": "NFKC"}), "normalizer: 'NFKC'"),
+        (changed(["normalizer"], {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}), "'Lowercase'"),
+        (changed(["normalizer"], {"type": "Sequence"}), "normalizer.normalizers: expected list"),
         (changed(["truncation"], {"max_length": 5}), "truncation"),
         (changed(["padding"], {"strategy": "x"}), "padding"),
         (changed(["model"], {"type": "Unigram", "vocab": []}), "model.type: 'Unigram' is not supported"),
@@ -169,18 +182,19 @@ SPLIT = ["pre_tokenizer", "pretokenizers", 0]
         (changed(["model", "vocab", "zz"], 10**9), "id 1000000000 is outside"),
         (changed(["model", "vocab", "你"], 900), "'你', which stands for no byte"),
         (changed(["model", "vocab", ""], 900), "the token is empty"),
-        (changed(["model", "vocab", "<|end|>"], 900), r"id 900, but 499 in added_tokens"),
+        (changed(["model", "vocab", "<|end|>"], 900), r"id 900, but 499 as an added token"),
         (changed(["model", "merges", 0], ["a"]), r"model.merges\[0\]: \['a'\] is not a pair"),
         (changed(["model", "merges", 0], "a b c"), r"model.merges\[0\]"),
         (changed(["model", "merges", 0], ["a", 1]), r"model.merges\[0\]"),
         (changed(["model", "merges", 0], ["a", "你"]), r"model.merges\[0\]"),
-        (changed(["model", "merges", 0], 7), r"model.merges\[0\]: expected list"),
+        (changed(["model", "merges", 0], 7), r"model.merges\[0\]: 7 is not a pair"),
+        (changed(["model", "merges", 0], {"a": 1, "b": 2}), r"model.merges\[0\]: {'a': 1, 'b': 2} is not a pair"),
         (changed(["model", "merges", 1], ["~", "}"]), "merge 1 .* is not in the vocabulary"),
         (changed(["model", "merges"], None), "model.merges: expected list"),
         (changed(["added_tokens", 0, "lstrip"], True), r"added_tokens\[0\].lstrip"),
         (changed(["added_tokens", 0, "content"], 3), r"added_tokens\[0\].content"),
         (changed(["added_tokens", 0, "content"], "<|end|>"), r"added_tokens\[3\]: .* is there twice"),
-        (changed(["added_tokens", 0, "content"], ""), "empty"),
+        (changed(["added_tokens", 0, "content"], ""), "added token '': the id 496 is that of"),
         (changed(["added_tokens", 0, "id"], 1.5), r"added_tokens\[0\].id"),
         (changed(["added_tokens"], {"a": 1}), "added_tokens: expected list"),
         (changed(["pre_tokenizer"], None), "pre_tokenizer: expected dict"),
@@ -192,7 +206,16 @@ SPLIT = ["pre_tokenizer", "pretokenizers", 0]
         (changed([*SPLIT, "pattern"], {"Regex": "("}), "not a regular expression"),
         (changed([*SPLIT, "pattern"], {"Regex": "gpt2"}), "a word"),
         (changed([*SPLIT, "pattern"], {"Regex": "a{1,2}+"}), "does not mean the same"),
-        (changed(["post_processor"], {"type": "TemplateProcessing"}), "post_processor: 'TemplateProcessing'"),
+        (changed(["added_tokens", 0, "id"], 65), "id 496, but 65 as an added token"),
+        (changed(["added_tokens"], [{"id": 65, "content": "<x>"}]), "'<x>': the id 65 is that of b'A' too"),
+        (changed(["added_tokens"], [{"id": 900, "content": ""}]), "empty"),
+        (
+            changed(["model"], {"type": "BPE", "unk_token": "a", "vocab": {"a": 0}, "merges": []}),
+            "model.unk_token: 'a'",
+        ),
+        (changed(["pre_tokenizer", "pretokenizers"], [{"type": "Digits"}, BYTE_LEVEL]), "Digits needs"),
+        (changed(["post_processor"], {"type": "BertProcessing"}), "post_processor: 'BertProcessing'"),
+        (changed(["post_processor"], {"type": "Sequence", "processors": [7]}), "post_processor: expected dict"),
     ],
 )
 def test_files_that_are_refused_say_what_and_where(trained, tmp_path, change, message):
@@ -203,6 +226,46 @@ def test_files_that_are_refused_say_what_and_where(trained, tmp_path, change, me
     with pytest.raises(ValueError, match=message) as caught:
         Tokenizer.load(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("normalizer", [{"type": "NFC"}, {"type": "Sequence", "normalizers": [{"type": "NFC"}]}])
+def test_nfc_is_read_and_written(trained, normalizer):
+    contents = json.loads(to_json(trained["gpt2"].parts()))
+    contents["normalizer"] = normalizer
+    parts = from_json(json.dumps(contents))
+    assert parts.normalizer == "NFC"
+    assert json.loads(to_json(parts))["normalizer"] == {"type": "NFC"}
+    assert from_json(to_json(trained["gpt2"].parts())).normalizer is None
+
+
+def test_what_a_post_processor_adds_is_forgotten(trained):
+    contents = json.loads(to_json(trained["gpt2"].parts()))
+    template = tokenizers.processors.TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 499)])
+    sequence = tokenizers.processors.Sequence([tokenizers.processors.ByteLevel(), template])
+    other = tokenizers.Tokenizer.from_str(json.dumps(contents))
+    other.post_processor = sequence
+    assert other.encode("the").ids == [499, *trained["gpt2"].encode("the")]
+    assert from_json(other.to_str()) == trained["gpt2"].parts()
+
+
+def test_special_tokens_outside_the_vocabulary_are_part_of_it(trained):
+    contents = json.loads(to_json(trained["gpt2"].parts()))
+    for token in trained["gpt2"].special_tokens:
+        del contents["model"]["vocab"][token]
+    assert from_json(json.dumps(contents)) == trained["gpt2"].parts()
+
+
+@given(st.binary(max_size=8))
+def test_spelling_is_undone(token):
+    assert unspell(spell(token), "") == token
+
+
+def test_only_the_alphabet_can_be_unspelled():
+    strangers = [chr(code) for code in range(0x400) if chr(code) not in byte_alphabet()]
+    assert len(strangers) == 0x400 - 256
+    for stranger in (*strangers, "\ud800", "你", "🌍"):
+        with pytest.raises(ValueError, match="vocab.json: .* stands for no byte"):
+            unspell("a" + stranger, "vocab.json")
 
 
 @pytest.mark.parametrize(

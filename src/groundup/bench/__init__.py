@@ -3,12 +3,17 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from groundup.bench import train_step
+from groundup.bench import tokenizer_decode, tokenizer_encode, tokenizer_train, train_step
 from groundup.config import nearest
 
 Benchmark = Callable[[Sequence[str]], int]
 
-REGISTRY: dict[str, Benchmark] = {"train-step": train_step.main}
+REGISTRY: dict[str, Benchmark] = {
+    "train-step": train_step.main,
+    "tokenizer-train": tokenizer_train.main,
+    "tokenizer-encode": tokenizer_encode.main,
+    "tokenizer-decode": tokenizer_decode.main,
+}
 
 
 def run(name: str | None = None, argv: Sequence[str] = ()) -> int:
@@ -29,5 +34,5 @@ def run(name: str | None = None, argv: Sequence[str] = ()) -> int:
 
 def listing() -> str:
     """One line per benchmark: its name and the first line of what it measures."""
-    lines = [f"{name:<14} {(benchmark.__doc__ or '').splitlines()[0]}" for name, benchmark in REGISTRY.items()]
-    return "\n".join([*lines, f"{'all':<14} Every one of them. `groundup bench NAME --help` for options."])
+    lines = [f"{name:<17} {(benchmark.__doc__ or '').splitlines()[0]}" for name, benchmark in REGISTRY.items()]
+    return "\n".join([*lines, f"{'all':<17} Every one of them. `groundup bench NAME --help` for options."])

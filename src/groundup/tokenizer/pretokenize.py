@@ -4,14 +4,18 @@ A *pattern* is one of the published ones (`PATTERNS`), "none" (the whole text is
 regular expression of your own. The `regex` module matches, so `\p{L}` and `\s` follow its Unicode tables.
 """
 
+import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from itertools import accumulate, pairwise
 
 import regex
 
 from groundup.config import nearest
+from groundup.tokenizer.unicode_classes import unassigned_ranges
 
 PATTERNS = {
-    # Radford et al. 2019, in the equivalent possessive form that tiktoken runs for r50k_base.
+    # Radford et al. 2019, in the equivalent possessive form that tiktoken runs for r50k_base and p50k_base.
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     # GPT-4: numbers in groups of three, case-insensitive contractions, newlines stay with what they follow.
     "cl100k": (
@@ -26,27 +30,81 @@ PATTERNS = {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
         r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
+    # Llama 3: cl100k as it was first published. "a\n  " is a, \n and two spaces here, and only two pieces there.
+    "llama3": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+        r"|\s*[\r\n]|\s+(?!\S)|\s+"
+    ),
+    # Qwen 2 and later: the same with single digits.
+    "qwen2": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+        r"|\s*[\r\n]|\s+(?!\S)|\s+"
+    ),
+    # SmolLM, StarCoder: digits are cut out first, each by itself, and gpt2 sees the stretches in between as texts.
+    "smollm": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++|\p{N}| ?[^\s\p{L}\p{N}]++|\s+(?![^\s\p{N}])|\s+",
 }
-# `tokenizer.json` is matched with Oniguruma, where `{1,3}+` is not possessive but repeats. These forms, the
-# first that were published, mean the same to both.
+# `tokenizer.json` is matched with Oniguruma, where `{1,3}+` repeats instead of being possessive, and `$` is the
+# end of any line. These forms, most of them the first that were published, mean the same to both engines.
 PORTABLE_PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "cl100k": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"|\s+(?![\s\S])|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
     "o200k": PATTERNS["o200k"],
+    "llama3": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "qwen2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
 }
 PATTERN_NAMES = {text: name for table in (PATTERNS, PORTABLE_PATTERNS) for name, text in table.items()} | {
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2"
 }
 NO_PATTERN = "none"
-ALIASES = {"gpt4": "cl100k", "gpt4o": "o200k", "r50k": "gpt2"}
+ALIASES = {"gpt4": "cl100k", "gpt4o": "o200k", "r50k": "gpt2", "p50k": "gpt2"}
 
 # After a letter or number that no character follows which could continue its pre-token, every published
 # pattern ends a piece, whatever comes later: each test that the matcher makes there fails as it does at the
 # end of the text, and no pattern looks behind. (`'` as o200k keeps contractions, marks as it joins them.)
-_BOUNDARY = regex.compile(r"(?r)[\p{L}\p{N}](?=[^\p{L}\p{N}\p{M}'])")
+# Letters that NFC takes apart into a letter and a mark are left out: the cut holds before and after it.
+_TAKEN_APART = (
+    r"\u0958-\u095f\u09dc\u09dd\u09df\u0a33\u0a36\u0a59-\u0a5b\u0a5e\u0b5c\u0b5d"
+    r"\u0f43\u0f4d\u0f52\u0f57\u0f5c\u0f69\ufb1d-\ufb4e"
+)
+
+
+@cache
+def _boundary() -> regex.Pattern:
+    not_these = f"{_TAKEN_APART}{_unassigned()}"
+    return regex.compile(rf"(?r)(?![{not_these}])[\p{{L}}\p{{N}}](?=[^\p{{L}}\p{{N}}\p{{M}}'])")
+
+
+# `regex` may know a newer Unicode than the table that decides (see unicode_classes). What that leaves unassigned is
+# split like a private character, and the one letter whose class changed like another lower-case letter.
+_RECLASSIFIED = "\u0295"
+_PRIVATE, _LOWER = "\ue000", "\u0250"
+
+
+def _unassigned() -> str:
+    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in unassigned_ranges())
+
+
+@cache
+def _newer() -> regex.Pattern:
+    return regex.compile(f"[{_unassigned()}]|{_RECLASSIFIED}")
+
+
+def _with_old_classes(text: str) -> str:
+    """The text with a stand-in for each character that the table and `regex` may class differently."""
+    if text.isascii():
+        return text
+    return _newer().sub(lambda match: _LOWER if match.group() == _RECLASSIFIED else _PRIVATE, text)
+
 
 _BLOCK = 1 << 20  # characters split at once: bounds the memory of the list of pieces
 _SECONDS, _SECONDS_PER_CHARACTER = 5.0, 5e-6  # what a custom pattern may take: a published one takes 1e-7
@@ -78,7 +136,7 @@ class Pretokenizer:
         """The pre-tokens of `text`, in order."""
         if self._regex is None:
             return [text] if text else []
-        return self._regex.findall(text) if self.is_published else _split_custom(self._regex, text)
+        return _split_published(self._regex, text) if self.is_published else _split_custom(self._regex, text)
 
     def blocks(self, text: str) -> Iterator[str]:
         """`text` in consecutive parts of bounded length whose pieces are the pieces of the whole."""
@@ -96,7 +154,7 @@ class Pretokenizer:
         """The last place in (start, end] where a cut changes no piece of `text`; `start` if none is known."""
         if not self.is_published:
             return start
-        match = _BOUNDARY.search(text, start, min(end + 1, len(text)))
+        match = _boundary().search(text, start, min(end + 1, len(text)))
         return match.end() if match else start
 
 
@@ -140,6 +198,8 @@ class SpecialSplitter:
         longest_first = sorted(tokens, key=len, reverse=True)
         self.longest = len(longest_first[0]) if longest_first else 0
         self._regex = regex.compile("|".join(map(regex.escape, longest_first))) if longest_first else None
+        in_utf8 = b"|".join(re.escape(token.encode()) for token in longest_first)
+        self._bytes_regex = re.compile(in_utf8) if longest_first else None
 
     def split(self, text: str) -> Iterator[tuple[str, bool]]:
         """(part, is it a special token) in order, without empty parts."""
@@ -151,6 +211,12 @@ class SpecialSplitter:
             start = match.end()
         if start < len(text):
             yield text[start:], False
+
+    def spans(self, data: bytes) -> Iterator[tuple[int, int, str]]:
+        """(start, end, token) of the special tokens in UTF-8."""
+        if self._bytes_regex is not None:
+            for match in self._bytes_regex.finditer(data):
+                yield match.start(), match.end(), match.group().decode()
 
     def last_end(self, text: str) -> int:
         """Where the last special token ends that no continuation of `text` can change, or 0."""
@@ -207,6 +273,15 @@ def _check_portable(pattern: str) -> None:
     found = _FOREIGN.search(pattern) or _FOREIGN_OUTSIDE_SETS.search(_ESCAPE_OR_SET.sub("", pattern))
     if found:
         raise ValueError(f"{shown}: {found.group()!r} does not mean the same in every regular expression engine")
+
+
+def _split_published(pattern: regex.Pattern, text: str) -> list[str]:
+    stood_in = _with_old_classes(text)
+    pieces = pattern.findall(stood_in)
+    if stood_in is text or stood_in == text:
+        return pieces
+    ends = accumulate(map(len, pieces), initial=0)
+    return [text[start:end] for start, end in pairwise(ends)]
 
 
 def _split_custom(pattern: regex.Pattern, text: str) -> list[str]:

@@ -2,26 +2,32 @@
 
 import hashlib
 import logging
-import multiprocessing
+import os
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import cached_property
-from itertools import chain
+from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import regex
+
 from groundup.config import nearest
-from groundup.tokenizer import formats
-from groundup.tokenizer.bpe import PieceCache, apply_merges, learn_merges, rank_merges, splits
+from groundup.tokenizer import formats, training
+from groundup.tokenizer.bpe import rank_merges, splits
 from groundup.tokenizer.chat import END_OF_TEXT
-from groundup.tokenizer.counting import PretokenCounter, read_text
+from groundup.tokenizer.fast.bridge import Bridge, Part
+from groundup.tokenizer.fast.decoder import FastDecoder
+from groundup.tokenizer.fast.vocabulary_tables import MAX_IDS, MAX_RANKS, Tables, make_tables
+from groundup.tokenizer.plain import PlainEncoder
 from groundup.tokenizer.pretokenize import Pretokenizer, SpecialSplitter, safe_chunks, well_formed
 from groundup.tokenizer.stream import StreamDecoder
 from groundup.tokenizer.vocabulary import (
     MAX_ID,
     check_special_tokens,
-    ids_of_bytes,
     ids_of_tokens,
+    known_byte_ids,
     place_special_tokens,
 )
 
@@ -29,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
+_SURROGATE = regex.compile(r"[\ud800-\udfff]")
 _STREAM_CHARACTERS, _STREAM_PIECES = 1 << 14, 1 << 11  # what encode_iterable holds at a time
 
 
@@ -68,25 +75,26 @@ class Tokenizer:
         pattern: str | None = "gpt2",
         *,
         ignore_merges: bool = False,
+        normalizer: str | None = None,
     ) -> None:
         self._pretokenizer = Pretokenizer(pattern)
         self.pattern: str = self._pretokenizer.pattern
         self.ranked_by_token: bool = merges is None
         self.ignore_merges: bool = ignore_merges or self.ranked_by_token
+        self.normalizer: str | None = check_normalizer(normalizer)
         self.merges: list[tuple[bytes, bytes]] = (
             [(left, right) for left, right in merges] if merges is not None else splits(vocab)
         )
         self.special_tokens: dict[str, int] = place_special_tokens(vocab, self.merges, special_tokens)
         placed = {token_id: token.encode() for token, token_id in self.special_tokens.items()}
         self.vocab: dict[int, bytes] = dict(vocab) | placed
-        ids = ids_of_tokens(self.vocab)
-        self._byte_ids = ids_of_bytes(ids)
-        self._ranks = rank_merges(self.merges, ids)
+        self._ids = ids_of_tokens(self.vocab)
+        self._byte_ids = known_byte_ids(self._ids)
+        if missing := self._byte_ids.count(None):
+            logger.info("%d of the 256 bytes have no token and disappear from text", missing)
+        self._ranks = rank_merges(self.merges, self._ids)
         if self.ranked_by_token:
             self._ranks = {pair: (token, token) for pair, (_, token) in self._ranks.items()}
-        special = self.special_tokens.values()
-        self._whole = {token: id for token, id in ids.items() if id not in special} if self.ignore_merges else {}
-        self._cache = PieceCache(self._encode_piece)
 
     @classmethod
     def train(
@@ -96,24 +104,35 @@ class Tokenizer:
         special_tokens: Sequence[str] = (END_OF_TEXT,),
         pattern: str | None = "gpt2",
         progress: Progress | None = None,
+        *,
+        workers: int | None = None,
+        memory: int | None = None,
+        state: str | Path | None = None,
     ) -> "Tokenizer":
-        """Learn a vocabulary from UTF-8 text files, read in bounded memory.
+        """Learn a vocabulary from UTF-8 text files, which may be larger than memory.
 
         Special tokens separate documents: they are cut out before pre-tokenization, and no merge spans them.
         A warning says where invalid UTF-8 was read as U+FFFD, and when the text allows fewer merges than
         asked for, which makes the vocabulary smaller. `progress` is told (stage, done, total): bytes while
-        "reading", then merges while "merging". ValueError when `vocab_size` has no room for the 256 bytes
-        and the special tokens; OSError when a file cannot be read.
+        "reading", then merges while "merging".
+
+        workers: threads that read and count (default: one for each core); their number does not change the
+            result, nor does the order of the files.
+        memory: bytes that training may take; ValueError when that is too little.
+        state: a folder for what was counted so far. A run that was killed goes on from there.
+
+        ValueError when `vocab_size` has no room for the 256 bytes and the special tokens; OSError when a file
+        cannot be read.
         """
         paths = [Path(files)] if isinstance(files, (str, Path)) else [Path(file) for file in files]
         num_merges = _num_merges(vocab_size, special_tokens)
-        counter = PretokenCounter(pattern, special_tokens)
-        total = sum(path.stat().st_size for path in paths)
-        before = 0
-        for path in paths:
-            counter.add(read_text(path, _reading(progress, before, total)))
-            before += path.stat().st_size
-        return cls._learn(counter, num_merges, special_tokens, pattern, progress)
+        words = training.count_files(
+            paths, special_tokens, pattern, progress, workers=workers, memory=memory, state=state
+        )
+        tokenizer = cls._learn(words, num_merges, special_tokens, pattern, progress, memory)
+        if state is not None:
+            training.forget(state)
+        return tokenizer
 
     @classmethod
     def train_from_iterator(
@@ -123,27 +142,28 @@ class Tokenizer:
         special_tokens: Sequence[str] = (END_OF_TEXT,),
         pattern: str | None = "gpt2",
         progress: Progress | None = None,
+        *,
+        workers: int | None = None,
+        memory: int | None = None,
     ) -> "Tokenizer":
         """Learn a vocabulary from texts, each a document of its own. Otherwise as `train`."""
         if isinstance(texts, str):
             raise ValueError("texts: expected an iterable of texts, got one string; write [text]")
         num_merges = _num_merges(vocab_size, special_tokens)
-        counter = PretokenCounter(pattern, special_tokens)
-        for text in texts:
-            counter.add([text])
-        return cls._learn(counter, num_merges, special_tokens, pattern, progress)
+        words = training.count_texts(texts, special_tokens, pattern, workers=workers, memory=memory)
+        return cls._learn(words, num_merges, special_tokens, pattern, progress, memory)
 
     @classmethod
     def _learn(
         cls,
-        counter: PretokenCounter,
+        words: training.Words,
         num_merges: int,
         special_tokens: Sequence[str],
         pattern: str | None,
         progress: Progress | None,
+        memory: int | None,
     ) -> "Tokenizer":
-        report = (lambda done, total: progress("merging", done, total)) if progress else None
-        merges = learn_merges(counter.counts(), num_merges, report)
+        merges = training.learn(words, num_merges, progress, memory=memory)
         if len(merges) < num_merges:
             logger.warning("the text allows %d merges of the %d asked for", len(merges), num_merges)
         tokens = [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
@@ -153,6 +173,16 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id: the rows of an embedding."""
         return max(self.vocab) + 1
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every text comes back from its ids: all bytes have tokens, and nothing is normalized."""
+        return None not in self._byte_ids and self.normalizer is None
+
+    @property
+    def id_type(self) -> type[np.uint16] | type[np.uint32]:
+        """The type of arrays of ids: uint16 where every id fits, else uint32."""
+        return np.uint32 if self.vocab_size >= 1 << 16 else np.uint16
 
     @property
     def end_of_text(self) -> int:
@@ -172,33 +202,83 @@ class Tokenizer:
         Special tokens in `text` are ordinary text unless named in `allowed_special` ("all" names every one),
         so what a user types never becomes a control token. Of several at one place the longest counts.
         """
-        return self._encode(well_formed(text), self._allowed(allowed_special), self._cache)
+        if not allowed_special and self.normalizer is None and (fast := self._fast) is not None:
+            try:
+                return fast.encode_list(text)
+            except UnicodeEncodeError:  # surrogates
+                pass
+        return self._encode(well_formed(text), self._allowed(allowed_special))
 
-    def _encode(self, text: str, allowed: SpecialSplitter, cache: PieceCache) -> list[int]:
+    def encode_array(self, text: str, allowed_special: str | Collection[str] = ()) -> np.ndarray:
+        """`encode` as an array: uint16 where every id fits, else uint32."""
+        return self.encode_ragged([text], allowed_special, workers=1)[0]
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """The ids of bytes, which need not be UTF-8 and are not normalized: `decode_bytes` gives them back.
+
+        Each byte that is not part of valid UTF-8 counts as a character that is no letter, number or white space.
+        """
+        if self._fast is not None and self._fast.takes_bytes:
+            return self._fast.encode_bytes(data)
+        text = data.decode("utf-8", "surrogateescape")
+        stood_in = _SURROGATE.sub("\uffff", text)  # unassigned for ever, and three bytes for one
         ids: list[int] = []
-        for part, is_special in allowed.split(text):
-            if is_special:
-                ids.append(self.special_tokens[part])
-            else:
-                for block in self._pretokenizer.blocks(part):
-                    pieces = self._pretokenizer.split(block)
-                    ids.extend(chain.from_iterable(map(cache.__getitem__, pieces)))
+        start = 0
+        for piece in (
+            piece for block in self._pretokenizer.blocks(stood_in) for piece in self._pretokenizer.split(block)
+        ):
+            ids += self._plain.encode_bytes(text[start : start + len(piece)].encode("utf-8", "surrogateescape"))
+            start += len(piece)
         return ids
 
     def encode_batch(
         self, texts: Iterable[str], allowed_special: str | Collection[str] = (), *, workers: int | None = None
     ) -> list[list[int]]:
-        """`encode` of each text, by `workers` processes when asked for, which pays from tens of megabytes on.
-
-        They are started afresh (spawned): a script that uses them needs its `if __name__ == "__main__":`.
-        """
-        if not workers or workers == 1:
+        """`encode` of each text, by `workers` threads (default: one for each core)."""
+        texts = list(texts)
+        if self._fast is None:
             return [self.encode(text, allowed_special) for text in texts]
-        if workers < 1:
-            raise ValueError(f"workers: {workers} is not a number of processes")
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _start_worker, (self, allowed_special)) as pool:
-            return list(pool.map(_encode_in_worker, texts, chunksize=64))
+        if not allowed_special and self.normalizer is None:
+            try:
+                return self._fast.encode_lists(texts, check_workers(workers))
+            except UnicodeEncodeError:
+                pass
+        ids, offsets = self.encode_ragged(texts, allowed_special, workers=workers)
+        return [ids[start:end].tolist() for start, end in pairwise(offsets.tolist())]
+
+    def encode_ragged(
+        self, texts: Iterable[str], allowed_special: str | Collection[str] = (), *, workers: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of all texts one after the other (uint16 where every id fits, else uint32), and the offsets.
+
+        Text number i has `ids[offsets[i] : offsets[i + 1]]`; offsets are int64.
+        """
+        texts = list(texts)
+        threads = check_workers(workers)
+        if self._fast is None:
+            found = [self.encode(text, allowed_special) for text in texts]
+            ids = np.array([token for text in found for token in text], self.id_type)
+            return ids, np.cumsum([0, *map(len, found)])
+        if not allowed_special and self.normalizer is None:
+            try:
+                return self._fast.encode_ragged(texts, threads)
+            except UnicodeEncodeError:
+                pass
+        allowed = self._allowed(allowed_special)
+        return self._fast.encode_parts([self._parts(well_formed(text), allowed) for text in texts], threads)
+
+    def encode_file(
+        self, path: str | Path, allowed_special: str | Collection[str] = "all", *, workers: int | None = None
+    ) -> np.ndarray:
+        """The ids of a UTF-8 file, whole and in memory, with its special tokens read as such. (For a corpus on disk
+        see `groundup.data.write_shards`.) Invalid bytes become U+FFFD."""
+        data = Path(path).read_bytes()
+        if self._fast is None or self.normalizer is not None or not self._fast.takes_bytes:
+            return self.encode_array(data.decode("utf-8", "replace"), allowed_special)
+        allowed = self._allowed(allowed_special)
+        spans = ((start, end, self.special_tokens[token]) for start, end, token in allowed.spans(data))
+        ids, is_valid = self._fast.encode_document(data, spans, check_workers(workers))
+        return ids if is_valid else self.encode_array(data.decode("utf-8", "replace"), allowed_special)
 
     def encode_iterable(self, iterable: Iterable[str], allowed_special: str | Collection[str] = ()) -> Iterator[int]:
         """The ids of one text that comes in parts (the lines of an open file), wherever the parts are cut.
@@ -207,21 +287,40 @@ class Tokenizer:
         none: without a special token). `encode` is faster, because it remembers more words.
         """
         allowed = self._allowed(allowed_special)
-        cache = PieceCache(self._encode_piece, _STREAM_PIECES)
+        encode = (
+            self._fast.streaming()
+            if self._fast
+            else partial(self._plain.encode, cache=self._plain.new_cache(_STREAM_PIECES))
+        )
         for chunk in safe_chunks(map(well_formed, iterable), self._pretokenizer, allowed, _STREAM_CHARACTERS):
-            yield from self._encode(chunk, allowed, cache)
+            for part in self._parts(chunk, allowed):
+                if isinstance(part, int):
+                    yield part
+                else:
+                    yield from encode(part)
 
     def decode(self, ids: Iterable[int] | Array) -> str:
         """The text of `ids`; what is not valid UTF-8 becomes U+FFFD. ValueError for an id that is none."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int] | Array) -> bytes:
-        """The bytes of `ids` exactly."""
-        numbers = ids.tolist() if isinstance(ids, Array) else ids
+        """The bytes of `ids` exactly. An array is decoded by compiled code."""
+        if isinstance(ids, Array):
+            return self._decode_array(np.asarray(ids))
         try:
-            return b"".join(map(self.vocab.__getitem__, numbers))
+            return b"".join(map(self.vocab.__getitem__, ids))
         except KeyError as error:
             raise self._unknown_id(error.args[0]) from None
+
+    def _decode_array(self, ids: np.ndarray) -> bytes:
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(f"ids: expected integers on one axis, got {ids.dtype} of shape {list(ids.shape)}")
+        if self._fast is None:
+            return self.decode_bytes(ids.tolist())
+        try:
+            return self._decoder.decode(ids)
+        except IndexError as error:
+            raise self._unknown_id(ids[error.args[0]]) from None
 
     def stream(self) -> StreamDecoder:
         """A decoder that takes one id at a time and never emits a part of a character."""
@@ -235,12 +334,18 @@ class Tokenizer:
         formats.save(self.parts(), Path(path))
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a `tokenizer.json`, or that of a directory: ours, or any byte-level BPE of Hugging Face's.
+    def load(
+        cls,
+        path: str | Path,
+        pattern: str | None = None,
+        special_tokens: Sequence[str] | Mapping[str, int] | None = None,
+    ) -> "Tokenizer":
+        """Read a `tokenizer.json` (ours, or any byte-level BPE of Hugging Face's), tiktoken's ranks, GPT-2's two
+        files or GGUF, as a file or in a folder; see `formats.load` for which of them need the other arguments.
 
         ValueError, saying what and where, for a file that is damaged or that does what this tokenizer cannot.
         """
-        parts = formats.load(Path(path))
+        parts = formats.load(path, pattern, special_tokens)
         try:
             return cls.from_parts(parts)
         except ValueError as error:
@@ -249,12 +354,19 @@ class Tokenizer:
     @classmethod
     def from_parts(cls, parts: formats.Parts) -> "Tokenizer":
         """The tokenizer that these parts define. ValueError when they contradict each other."""
-        return cls(parts.vocab, parts.merges, parts.special_tokens, parts.pattern, ignore_merges=parts.ignore_merges)
+        return cls(
+            parts.vocab,
+            parts.merges,
+            parts.special_tokens,
+            parts.pattern,
+            ignore_merges=parts.ignore_merges,
+            normalizer=parts.normalizer,
+        )
 
     def parts(self) -> formats.Parts:
         """What defines the tokenizer, as `from_parts` takes it."""
         merges = None if self.ranked_by_token else self.merges
-        return formats.Parts(self.vocab, merges, self.special_tokens, self.pattern, self.ignore_merges)
+        return formats.Parts(self.vocab, merges, self.special_tokens, self.pattern, self.ignore_merges, self.normalizer)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer.from_parts, (self.parts(),)
@@ -265,11 +377,60 @@ class Tokenizer:
             f"special_tokens={list(self.special_tokens)})"
         )
 
-    def _encode_piece(self, piece: str) -> list[int]:
-        whole = self._whole.get(piece.encode()) if self._whole else None
-        if whole is not None:
-            return [whole]
-        return apply_merges([self._byte_ids[byte] for byte in piece.encode()], self._ranks)
+    def _encode(self, text: str, allowed: SpecialSplitter) -> list[int]:
+        """The ids of a text without surrogates."""
+        encode = self._fast.encode_list if self._fast else self._plain.encode
+        ids: list[int] = []
+        for part in self._parts(text, allowed):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += encode(part)
+        return ids
+
+    def _parts(self, text: str, allowed: SpecialSplitter) -> list[Part]:
+        """A text cut at the special tokens that are allowed, with their ids, and normalized between them."""
+        return [
+            self.special_tokens[part] if is_special else self._normalized(part)
+            for part, is_special in allowed.split(text)
+        ]
+
+    def _normalized(self, text: str) -> str:
+        if self.normalizer is None or text.isascii():
+            return text
+        return unicodedata.normalize("NFC", text)
+
+    @cached_property
+    def _whole(self) -> dict[bytes, int]:
+        """The tokens that stay whole when they are a pre-token."""
+        special = set(self.special_tokens.values())
+        return {token: id for token, id in self._ids.items() if id not in special} if self.ignore_merges else {}
+
+    @cached_property
+    def _plain(self) -> PlainEncoder:
+        return PlainEncoder(self._pretokenizer, self._byte_ids, self._ranks, self._whole)
+
+    @cached_property
+    def _fast(self) -> Bridge | None:
+        """The compiled encoder; None, with the reason said aloud, where there cannot be one."""
+        if self.vocab_size > MAX_IDS or len(self._ranks) >= MAX_RANKS:
+            logger.warning("a vocabulary of %d ids is encoded in plain Python, slowly", self.vocab_size)
+            return None
+        try:
+            return Bridge(self._pretokenizer, self._tables())
+        except ImportError as error:
+            logger.warning("numba cannot be imported (%s): text is encoded in plain Python, slowly", error)
+            return None
+
+    def _tables(self) -> Tables:
+        pairs = np.array([(*pair, rank) for pair, (rank, _) in self._ranks.items()], np.int64).reshape(-1, 3)
+        rank_ids = np.zeros(int(pairs[:, 2].max(initial=0)) + 1, np.uint32)
+        rank_ids[pairs[:, 2]] = [made for _, made in self._ranks.values()]
+        return make_tables(self.vocab, self._byte_ids, (pairs[:, 0], pairs[:, 1], pairs[:, 2]), rank_ids, self._whole)
+
+    @cached_property
+    def _decoder(self) -> FastDecoder:
+        return FastDecoder(self.vocab)
 
     def _token_bytes(self, token: int) -> bytes:
         try:
@@ -306,16 +467,16 @@ def _num_merges(vocab_size: int, special_tokens: Sequence[str]) -> int:
     return vocab_size - needed
 
 
-def _reading(progress: Progress | None, before: int, total: int) -> Callable[[int], None] | None:
-    return (lambda done: progress("reading", before + done, total)) if progress else None
+def check_workers(workers: int | None) -> int:
+    """The number of threads: as asked for, or one for each core. ValueError for fewer than one."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: {workers} is not a number of threads")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return workers or cores or 1
 
 
-_worker: dict[str, Any] = {}  # what a worker process of encode_batch was started with
-
-
-def _start_worker(tokenizer: Tokenizer, allowed_special: str | Collection[str]) -> None:
-    _worker.update(tokenizer=tokenizer, allowed_special=allowed_special)
-
-
-def _encode_in_worker(text: str) -> list[int]:
-    return _worker["tokenizer"].encode(text, _worker["allowed_special"])
+def check_normalizer(name: str | None) -> str | None:
+    """The name of a normalization of Unicode that is supported. ValueError for another."""
+    if name not in (None, "NFC"):
+        raise ValueError(f"normalizer {name!r}: expected NFC or none")
+    return name

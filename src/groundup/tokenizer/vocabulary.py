@@ -29,6 +29,17 @@ def ids_of_bytes(ids: Mapping[bytes, int]) -> list[int]:
     return [ids[bytes([byte])] for byte in range(256)]
 
 
+def known_byte_ids(ids: Mapping[bytes, int]) -> list[int | None]:
+    """The ids of the 256 single bytes, None for one without a token: it disappears from text (SmolLM2 lacks 21).
+
+    ValueError when none of them has one: no text could be encoded.
+    """
+    found = [ids.get(bytes([byte])) for byte in range(256)]
+    if all(token is None for token in found):
+        raise ValueError("vocabulary: none of the 256 bytes has a token")
+    return found
+
+
 def check_special_tokens(special_tokens: Iterable[str]) -> list[str]:
     """The special tokens as a list. ValueError for a bare string, and for an empty or repeated token."""
     if isinstance(special_tokens, str):

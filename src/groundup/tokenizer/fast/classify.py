@@ -14,6 +14,7 @@ from groundup.tokenizer.fast.context import (
     HAS_FOREIGN,
     HAS_ZERO,
     INSIDE,
+    INVALID,
     LENGTH,
     LETTER,
     LOWER,
@@ -88,8 +89,10 @@ def run_end(bits, place):
 
 
 @kernel
-def take_chunk(context):
+def take_chunk(context, cased):
     """Copy the next chunk to the stage and make its maps; its length, or 0 when the stage is too short.
+
+    `cased` says whether the maps of upper and lower case are wanted.
 
     A chunk is the rest of the text, or ends where every published pattern ends a pre-token whatever follows. So each
     chunk can be scanned as a text of its own.
@@ -99,7 +102,7 @@ def take_chunk(context):
     size = min(rest, fields[STAGE_SIZE])
     copy(fields[STAGE], fields[TEXT] + fields[POSITION], size)
     fill(fields[STAGE] + size, 0, PADDING)
-    _make_maps(context, size)
+    _make_maps(context, size, cased)
     if size < rest:
         size = _last_boundary(context, size)
     fields[CHUNK] = size
@@ -108,9 +111,9 @@ def take_chunk(context):
 
 
 @kernel
-def _make_maps(context, size):
+def _make_maps(context, size, cased):
     fields = i64_at(context)
-    foreign = _classify_ascii(context, size)
+    foreign = _classify_ascii(context, size, cased)
     if foreign or fields[HAS_FOREIGN]:
         words = (size >> 6) + 2 if foreign else fields[MAP_WORDS]
         fill(fields[MAPS] + LETTER * fields[MAP_WORDS] * 8, 0, words << 3)
@@ -122,7 +125,7 @@ def _make_maps(context, size):
 
 
 @kernel
-def _classify_ascii(context, size):
+def _classify_ascii(context, size, cased):
     """Maps of the ASCII characters; whether there are others, which are marked in STARTS for the next step."""
     fields = i64_at(context)
     white, number = map_of(context, WHITE), map_of(context, NUMBER)
@@ -135,8 +138,8 @@ def _classify_ascii(context, size):
         masks = byte_masks(fields[STAGE] + (word << 6))
         foreign[word] = masks[0]
         any_foreign |= masks[0]
-        upper[word] = masks[1]
-        lower[word] = masks[2]
+        if cased:
+            upper[word], lower[word] = masks[1], masks[2]
         letters[word] = masks[1] | masks[2]
         number[word] = masks[3]
         white[word] = masks[4]
@@ -162,6 +165,10 @@ def _classify_foreign(context, size):
             place = trailing_zeros(pending)
             found = character_class(context, fields[STAGE] + (word << 6) + place, end)
             kind, length = found & 255, found >> 8
+            if length == 1 and (
+                fields[STAGE] + (word << 6) + place + 4 <= end or fields[POSITION] + size == fields[LENGTH]
+            ):
+                fields[INVALID] = 1
             bits = (ONE << u64(length)) - ONE
             bits_here = bits << u64(place)
             bits_next = (bits >> u64(1)) >> u64(63 - place)

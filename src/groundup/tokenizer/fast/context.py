@@ -15,6 +15,8 @@ MAPS, MAP_WORDS = range(10, 12)
 CLASS_INDEX, CLASS_PAGES = range(12, 14)
 # The address of the scanner's kernel, and what distinguishes patterns that one scanner serves.
 SCANNER, MAX_DIGITS, END_TAKES_SPACE = range(14, 17)
+# Whether the text had bytes that are not valid UTF-8.
+INVALID = 17
 FRONT_FIELDS = 20
 
 # Classes of characters, as in the Unicode table, and the maps of that number.

@@ -6,7 +6,7 @@ entries, as long as a cache line, fetched while other misses are being prepared.
 each of them and branch on none, since what comes next in a text cannot be predicted.
 """
 
-from groundup.tokenizer.fast.classify import ALL
+from groundup.tokenizer.fast.classify import ALL, ONE
 from groundup.tokenizer.fast.context import (
     DONE,
     HAS_ZERO,
@@ -18,18 +18,12 @@ from groundup.tokenizer.fast.context import (
     POSITION,
     SCANNER,
     STAGE,
-    TEXT,
     WORDS,
 )
 from groundup.tokenizer.fast.encode_context import (
     BATCH,
-    COUNT_SHIFT,
-    DIRECT,
-    ENDS,
     GROUP,
-    ID_BITS,
-    INLINE_IDS,
-    LENGTHS,
+    LANE_BITS,
     LINES,
     LINES_USED,
     LONG_TEXT,
@@ -41,7 +35,6 @@ from groundup.tokenizer.fast.encode_context import (
     MISSES,
     NUM_LINES,
     NUM_LONGS,
-    NUM_TEXTS,
     OUTPUT,
     OUTPUT_COUNT,
     OUTPUT_SIZE,
@@ -54,11 +47,7 @@ from groundup.tokenizer.fast.encode_context import (
     SPILL,
     SPILL_SIZE,
     SPILL_USED,
-    SPILLED,
-    TEXTS,
-    TEXTS_DONE,
     VALUES,
-    WIDE,
     WORDS_DONE,
 )
 from groundup.tokenizer.fast.machine import (
@@ -68,9 +57,12 @@ from groundup.tokenizer.fast.machine import (
     i64,
     i64_at,
     kernel,
+    leading_zeros,
     load_u64,
+    low_bytes,
     prefetch,
     select,
+    store_u64,
     u16_at,
     u32_at,
     u64,
@@ -78,35 +70,16 @@ from groundup.tokenizer.fast.machine import (
 )
 from groundup.tokenizer.fast.merge import hash_bytes, merge, same_bytes
 
-ENTRIES = ("encode_texts", "encode_words")
+ENTRIES = ("encode_text",)
 
 _MULTIPLIER = u64(0x9E37_79B9_7F4A_7C15)
 _HIGH_MULTIPLIER = u64(0xC2B2_AE3D_27D4_EB4F)
-_ID_MASK = u64((1 << ID_BITS) - 1)
 _LINE_BYTES, _PROBE_BYTES, _LONG_FIELDS = 64, 32, 4
 
 
 @kernel
-def encode_texts(context):
-    """Encode the texts of the context from TEXTS_DONE on. DONE, or what must grow before this is called again."""
-    fields = i64_at(context)
-    texts, lengths, ends = i64_at(fields[TEXTS]), i64_at(fields[LENGTHS]), i64_at(fields[ENDS])
-    while fields[TEXTS_DONE] < fields[NUM_TEXTS]:
-        number = fields[TEXTS_DONE]
-        if fields[POSITION] < 0:  # a new text
-            fields[TEXT], fields[LENGTH], fields[POSITION] = texts[number], lengths[number], 0
-            fields[WORDS] = fields[WORDS_DONE] = 0
-        status = _encode_text(context)
-        if status != DONE:
-            return status
-        ends[number] = fields[OUTPUT_COUNT]
-        fields[TEXTS_DONE] = number + 1
-        fields[POSITION] = -1
-    return i64(DONE)
-
-
-@kernel
-def _encode_text(context):
+def encode_text(context):
+    """Encode the text that the front is at, from where it is. DONE, or what must grow before this is called again."""
     fields = i64_at(context)
     while True:
         status = encode_words(context)
@@ -173,7 +146,7 @@ def _look_up(context, places_address, count):
     for word in range(count):
         end = i64(places[word + 1])
         length = end - start
-        key = load_u64(stage + start) & (ALL >> u64((64 - (length << 3)) & 63))
+        key = low_bytes(load_u64(stage + start), length)
         entry = u64_at(quick + i64(((key * _MULTIPLIER) >> shift) << u64(4)))
         values[word] = entry[1]
         misses[missed] = word
@@ -197,8 +170,8 @@ def _look_up_missed(context, places, missed):
     for first in range(0, missed, GROUP):
         count = min(GROUP, missed - first)
         _prepare(context, places, first, count)
-        for number in range(count):
-            _resolve(context, places, first, number)
+        for number in range(_probe(context, first, count)):
+            _resolve(context, places, number)
 
 
 @kernel
@@ -212,15 +185,13 @@ def _prepare(context, places_address, first, count):
         start = i64(places[word])
         length = i64(places[word + 1]) - start
         low, high = load_u64(stage + start), load_u64(stage + start + 8)
-        short = length < 8
-        low_bits = select(short, (u64(1) << u64((length << 3) & 63)) - u64(1), ALL)
-        high_bits = select(short, u64(0), (u64(1) << u64(((length - 8) << 3) & 63)) - u64(1))
-        low &= low_bits
-        high = (high & high_bits) | (u64(length) << u64(56))
+        long = length > 8
+        low = select(long, low, low_bytes(low, length))
+        high = select(long, low_bytes(high, length - 8), u64(0)) | (u64(min(length, 16)) << u64(56))
         line = lines + i64(line_of(low, high) & mask) * _LINE_BYTES
         prefetch(line)
         probe = u64_at(fields[PROBES] + number * _PROBE_BYTES)
-        probe[0], probe[1], probe[2] = low, high, u64(length)
+        probe[0], probe[1], probe[2], probe[3] = low, high, u64(line), u64(word)
 
 
 @kernel
@@ -230,47 +201,66 @@ def line_of(low, high):
 
 
 @kernel
-def _resolve(context, places_address, first, number):
-    """Find the value of one missed pre-token."""
+def _probe(context, first, count):
+    """Compare prepared keys with their first lines, and put what is found where the next look at the quick table
+    finds it. The others move to the front of PROBES; how many there are."""
     fields = i64_at(context)
-    probe = u64_at(fields[PROBES] + number * _PROBE_BYTES)
-    low, high, length = probe[0], probe[1], i64(probe[2])
-    word = i64(i32_at(fields[MISSES])[first + number])
-    values = u64_at(fields[VALUES])
-    if length > 15:
-        address = fields[STAGE] + i64(i32_at(places_address)[word])
-        if length > LONGEST_KEPT:
-            values[word] = u64(DIRECT) << u64(COUNT_SHIFT)
-        else:
-            values[word] = _long_value(context, address, length)
-        return
-    mask = fields[NUM_LINES] - 1
-    number_of_line = i64(line_of(low, high)) & mask
-    while True:
-        line = u64_at(fields[LINES] + number_of_line * _LINE_BYTES)
-        for entry in (0, 4):
-            if line[entry] == low and line[entry + 1] == high:
-                values[word] = line[entry + 2]
-                _make_quick(context, low, length, line[entry + 2])
-                return
-            if line[entry + 1] == u64(0):
-                address = fields[STAGE] + i64(i32_at(places_address)[word])
-                value = _encode_new(context, address, length)
-                line[entry], line[entry + 1], line[entry + 2] = low, high, value
-                fields[LINES_USED] += 1
-                values[word] = value
-                _make_quick(context, low, length, value)
-                return
-        number_of_line = (number_of_line + 1) & mask
+    values, quick, shift = u64_at(fields[VALUES]), fields[QUICK], u64(fields[QUICK_SHIFT])
+    nowhere = u64(16) << (u64(64) - shift)  # an entry behind the table, for what may not be in it
+    quick_length = i64(8) if fields[HAS_ZERO] == 0 else i64(0)
+    left = i64(0)
+    for number in range(count):
+        probe = u64_at(fields[PROBES] + number * _PROBE_BYTES)
+        low, high, address, word = probe[0], probe[1], probe[2], probe[3]
+        line = u64_at(i64(address))
+        in_first = (line[0] == low) & (line[1] == high)
+        in_second = (line[4] == low) & (line[5] == high)
+        value = select(in_first, line[2], line[6])
+        length = i64(high >> u64(56))
+        found = (in_first | in_second) & (length <= 15)
+        values[i64(word)] = value
+        target = select(found & (length <= quick_length), ((low * _MULTIPLIER) >> shift) << u64(4), nowhere)
+        entry = u64_at(quick + i64(target))
+        entry[0], entry[1] = low, value
+        rest = u64_at(fields[PROBES] + left * _PROBE_BYTES)
+        rest[0], rest[1], rest[2], rest[3] = low, high, address, word
+        left += i64(not found)
+    return left
 
 
 @kernel
-def _make_quick(context, key, length, value):
-    """Put a value where the next look at the quick table finds it."""
+def _resolve(context, places_address, number):
+    """Find the value of a pre-token that was not in its first line: long, further on, or new."""
     fields = i64_at(context)
-    if length <= 8 and fields[HAS_ZERO] == 0:
-        entry = u64_at(fields[QUICK] + i64(((key * _MULTIPLIER) >> u64(fields[QUICK_SHIFT])) << u64(4)))
-        entry[0], entry[1] = key, value
+    probe = u64_at(fields[PROBES] + number * _PROBE_BYTES)
+    low, high, word = probe[0], probe[1], i64(probe[3])
+    places, values = i32_at(places_address), u64_at(fields[VALUES])
+    address, length = fields[STAGE] + i64(places[word]), i64(places[word + 1]) - i64(places[word])
+    if length > LONGEST_KEPT:
+        values[word] = ALL
+    elif length > 15:
+        values[word] = _long_value(context, address, length)
+    else:
+        values[word] = _line_value(context, low, high, address, length)
+
+
+@kernel
+def _line_value(context, low, high, address, length):
+    """The value of a pre-token of up to 15 bytes, from the lines or new."""
+    fields = i64_at(context)
+    mask = fields[NUM_LINES] - 1
+    number = i64(line_of(low, high)) & mask
+    while True:
+        line = u64_at(fields[LINES] + number * _LINE_BYTES)
+        for entry in (0, 4):
+            if line[entry] == low and line[entry + 1] == high:
+                return line[entry + 2]
+            if line[entry + 1] == u64(0):
+                line[entry], line[entry + 1] = low, high
+                line[entry + 2] = _encode_new(context, address, length)
+                fields[LINES_USED] += 1
+                return line[entry + 2]
+        number = (number + 1) & mask
 
 
 @kernel
@@ -279,16 +269,17 @@ def _encode_new(context, address, length):
     fields = i64_at(context)
     count = merge(context, address, length)
     ids = u32_at(fields[SCRATCH])
-    if count <= INLINE_IDS:
-        value = u64(count) << u64(COUNT_SHIFT)
-        for place in range(count):
-            value |= u64(ids[place]) << u64(ID_BITS * place)
+    lane_bits = fields[LANE_BITS]
+    if count * lane_bits <= 64:  # none at all, as of bytes without a token, looks like a long one and is found out then
+        value = ALL
+        for place in range(count - 1, -1, -1):
+            value = (value << u64(lane_bits)) | u64(ids[place])
         return value
     place = fields[SPILL_USED]
     u32_at(fields[SPILL])[place] = count
     copy(fields[SPILL] + 4 * (place + 1), fields[SCRATCH], 4 * count)
     fields[SPILL_USED] = place + 1 + count
-    return (u64(SPILLED) << u64(COUNT_SHIFT)) | u64(place)
+    return (u64(place) << u64(lane_bits)) | ((ONE << u64(lane_bits)) - ONE)
 
 
 @kernel
@@ -317,42 +308,22 @@ def _long_value(context, address, length):
 def _write(context, places, count):
     """The ids of a batch, to the output."""
     fields = i64_at(context)
-    if fields[WIDE] != 0:
-        fields[OUTPUT_COUNT] = _write_wide(context, places, count)
-    else:
+    if fields[LANE_BITS] == 16:
         fields[OUTPUT_COUNT] = _write_narrow(context, places, count)
-
-
-@kernel
-def _write_wide(context, places, count):
-    fields = i64_at(context)
-    values, output = u64_at(fields[VALUES]), u32_at(fields[OUTPUT])
-    written = fields[OUTPUT_COUNT]
-    for word in range(count):
-        value = values[word]
-        output[written] = value & _ID_MASK
-        output[written + 1] = (value >> u64(ID_BITS)) & _ID_MASK
-        output[written + 2] = (value >> u64(2 * ID_BITS)) & _ID_MASK
-        ids = i64(value >> u64(COUNT_SHIFT))
-        if ids > INLINE_IDS:
-            ids, source = _many_ids(context, value, places, word)
-            copy(fields[OUTPUT] + 4 * written, source, 4 * ids)
-        written += ids
-    return written
+    else:
+        fields[OUTPUT_COUNT] = _write_wide(context, places, count)
 
 
 @kernel
 def _write_narrow(context, places, count):
     fields = i64_at(context)
-    values, output = u64_at(fields[VALUES]), u16_at(fields[OUTPUT])
+    values, output, lanes = u64_at(fields[VALUES]), u16_at(fields[OUTPUT]), fields[OUTPUT]
     written = fields[OUTPUT_COUNT]
     for word in range(count):
         value = values[word]
-        output[written] = value
-        output[written + 1] = value >> u64(ID_BITS)
-        output[written + 2] = value >> u64(2 * ID_BITS)
-        ids = i64(value >> u64(COUNT_SHIFT))
-        if ids > INLINE_IDS:
+        store_u64(lanes + 2 * written, value)
+        ids = 4 - (leading_zeros(~value) >> 4)
+        if value & u64(0xFFFF) == u64(0xFFFF):
             ids, source = _many_ids(context, value, places, word)
             many = u32_at(source)
             for number in range(ids):
@@ -362,12 +333,28 @@ def _write_narrow(context, places, count):
 
 
 @kernel
+def _write_wide(context, places, count):
+    fields = i64_at(context)
+    values, lanes = u64_at(fields[VALUES]), fields[OUTPUT]
+    written = fields[OUTPUT_COUNT]
+    for word in range(count):
+        value = values[word]
+        store_u64(lanes + 4 * written, value)
+        ids = 2 - (leading_zeros(~value) >> 5)
+        if value & u64(0xFFFF_FFFF) == u64(0xFFFF_FFFF):
+            ids, source = _many_ids(context, value, places, word)
+            copy(lanes + 4 * written, source, 4 * ids)
+        written += ids
+    return written
+
+
+@kernel
 def _many_ids(context, value, places_address, word):
     """How many ids a value stands for that does not hold them itself, and their address (uint32)."""
     fields = i64_at(context)
-    if value == u64(DIRECT) << u64(COUNT_SHIFT):
+    if value == ALL:
         places = i32_at(places_address)
         start = i64(places[word])
         return merge(context, fields[STAGE] + start, i64(places[word + 1]) - start), fields[SCRATCH]
-    place = fields[SPILL] + 4 * i64(value & ~(u64(SPILLED) << u64(COUNT_SHIFT)))
+    place = fields[SPILL] + 4 * i64(value >> u64(fields[LANE_BITS]))
     return i64(u32_at(place)[0]), place + 4

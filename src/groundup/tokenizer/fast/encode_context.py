@@ -1,16 +1,17 @@
 """The fields of a context that encoding adds to those of the front (context.py), and the layout of its tables.
 
-A *value* is what a pre-token encodes to, in 64 bits: up to three ids of 20 bits, and their number above them; or
-`SPILLED` as the number, and below it the place in SPILL where the number of the ids and the ids are; or `DIRECT`, for
-a pre-token so long that it is merged when its ids are written.
+A *value* is what a pre-token encodes to, in 64 bits: four lanes of 16 bits or, for ids that need more, two of 32. Its
+ids stand in the lowest lanes and all other lanes are full of ones. With ones in the lowest lane, the rest is the place
+in SPILL where the number of the ids and the ids are; and a value all of ones is a pre-token so long that it is merged
+when its ids are written.
 """
 
 from groundup.tokenizer.fast.context import FRONT_FIELDS
 
-ID_BITS, COUNT_SHIFT, INLINE_IDS, SPILLED, DIRECT = 20, 60, 3, 15, 14
+ID_BITS = 20  # of an id in the table of pairs
 
-# Where ids go: int32 or, when WIDE is 0, uint16; how many fit and how many are there.
-OUTPUT, OUTPUT_SIZE, OUTPUT_COUNT, WIDE = range(FRONT_FIELDS, FRONT_FIELDS + 4)
+# Where ids go: numbers of LANE_BITS, 16 or 32; how many fit and how many are there.
+OUTPUT, OUTPUT_SIZE, OUTPUT_COUNT, LANE_BITS = range(FRONT_FIELDS, FRONT_FIELDS + 4)
 # Pre-tokens of up to 8 bytes, the frequent ones: (key, value) at the hash of the key, one for each hash.
 QUICK, QUICK_SHIFT = range(FRONT_FIELDS + 4, FRONT_FIELDS + 6)
 # Pre-tokens of up to 15 bytes, all of them: lines of two (low, high, value, unused), high having the length on top.
@@ -34,13 +35,17 @@ SCRATCH, SCRATCH_SIZE = range(FRONT_FIELDS + 31, FRONT_FIELDS + 33)
 WORDS_DONE = FRONT_FIELDS + 33
 # Texts for one call: addresses, lengths, ends in the output (int64 each), how many, and how many are done.
 TEXTS, LENGTHS, ENDS, NUM_TEXTS, TEXTS_DONE = range(FRONT_FIELDS + 34, FRONT_FIELDS + 39)
-# What building Python lists needs: the address of an array of int objects, and the ids as objects.
-OBJECTS = FRONT_FIELDS + 39
-ENCODE_FIELDS = FRONT_FIELDS + 40
+# What Python lists are made of: the addresses of the ids as int objects, and of None; where a string's length goes.
+OBJECTS, NONE, STRING_LENGTH = range(FRONT_FIELDS + 39, FRONT_FIELDS + 42)
+# The address of the kernel that encodes a text, and what it said last.
+ENCODE_TEXT, STATUS = range(FRONT_FIELDS + 42, FRONT_FIELDS + 44)
+# Whether there are bytes without a token (NO_ID in BYTE_IDS), which disappear from text.
+LACKS_BYTES = FRONT_FIELDS + 44
+ENCODE_FIELDS = FRONT_FIELDS + 48
 
 BATCH = 1024  # pre-tokens that are looked up together
 GROUP = 64  # of those that the quick table misses
-NO_RANK = 0xFFFFFF
+NO_RANK, NO_ID = 0xFFFFFF, 0xFFFFFFFF
 NO_PAIR = 0xFFFF_FFFF_FFFF_FFFF
 LONGEST_SCANNED = 96  # bytes: a longer pre-token is merged with a heap
 LONGEST_KEPT = 256  # bytes: a longer pre-token is encoded anew each time

@@ -1,8 +1,8 @@
 """The Python side of encoding: contexts for as many threads as ask, room that grows, texts in and arrays out."""
 
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import ctypes
+import sys
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,31 +10,54 @@ from groundup.tokenizer.fast import encode_context as at
 from groundup.tokenizer.fast import objects
 from groundup.tokenizer.fast.context import (
     HAS_ZERO,
+    INVALID,
+    LENGTH,
     NEEDS_CACHE,
     NEEDS_OUTPUT,
     NEEDS_SCRATCH,
     NEEDS_STAGE,
+    PADDING,
     PLACES,
     POSITION,
+    STAGE,
     WORDS,
 )
 from groundup.tokenizer.fast.front import Context
 from groundup.tokenizer.fast.vocabulary_tables import Tables
 
-_QUICK_BITS = 15
-_FIRST_LINES, _MOST_LINES = 1 << 14, 1 << 19  # 1 MB to 32 MB
-_FIRST_LONGS, _MOST_LONGS = 1 << 12, 1 << 17
-_FIRST_LONG_TEXT, _MOST_LONG_TEXT = 1 << 18, 1 << 23
-_FIRST_SPILL, _MOST_SPILL = 1 << 16, 1 << 22
+_HUGE_PAGE = 1 << 21
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the tables of a context are at first, and at most: powers of two."""
+
+    stage: int = 1 << 15  # bytes
+    quick_bits: int = 15
+    lines: tuple[int, int] = (1 << 14, 1 << 19)  # of 64 bytes
+    longs: tuple[int, int] = (1 << 12, 1 << 17)  # of 32 bytes
+    long_text: tuple[int, int] = (1 << 18, 1 << 23)  # bytes
+    spill: tuple[int, int] = (1 << 16, 1 << 22)  # of 4 bytes
+    output: int = 1 << 12  # ids
+
+
+# A batch must fit into empty tables: longs at least 4 * BATCH, lines BATCH.
+SMALL = Sizes(1 << 13, 12, (1 << 11, 1 << 12), (1 << 12, 1 << 12), (1 << 15, 1 << 15), (1 << 14, 1 << 14))
+
+_HAS_LOCK = getattr(sys, "_is_gil_enabled", lambda: True)()
 _FIRST_SCRATCH = at.SCRATCH_PER_BYTE * 1024
 
 
 class EncodeContext(Context):
     """A context with the tables of what was encoded before. They are bounded: full, they forget everything."""
 
-    def __init__(self, pattern: str, tables: Tables, wide: bool) -> None:
-        super().__init__(pattern, at.ENCODE_FIELDS)
-        self.fields[at.WIDE] = wide
+    def __init__(self, pattern: str | None, tables: Tables, wide: bool, int_objects: np.ndarray, sizes: Sizes) -> None:
+        super().__init__(pattern, at.ENCODE_FIELDS, sizes.stage)
+        self._sizes = sizes
+        self.point(at.OBJECTS, int_objects)
+        self.fields[at.NONE] = id(None)
+        self.fields[at.ENCODE_TEXT] = objects.addresses("encode")["encode_text"]
+        self.fields[at.LANE_BITS] = 32 if wide else 16
         self.output_type = np.uint32 if wide else np.uint16
         for field, array in (
             (at.BYTE_IDS, tables.byte_ids),
@@ -46,15 +69,16 @@ class EncodeContext(Context):
             (at.TOKEN_TEXT, tables.token_text),
         ):
             self.point(field, array)
+        self.fields[at.LACKS_BYTES] = (tables.byte_ids == at.NO_ID).any()
         self.fields[at.PAIRS_SHIFT] = tables.pairs_shift
         self.fields[at.NUM_TOKENS] = self.fields[at.TOKEN_TABLE_SIZE] = tables.token_table.size
         self.point(at.VALUES, np.zeros(at.BATCH + 8, np.uint64))
         self.point(at.MISSES, np.zeros(at.BATCH + 8, np.int32))
         self.point(at.PROBES, np.zeros(4 * at.GROUP, np.uint64))
-        self.fields[at.QUICK_SHIFT] = 64 - _QUICK_BITS
+        self.fields[at.QUICK_SHIFT] = 64 - sizes.quick_bits
         self.make_scratch(_FIRST_SCRATCH)
-        self.make_cache(_FIRST_LINES, _FIRST_LONGS, _FIRST_LONG_TEXT, _FIRST_SPILL)
-        self.make_output(1 << 12)
+        self.make_cache(sizes.lines[0], sizes.longs[0], sizes.long_text[0], sizes.spill[0])
+        self.make_output(sizes.output)
 
     def make_scratch(self, size: int) -> None:
         self.point(at.SCRATCH, np.empty(size // 8 + 1, np.uint64))
@@ -62,7 +86,7 @@ class EncodeContext(Context):
 
     def make_cache(self, lines: int, longs: int, long_text: int, spill: int) -> None:
         """Empty tables of these sizes."""
-        self.point(at.QUICK, _aligned_zeros((2 << _QUICK_BITS) + 2))
+        self.point(at.QUICK, _aligned_zeros((2 << self._sizes.quick_bits) + 2))
         self.point(at.LINES, _aligned_zeros(8 * lines))
         self.point(at.LONGS, np.zeros(4 * longs, np.uint64))
         self.point(at.LONG_TEXT, np.empty(long_text, np.uint8))
@@ -92,6 +116,14 @@ class EncodeContext(Context):
         elif status == NEEDS_SCRATCH:
             self.make_scratch(at.SCRATCH_PER_BYTE * self._batch_bytes())
 
+    def set_pieces(self, data: bytes, ends: np.ndarray) -> None:
+        """Stage a text whose pre-tokens are known, as a scanner would have."""
+        self.point(STAGE, np.frombuffer(data + bytes(PADDING), np.uint8))
+        places = self.point(PLACES, np.zeros(ends.size + 1, np.int32))
+        places[1:] = ends
+        self.fields[[HAS_ZERO, WORDS, at.WORDS_DONE]] = b"\0" in data, ends.size, 0
+        self.fields[[LENGTH, POSITION, at.OUTPUT_COUNT]] = 0
+
     def _batch_bytes(self) -> int:
         places, first = self.kept(PLACES), int(self.fields[at.WORDS_DONE])
         last = min(first + at.BATCH, int(self.fields[WORDS]))
@@ -99,59 +131,127 @@ class EncodeContext(Context):
 
     def _grow_cache(self) -> None:
         """Twice the tables, up to their bounds; then only as large as one batch demands."""
-        fields, batch = self.fields, self._batch_bytes()
+        fields, sizes, batch = self.fields, self._sizes, self._batch_bytes()
         self.make_cache(
-            min(2 * int(fields[at.NUM_LINES]), _MOST_LINES),
-            min(2 * int(fields[at.NUM_LONGS]), _MOST_LONGS),
-            max(min(2 * int(fields[at.LONG_TEXT_SIZE]), _MOST_LONG_TEXT), batch + 1024),
-            max(min(2 * int(fields[at.SPILL_SIZE]), _MOST_SPILL), 2 * batch + 4096),
+            min(2 * int(fields[at.NUM_LINES]), sizes.lines[1]),
+            min(2 * int(fields[at.NUM_LONGS]), sizes.longs[1]),
+            max(min(2 * int(fields[at.LONG_TEXT_SIZE]), sizes.long_text[1]), batch + 1024),
+            max(min(2 * int(fields[at.SPILL_SIZE]), sizes.spill[1]), 2 * batch + 4096),
         )
 
 
 class FastEncoder:
-    """Encodes UTF-8 by a published pattern; many threads may use one."""
+    """Encodes by the tables of a vocabulary; as many threads as like may use one.
 
-    def __init__(self, pattern: str, tables: Tables) -> None:
-        self.pattern, self.tables = pattern, tables
-        self.wide = tables.offsets.size - 1 > 1 << 16
-        self._encode_texts = objects.entry("encode", "encode_texts")
+    `pattern` is a published one, or None when the caller brings the pre-tokens (`encode_pieces`).
+    """
+
+    def __init__(
+        self, pattern: str | None, tables: Tables, sizes: Sizes | None = None, int_objects: np.ndarray | None = None
+    ) -> None:
+        self.pattern, self.tables, self._sizes = pattern, tables, sizes or Sizes()
+        self.wide = tables.num_ids >= 1 << 16
+        self._encode_texts = objects.entry("texts", "encode_texts")
+        self._encode_string = objects.python_entry("texts", "encode_string", ctypes.py_object)
+        self._find_texts = objects.python_entry("texts", "find_texts", ctypes.py_object)
+        self._list_ids = objects.python_entry("texts", "list_ids", ctypes.c_int64, ctypes.c_int64)
+        self._int_objects = np.arange(tables.num_ids).astype(object) if int_objects is None else int_objects
         self._idle: list[EncodeContext] = []
+        self._own = self._new_context()  # for encode_list, which the interpreter's lock guards
 
     @property
     def output_type(self) -> type:
         """uint16 where every id fits, else uint32."""
         return np.uint32 if self.wide else np.uint16
 
-    def encode(self, texts: Sequence[bytes | memoryview | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts, one after the other, and where each ends (int64)."""
-        arrays = [np.frombuffer(text, np.uint8) for text in texts]
-        addresses = np.array([array.ctypes.data for array in arrays], np.int64)
-        lengths = np.array([array.size for array in arrays], np.int64)
-        return self.encode_memory(addresses, lengths)
+    def encode_list(self, text: str) -> list[int]:
+        """The ids of one text as a list. UnicodeEncodeError for surrogates."""
+        own = self._own
+        while _HAS_LOCK:
+            found = self._encode_string(own.address, text)
+            if found is not None:
+                return found
+            if not own.fields[at.STATUS]:
+                break
+            own.grow(int(own.fields[at.STATUS]))
+        return self.encode_lists(*self.find([text]))[0]
 
-    def encode_memory(self, addresses: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same of texts given by their addresses and lengths (int64); the caller keeps the memory."""
+    def find(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Addresses and lengths of the strings' UTF-8, which they keep. UnicodeEncodeError for surrogates."""
         context = self._take()
-        ends = context.point(at.ENDS, np.zeros(len(addresses), np.int64))
-        context.point(at.TEXTS, addresses)
-        context.point(at.LENGTHS, lengths)
-        context.fields[[at.NUM_TEXTS, at.TEXTS_DONE, at.OUTPUT_COUNT, POSITION]] = len(addresses), 0, 0, -1
-        context.make_output(int(lengths.sum()) // 2 + 1024)
-        while status := self._encode_texts(context.address):
+        addresses = context.point(at.TEXTS, np.zeros(len(texts), np.int64))
+        lengths = context.point(at.LENGTHS, np.zeros(len(texts), np.int64))
+        context.fields[at.NUM_TEXTS] = len(texts)
+        self._find_texts(context.address, texts)
+        self._idle.append(context)
+        return addresses, lengths
+
+    def encode_lists(self, addresses: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
+        """The ids of each text in memory as lists."""
+        context = self._encode(addresses, lengths)
+        ends = context.kept(at.ENDS).tolist()
+        lists = [self._list_ids(context.address, first, end) for first, end in zip([0, *ends], ends, strict=False)]
+        self._idle.append(context)
+        return lists
+
+    def encode(self, addresses: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of texts in memory (addresses and lengths are int64; the caller keeps the texts), one text after
+        the other, and where each ends (int64). A length of -1 - n means the special token of the id n."""
+        context = self._encode(addresses, lengths)
+        ids = context.kept(at.OUTPUT)[: context.fields[at.OUTPUT_COUNT]]
+        ends = context.kept(at.ENDS)
+        self._idle.append(context)
+        return ids, ends
+
+    def encode_pieces(self, data: bytes, ends: np.ndarray) -> np.ndarray:
+        """The ids of pre-tokens that end at these places of `data` (int64)."""
+        context = self._take()
+        context.set_pieces(data, ends)
+        context.make_output(len(data) // 2 + 1024)
+        encode_text = objects.entry("encode", "encode_text")
+        while status := encode_text(context.address):
             context.grow(status)
         ids = context.kept(at.OUTPUT)[: context.fields[at.OUTPUT_COUNT]]
         self._idle.append(context)
-        return ids, ends
+        return ids
+
+    def _encode(self, addresses: np.ndarray, lengths: np.ndarray) -> EncodeContext:
+        context = self._take()
+        context.point(at.TEXTS, addresses)
+        context.point(at.LENGTHS, lengths)
+        context.point(at.ENDS, np.zeros(len(addresses), np.int64))
+        context.fields[[at.NUM_TEXTS, at.TEXTS_DONE, at.OUTPUT_COUNT, POSITION]] = len(addresses), 0, 0, -1
+        context.make_output(int(np.maximum(lengths, 1).sum()) // 2 + 1024)
+        while status := self._encode_texts(context.address):
+            context.grow(status)
+        return context
+
+    def small(self) -> "FastEncoder":
+        """An encoder of the same vocabulary whose tables take less than a megabyte."""
+        return FastEncoder(self.pattern, self.tables, SMALL, self._int_objects)
+
+    def forget_invalid(self) -> None:
+        """Begin to watch for invalid UTF-8."""
+        for context in self._idle:
+            context.fields[INVALID] = 0
+
+    def saw_invalid(self) -> bool:
+        """Whether any text since `forget_invalid` was not valid UTF-8."""
+        return any(context.fields[INVALID] for context in self._idle)
 
     def _take(self) -> EncodeContext:
         try:
             return self._idle.pop()
         except IndexError:
-            return EncodeContext(self.pattern, self.tables, self.wide)
+            return self._new_context()
+
+    def _new_context(self) -> EncodeContext:
+        return EncodeContext(self.pattern, self.tables, self.wide, self._int_objects, self._sizes)
 
 
 def _aligned_zeros(count: int) -> np.ndarray:
-    """uint64 zeros that begin where a cache line does."""
-    array = np.zeros(count + 8, np.uint64)
-    skip = (-array.ctypes.data % 64) // 8
+    """uint64 zeros at the begin of a huge page, where the system has them: fewer pages, fewer misses of the TLB."""
+    page = _HUGE_PAGE if 8 * count >= _HUGE_PAGE // 4 else 64
+    array = np.zeros(count + 2 * page // 8, np.uint64)  # NumPy asks for huge pages from 4 MB on
+    skip = (-array.ctypes.data % page) // 8
     return array[skip : skip + count]

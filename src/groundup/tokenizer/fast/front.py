@@ -6,7 +6,7 @@ import numpy as np
 
 from groundup.tokenizer.fast import context as at
 from groundup.tokenizer.fast import objects
-from groundup.tokenizer.fast.unicode_classes import class_tables
+from groundup.tokenizer.unicode_classes import class_tables
 
 # pattern -> (unit and entry of its scanner, digits that a number may have, does white space at the end beat line ends)
 SCANNERS = {
@@ -23,17 +23,17 @@ _STAGE_BYTES = 1 << 15  # of text at a time: all that belongs to it stays in the
 class Context:
     """An int64 array of fields and the arrays that it points to, which live as long as it does.
 
-    One thread at a time may use a context; each has its own.
+    One thread at a time may use a context; each has its own. Without a pattern there is no scanner.
     """
 
-    def __init__(self, pattern: str, fields: int = at.FRONT_FIELDS, stage_bytes: int = _STAGE_BYTES) -> None:
+    def __init__(self, pattern: str | None, fields: int = at.FRONT_FIELDS, stage_bytes: int = _STAGE_BYTES) -> None:
         self.fields = np.zeros(fields, np.int64)
         self.address = self.fields.ctypes.data
         self._kept: dict[int, np.ndarray] = {}
-        unit, max_digits, end_takes_space = SCANNERS[pattern]
-        self.fields[at.SCANNER] = objects.addresses(unit)[unit]
-        self.fields[at.MAX_DIGITS] = max_digits
-        self.fields[at.END_TAKES_SPACE] = end_takes_space
+        if pattern is not None:
+            unit, max_digits, end_takes_space = SCANNERS[pattern]
+            self.fields[at.SCANNER] = objects.addresses(unit)[unit]
+            self.fields[[at.MAX_DIGITS, at.END_TAKES_SPACE]] = max_digits, end_takes_space
         index, pages = class_tables()
         self.point(at.CLASS_INDEX, index)
         self.point(at.CLASS_PAGES, pages)

@@ -342,7 +342,10 @@ def _compare(context, one, other):
     if head != other_head:
         return 1 if head > other_head else -1
     size, other_size = i64_at(record)[SIZE], i64_at(other_record)[SIZE]
-    bytes_, other_bytes = u8_at(context[TEXT] + i64_at(record)[PLACE]), u8_at(context[TEXT] + i64_at(other_record)[PLACE])
+    bytes_, other_bytes = (
+        u8_at(context[TEXT] + i64_at(record)[PLACE]),
+        u8_at(context[TEXT] + i64_at(other_record)[PLACE]),
+    )
     for index in range(min(size, other_size)):
         if bytes_[index] != other_bytes[index]:
             return 1 if bytes_[index] > other_bytes[index] else -1
@@ -434,7 +437,7 @@ def _merge(context_address, number):
 def _add_token(context_address, left, right, place):
     context = i64_at(context_address)
     new = context[NUM_TOKENS]
-    merge = i32_at(context[MERGES]) 
+    merge = i32_at(context[MERGES])
     merge[2 * (new - 256)] = left
     merge[2 * (new - 256) + 1] = right
     _describe_token(context_address, new, place, _token_size(context, left) + _token_size(context, right))

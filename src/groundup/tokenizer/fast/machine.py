@@ -4,22 +4,25 @@ Kernels are written on raw memory, as in C: `u64_at(address)` makes a pointer th
 keep to two types, because Numba turns a mixture of int64 and uint64 into a float: int64 for places, lengths and ids,
 uint64 for bits, keys and hashes. `u64` and `i64` convert.
 
-Everything here is LLVM's generic language (vectors of 64 bytes included), which becomes AVX-512, AVX2, SSE2 or NEON,
-whatever the processor has; nothing names an instruction.
+Nearly everything here is LLVM's generic language (vectors of 64 bytes included), which becomes AVX-512, AVX2, SSE2 or
+NEON, whatever the processor has. Where an instruction is named, its generic form stands beside it.
 """
 
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import extending, njit, types
+
+from groundup.tokenizer.fast.processor import processor_features
 
 kernel = njit(nogil=True, error_model="numpy", boundscheck=False)  # compiled when a unit of object code is made
 u64, i64 = np.uint64, np.int64
 
+intrinsic: Any = extending.intrinsic  # what it decorates is called without the typing context
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _BLOCK = ir.VectorType(_I8, 64)
+HAS_BZHI = processor_features().get("bmi2", False)
 
 
 def _pointer_maker(element: types.Integer, name: str) -> Any:
@@ -49,6 +52,17 @@ def load_u64(typingctx: Any, address: Any) -> Any:
         return _unaligned_load(builder, args[0], _I64)
 
     return types.uint64(types.int64), generate
+
+
+@intrinsic
+def store_u64(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write 8 bytes to any address."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], _I64.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint64), generate
 
 
 @intrinsic
@@ -148,6 +162,20 @@ def select(typingctx: Any, condition: Any, yes: Any, no: Any) -> Any:
         return builder.select(bit, args[1], args[2])
 
     return types.uint64(types.boolean, types.uint64, types.uint64), generate
+
+
+@intrinsic
+def low_bytes(typingctx: Any, value: Any, count: Any) -> Any:
+    """The lowest `count` bytes of a uint64, the others zero, for 1 to 8; what it gives for more is not defined."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = builder.shl(args[1], ir.Constant(_I64, 3))
+        if HAS_BZHI:
+            return builder.call(_declare(builder, "llvm.x86.bmi.bzhi.64", _I64, [_I64, _I64]), [args[0], bits])
+        unused = builder.and_(builder.sub(ir.Constant(_I64, 64), bits), ir.Constant(_I64, 63))
+        return builder.and_(args[0], builder.lshr(ir.Constant(_I64, -1), unused))
+
+    return types.uint64(types.uint64, types.int64), generate
 
 
 @intrinsic

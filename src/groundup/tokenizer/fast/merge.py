@@ -6,7 +6,9 @@ Both ways keep to the same rule, the pair of the lowest rank first and of equal 
 from groundup.tokenizer.fast.encode_context import (
     BYTE_IDS,
     BYTE_PAIRS,
+    LACKS_BYTES,
     LONGEST_SCANNED,
+    NO_ID,
     NO_PAIR,
     NO_RANK,
     NUM_TOKENS,
@@ -15,6 +17,7 @@ from groundup.tokenizer.fast.encode_context import (
     PAIRS_SHIFT,
     RANK_IDS,
     SCRATCH,
+    SCRATCH_SIZE,
     TOKEN_TABLE,
     TOKEN_TABLE_SIZE,
     TOKEN_TEXT,
@@ -61,9 +64,25 @@ def merge(context, address, length):
         if whole >= 0:
             u32_at(fields[SCRATCH])[0] = whole
             return i64(1)
+    if fields[LACKS_BYTES] != 0:
+        kept = fields[SCRATCH] + fields[SCRATCH_SIZE] - length
+        address, length = kept, _copy_known_bytes(context, address, length, kept)
+        if length == 0:
+            return length
     if length <= LONGEST_SCANNED:
         return _merge_scanning(context, address, length)
     return _merge_with_heap(context, address, length)
+
+
+@kernel
+def _copy_known_bytes(context, address, length, target):
+    """Copy the bytes that have a token; how many there are."""
+    source, kept, byte_ids = u8_at(address), u8_at(target), u32_at(i64_at(context)[BYTE_IDS])
+    count = i64(0)
+    for place in range(length):
+        kept[count] = source[place]
+        count += i64(byte_ids[source[place]] != NO_ID)
+    return count
 
 
 @kernel

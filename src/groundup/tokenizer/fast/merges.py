@@ -1,6 +1,6 @@
 """Learning merges with the kernels of learn.py: they own no memory, so it is made here, and made larger on request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ from groundup.tokenizer.fast.objects import entry
 
 _MAX_LENGTH = 2**31 - 64  # places are 32-bit numbers
 _OCCURRENCES_PER_CALL = 5_000_000  # about 0.1 s; a merge costs as much as a thousand
-_PADDING = 64  # numbers that may be read, and not used, behind the last one
-_SYMBOLS_PER_PAIR = 100  # so much text for each token wanted, for each time that the last pair merged occurs
+PADDING = 64  # elements that may be read, and not used, behind the last one
+_SYMBOLS_PER_PAIR = 400  # so much text for each token wanted, for each time that the last pair merged occurs
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,43 @@ class Words:
     ends: np.ndarray  # int64
     counts: np.ndarray  # int64
 
+    def __len__(self) -> int:
+        return len(self.ends)
 
-def words_of(counts: dict[bytes, int]) -> Words:
+    def items(self) -> Iterator[tuple[bytes, int]]:
+        """The words and their counts."""
+        text, start = self.text.tobytes(), 256
+        for end, count in zip(self.ends.tolist(), self.counts.tolist(), strict=True):
+            yield text[start:end], count
+            start = end + 1
+
+
+def room_for_words(num_words: int, num_bytes: int) -> Words:
+    """Memory for words of so many bytes together; the text goes on for PADDING bytes behind its end."""
+    length = 256 + num_bytes + num_words
+    text = np.empty(length + PADDING, np.uint8)
+    text[:256] = np.arange(256)
+    return Words(text[:length], np.empty(num_words, np.int64), np.empty(num_words, np.int64))
+
+
+def words_of(counts: Mapping[bytes, int]) -> Words:
     """The words of a mapping. ValueError for a count below 1."""
     if min(counts.values(), default=1) < 1:
         raise ValueError("counts: a word that occurs less than once")
-    text = np.frombuffer(bytes(range(256)) + b"".join(word + b"\0" for word in counts), np.uint8)
-    ends = np.cumsum(np.fromiter((len(word) + 1 for word in counts), np.int64, len(counts))) + 255
-    return Words(text, ends, np.fromiter(counts.values(), np.int64, len(counts)))
+    words = room_for_words(len(counts), sum(map(len, counts)))
+    words.text[256:] = np.frombuffer(b"".join(word + b"\0" for word in counts), np.uint8)
+    words.ends[:] = np.cumsum(np.fromiter((len(word) + 1 for word in counts), np.int64, len(counts))) + 255
+    words.counts[:] = np.fromiter(counts.values(), np.int64, len(counts))
+    return words
+
+
+def memory_needed(length: int, num_merges: int) -> int:
+    """Bytes that `learn_merges` takes beside the words, in a text of this length, if they are those of a language.
+
+    Symbols, weights and two lists of occurrences for each byte of text; the table of pairs; 60 bytes for each token.
+    """
+    pairs = min(4 * (num_merges + (1 << 14)), length)
+    return length * (4 + 8 + 4 * 3) + pairs * 150 + (256 + num_merges) * 100
 
 
 def learn_merges(
@@ -62,10 +91,10 @@ class _Learner:
         self._keep(fields.TEXT, words.text)
         self._keep(fields.WORD_ENDS, words.ends)
         self._keep(fields.WORD_COUNTS, words.counts)
-        self._keep(fields.SYMBOLS, np.empty(length + _PADDING, np.int32))
+        self._keep(fields.SYMBOLS, np.empty(length + PADDING, np.int32))
         self._keep(fields.WEIGHTS, np.empty(length, np.int64))
         self._keep(fields.MERGES, np.empty((max(num_merges, 1), 2), np.int32))
-        self._keep(fields.OCCURRENCES_AT, np.zeros(length + _PADDING, np.int32))
+        self._keep(fields.OCCURRENCES_AT, np.zeros(length + PADDING, np.int32))
         self._keep(fields.HEAP, np.empty((1 << 10, 2), np.int64))
         tokens = 256 + num_merges
         self._keep(fields.TOKENS, np.empty((tokens, fields.TOKEN_RECORD), np.int64))
@@ -134,7 +163,7 @@ class _Learner:
 
     def _more_occurrences(self, needed: int) -> None:
         size = max(needed, int(1.5 * self._context[fields.MAX_OCCURRENCES]))
-        self._enlarge(fields.OCCURRENCES_AT, np.empty(size + _PADDING, np.int32))
+        self._enlarge(fields.OCCURRENCES_AT, np.empty(size + PADDING, np.int32))
         self._context[fields.MAX_OCCURRENCES] = size
 
     def _more_heap(self, needed: int) -> None:

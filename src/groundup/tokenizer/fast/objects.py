@@ -1,18 +1,20 @@
 """Kernels as object code: compiled by Numba once, kept on disk, loaded again without Numba.
 
-A *unit* is a module of this package with `ENTRIES`: the names of the kernels that are called from outside, all
-`int64 f(int64)`, the argument being the address of a context (see context.py). Compiling takes seconds, so the
-machine code goes to a file of the user's cache. Its name is a hash of everything it depends on (these sources, the
-versions of Numba and LLVM, the processor), so it is never stale; its content is checked by SHA-256, because it is
-going to run. Loading it takes about 30 ms, and needs neither Numba nor pickle.
+A *unit* is a module of this package with `ENTRIES`: the names of the kernels that are called from outside. They take
+and return int64, first of all the address of a context (see context.py). Compiling takes seconds, so the machine code
+goes to a file of the user's cache. Its name is a hash of everything it depends on (its sources, the versions of Numba
+and LLVM, the processor), so it is never stale; its content is checked by SHA-256, because it is going to run. Loading
+it takes about 30 ms, and needs neither Numba nor pickle.
 """
 
 import ctypes
 import hashlib
 import importlib
 import logging
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 
 from groundup.environ import cache_directory
 from groundup.files import write_atomic
+from groundup.tokenizer.fast.processor import feature_list, processor_name
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +38,22 @@ def addresses(unit: str) -> Mapping[str, int]:
     path = cache_directory() / "kernels" / f"{unit}-{_version(unit)}.o"
     code = _read(path)
     if code is None:
-        code = _compile(unit)
-        _keep(path, code)
-    entries = _entries(unit)
-    return _load(code, entries)
+        with _alone(path):
+            code = _read(path)  # another process may have made it meanwhile
+            if code is None:
+                code = _compile(unit)
+                _keep(path, code)
+    return _load(code, _entries(unit))
 
 
 def entry(unit: str, name: str) -> Any:
     """A kernel as a Python function of a context's address. It runs without the interpreter's lock."""
     return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(addresses(unit)[name])
+
+
+def python_entry(unit: str, name: str, *takes: Any) -> Any:
+    """A kernel that makes a Python object, as a function of a context's address and more. It keeps the lock."""
+    return ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_int64, *takes)(addresses(unit)[name])
 
 
 def _entries(unit: str) -> tuple[str, ...]:
@@ -54,15 +64,27 @@ def _entries(unit: str) -> tuple[str, ...]:
     raise RuntimeError(f"{unit}.py has no ENTRIES")
 
 
+def _sources(module: str) -> set[str]:
+    """The modules of this package that a module is made of: itself, and what these import."""
+    found, pending = set(), [module]
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            text = (_PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+            pending += re.findall(r"^from groundup\.tokenizer\.fast\.(\w+) import", text, re.MULTILINE)
+    return found
+
+
 @cache
 def _version(unit: str) -> str:
     """Everything that the machine code depends on, as 16 hexadecimal digits."""
     import llvmlite.binding as llvm
 
     digest = hashlib.sha256()
-    for source in sorted(_PACKAGE.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    processor = llvm.get_host_cpu_name() + llvm.get_host_cpu_features().flatten()
+    for name in sorted({*_sources(unit), "objects"}):
+        digest.update(name.encode() + b"\0" + (_PACKAGE / f"{name}.py").read_bytes())
+    processor = f"{processor_name()} {feature_list()}"
     versions = [metadata.version("numba"), metadata.version("llvmlite"), llvm.get_process_triple()]
     digest.update("\0".join([unit, processor, *versions]).encode())
     return digest.hexdigest()[:16]
@@ -76,6 +98,22 @@ def _read(path: Path) -> bytes | None:
         return None
     seal, code = content[:_HASH_BYTES], content[_HASH_BYTES:]
     return code if hashlib.sha256(code).digest() == seal else None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time, where the system has locks for that; elsewhere two may compile the same."""
+    try:
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = open(path.with_suffix(".lock"), "wb")  # noqa: SIM115 closed below
+    except (ImportError, OSError):
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _keep(path: Path, code: bytes) -> None:
@@ -116,11 +154,13 @@ def _c_function(dispatcher: Any, name: str) -> Any:
     import llvmlite.binding as llvm
     from numba import types
 
-    dispatcher.compile((types.int64,))
-    compiled = dispatcher.overloads[(types.int64,)]
+    signature = (types.int64,) * dispatcher.py_func.__code__.co_argcount
+    dispatcher.compile(signature)
+    compiled = dispatcher.overloads[signature]
     text = str(compiled.library._final_module)
     kernel = compiled.fndesc.llvm_func_name
-    module = llvm.parse_assembly(f"{text}\n{_BRIDGE.format(name=name, kernel=kernel)}")
+    takes = ", ".join(f"i64 %argument{number}" for number in range(len(signature)))
+    module = llvm.parse_assembly(f"{text}\n{_BRIDGE.format(name=name, kernel=kernel, takes=takes)}")
     for function in module.functions:
         if not function.is_declaration and function.name != name:
             function.linkage = "internal"
@@ -133,11 +173,11 @@ def _c_function(dispatcher: Any, name: str) -> Any:
 
 # Numba's functions take where to put the answer and the exception, and return a status.
 _BRIDGE = """
-define i64 @{name}(i64 %context) {{
+define i64 @{name}({takes}) {{
   %answer = alloca i64
   %exception = alloca ptr
   store i64 0, ptr %answer
-  %status = call i32 @{kernel}(ptr %answer, ptr %exception, i64 %context)
+  %status = call i32 @{kernel}(ptr %answer, ptr %exception, {takes})
   %value = load i64, ptr %answer
   ret i64 %value
 }}
@@ -159,8 +199,8 @@ def _machine(llvm: Any) -> Any:
     llvm.initialize_native_asmprinter()
     target = llvm.Target.from_triple(llvm.get_process_triple())
     return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
+        cpu=processor_name(),
+        features=feature_list(),
         opt=3,
         reloc="default",
         codemodel="jitdefault",

@@ -16,9 +16,7 @@ from groundup.tokenizer.fast.context import (
     NUMBER,
     OTHER,
     PLACES,
-    SPACE,
     STAGE,
-    WHITE,
     WORDS,
 )
 from groundup.tokenizer.fast.machine import i32_at, i64, i64_at, kernel, u8_at
@@ -38,7 +36,7 @@ ENTRIES = ("scan_cl100k",)
 def scan_cl100k(context):
     """Take a chunk of the text and list its pre-tokens (see context.py). DONE, or NEEDS_STAGE."""
     fields = i64_at(context)
-    if take_chunk(context) == 0:
+    if take_chunk(context, False) == 0:
         return i64(NEEDS_STAGE)
     mark_others(context)
     places, size = i32_at(fields[PLACES]), fields[CHUNK]

@@ -42,7 +42,7 @@ ENTRIES = ("scan_gpt2",)
 def scan_gpt2(context):
     """Take a chunk of the text and list its pre-tokens (see context.py). DONE, or NEEDS_STAGE."""
     fields = i64_at(context)
-    if take_chunk(context) == 0:
+    if take_chunk(context, False) == 0:
         return i64(NEEDS_STAGE)
     _mark_starts(context)
     fields[WORDS] = list_places(context)

@@ -14,7 +14,6 @@ from groundup.tokenizer.fast.context import (
     ANY_LETTER,
     CHUNK,
     DONE,
-    INSIDE,
     LETTER,
     LOWER,
     MARK,
@@ -25,7 +24,6 @@ from groundup.tokenizer.fast.context import (
     PLACES,
     STAGE,
     UPPER,
-    WHITE,
     WORDS,
 )
 from groundup.tokenizer.fast.machine import i32_at, i64, i64_at, kernel, u8_at
@@ -48,7 +46,7 @@ HEADS, TAILS, EITHER = UPPER, LOWER, LETTER
 def scan_o200k(context):
     """Take a chunk of the text and list its pre-tokens (see context.py). DONE, or NEEDS_STAGE."""
     fields = i64_at(context)
-    if take_chunk(context) == 0:
+    if take_chunk(context, True) == 0:
         return i64(NEEDS_STAGE)
     mark_others(context)
     _mark_heads_and_tails(context)

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from groundup.tokenizer.fast.encode_context import ID_BITS, NO_PAIR, NO_RANK
+from groundup.tokenizer.fast.encode_context import ID_BITS, NO_ID, NO_PAIR, NO_RANK
 
 _MULTIPLIER = np.uint64(0x9E37_79B9_7F4A_7C15)
-MAX_IDS = 1 << ID_BITS
+MAX_IDS, MAX_RANKS = 1 << ID_BITS, NO_RANK
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Ids of bytes and of ranks, ranks of pairs, and the bytes of every token. `has_whole`: tokens are looked up."""
+    """Ids of bytes and of ranks, ranks of pairs, and the bytes of every token."""
 
-    byte_ids: np.ndarray  # uint32 [256]
+    byte_ids: np.ndarray  # uint32 [256], NO_ID for a byte without a token
     byte_pairs: np.ndarray  # uint32 [65536], by first << 8 | second
     pairs: np.ndarray  # uint64, see encode_context
     pairs_shift: int
@@ -23,6 +23,11 @@ class Tables:
     offsets: np.ndarray  # int64 [ids + 1]
     token_text: np.ndarray  # uint8
     token_table: np.ndarray  # uint32, empty where pre-tokens are not looked up
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest id."""
+        return self.offsets.size - 1
 
 
 def pair_table(left: np.ndarray, right: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, int]:
@@ -45,8 +50,9 @@ def pair_table(left: np.ndarray, right: np.ndarray, ranks: np.ndarray) -> tuple[
 
 def byte_pair_ranks(byte_ids: np.ndarray, left: np.ndarray, right: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """Rank of each pair of bytes, NO_RANK where it does not merge."""
-    byte_of = np.full(int(max(byte_ids.max(), left.max(initial=0), right.max(initial=0))) + 1, -1, np.int64)
-    byte_of[byte_ids] = np.arange(256)
+    present = np.flatnonzero(byte_ids != NO_ID)
+    byte_of = np.full(MAX_IDS, -1, np.int64)
+    byte_of[byte_ids[present]] = present
     first, second = byte_of[left], byte_of[right]
     found = (first >= 0) & (second >= 0)
     table = np.full(1 << 16, NO_RANK, np.uint32)
@@ -64,14 +70,14 @@ def token_bytes(vocab: Mapping[int, bytes], size: int) -> tuple[np.ndarray, np.n
 
 def make_tables(
     vocab: Mapping[int, bytes],
-    byte_ids: Sequence[int],
+    byte_ids: Sequence[int | None],
     pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
     rank_ids: np.ndarray,
     whole_tokens: Mapping[bytes, int],
 ) -> Tables:
-    """All tables. `pairs` are (left id, right id, rank) of the merges; `whole_tokens` stay whole as pre-tokens."""
+    """All tables. A byte without a token has the id None, and disappears from text. `pairs` are (left id, right id, rank) of the merges; `whole_tokens` stay whole as pre-tokens."""
     left, right, ranks = pairs
-    ids = np.array(byte_ids, np.uint32)
+    ids = np.array([NO_ID if token is None else token for token in byte_ids], np.uint32)
     table, shift = pair_table(left, right, ranks)
     text, offsets = token_bytes(vocab, max(vocab) + 1)
     return Tables(

@@ -1,0 +1,81 @@
+"""Byte ranges of a file that can be counted in any order: cut where no pre-token and no special token is cut."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import regex
+
+from groundup.tokenizer.pretokenize import Pretokenizer
+
+_WINDOW = 1 << 14  # bytes looked through at a time
+_LONGEST_CHARACTER = 4
+# As in pretokenize.safe_chunks: after a letter or number that nothing follows which could continue its pre-token.
+_END_OF_WORD = r"[\p{L}\p{N}](?=[^\p{L}\p{N}\p{M}'])"
+
+
+class Cutter:
+    """Finds places where a file can be cut: the pre-tokens of the parts are those of the whole.
+
+    A cut is after a word (published patterns only), or after a special token, where no special token spans it. That
+    can be seen from the bytes around it, so the parts of a file are independent of each other. Characters around a
+    cut are whole, and so are the parts of what is not UTF-8.
+    """
+
+    def __init__(self, pattern: str | None, special_tokens: Iterable[str]) -> None:
+        self._specials = sorted(special_tokens, key=len, reverse=True)
+        self._margin = max((len(token.encode()) for token in self._specials), default=0) + _LONGEST_CHARACTER
+        ends = [_END_OF_WORD] if Pretokenizer(pattern).is_published else []
+        specials = "|".join(map(regex.escape, self._specials)) or "(?!)"
+        alternatives = [f"(?P<special>{specials})", *ends]
+        # What is not UTF-8 is read as U+FFFD, so a special token with that character may stand where no eye sees it.
+        is_known = not any("\ufffd" in token for token in self._specials)
+        self._ends = regex.compile("|".join(alternatives)) if is_known and (ends or self._specials) else None
+
+    def ranges(self, path: Path, step: int) -> Iterator[tuple[int, int]]:
+        """(start, end) of consecutive parts of a file, each of about `step` bytes or without a place to cut."""
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            start = 0
+            while start < size:
+                end = self._next_cut(file, start + step, size)
+                yield start, end
+                start = end
+
+    def _next_cut(self, file: BinaryIO, start: int, size: int) -> int:
+        """The first place from `start` on where the file can be cut; its size when there is none."""
+        while start < size and self._ends:
+            begin = max(0, start - self._margin)
+            file.seek(begin)
+            data = file.read(start - begin + _WINDOW + self._margin)
+            cut = self._cut_within(data, start - begin, min(start - begin + _WINDOW, len(data)))
+            if cut is not None:
+                return begin + cut
+            start += _WINDOW
+        return size
+
+    def _cut_within(self, data: bytes, first: int, end: int) -> int | None:
+        """The first cut in data[first:end], or None."""
+        head = next((place for place, byte in enumerate(data) if byte & 0xC0 != 0x80), len(data))
+        text = data[head:].decode("utf-8", "surrogateescape")
+        at, place = 0, head
+        assert self._ends
+        for match in self._ends.finditer(text, overlapped=True):
+            place += len(text[at : match.end()].encode("utf-8", "surrogateescape")) if match.end() > at else 0
+            at = max(at, match.end())
+            if place >= end:
+                break
+            if place >= first and self._is_safe(text, match):
+                return place
+        return None
+
+    def _is_safe(self, text: str, match: regex.Match) -> bool:
+        if match["special"] and self._is_spanned(text, match.start()):
+            return False
+        return not self._is_spanned(text, match.end())
+
+    def _is_spanned(self, text: str, place: int) -> bool:
+        """Whether what may be a special token begins before a place and ends after it."""
+        return any(
+            text.find(token, max(0, place - len(token) + 1), place + len(token) - 1) >= 0 for token in self._specials
+        )
