@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "groundup"
 
 # Low to high. Rooms on one line never import each other.
 LAYERS = (
+    ("environ",),
     ("config", "device", "files"),
     ("tensorfile", "bundled"),
     ("tokenizer", "kernels"),
@@ -35,6 +36,10 @@ OPTIONAL = {
     "transformers",
     "litgpt",
     "resource",
+    "fcntl",
+    # Here, but slow to import: only where code is compiled or loaded.
+    "llvmlite.binding",
+    "numba",
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

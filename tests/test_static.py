@@ -33,10 +33,10 @@ FORBIDDEN_NAMES = {
     "os.popen": None,
     "yaml.load": None,
     "yaml.unsafe_load": None,
-    "os.environ": "device.py",
-    "os.environb": "device.py",
-    "os.getenv": "device.py",
-    "os.putenv": "device.py",
+    "os.environ": "environ.py",
+    "os.environb": "environ.py",
+    "os.getenv": "environ.py",
+    "os.putenv": "environ.py",
     "torch.nn.MultiheadAttention": None,
     "torch.nn.functional.multi_head_attention_forward": None,
     "torch.nn.functional.scaled_dot_product_attention": "kernels/attention.py",
@@ -157,7 +157,7 @@ def test_the_gate_sees(source):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("device.py", "import os\nx = os.environ['HOME']"),
+        ("environ.py", "import os\nx = os.environ['HOME']"),
         ("kernels/attention.py", "import torch.nn.functional as F\nF.scaled_dot_product_attention"),
         ("room/file.py", "import re\nre.compile('x')\nmodel.eval()\nimport torch\ntorch.compile(model)"),
         ("room/file.py", "import numpy as np\nnp.load('x', allow_pickle=False)"),

@@ -1,4 +1,4 @@
-"""`groundup tokenizer ACTION`: a table of actions. Those that measure are in `cli_tokenizer_measure`."""
+"""`groundup tokenizer ACTION`: a table of actions. Each file named `cli_tokenizer_` has the longer ones."""
 
 import sys
 import time
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from groundup import cli_tokenizer_measure as measure
 from groundup.cli_parts import Arguments, Parser, Verb, print_json, progress_line, whole_number
+from groundup.cli_tokenizer_audit import audit, audit_options
+from groundup.cli_tokenizer_text import load_named
 from groundup.config import plural
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def _explore_options(parser: Parser) -> None:
 def _explore(options: Arguments) -> int:
     from groundup.tokenizer.explorer import write_page
 
-    tokenizers = measure.load_named(options.files) if options.files else {"BPE": _example()}
+    tokenizers = load_named(options.files) if options.files else {"BPE": _example()}
     print(write_page(tokenizers, Path(options.out)))
     return 0
 
@@ -202,7 +204,7 @@ ACTIONS = {
     "sweep": Verb("what the size of the vocabulary trades: ratio, parameters, FLOPs per byte",
                   measure.sweep_options, measure.sweep),
     "audit": Verb("look for tokens that no text reaches or has, digit cuts, and what languages pay",
-                  measure.audit_options, measure.audit),
+                  audit_options, audit),
     "explore": Verb("write a page that shows how text is cut and merged", _explore_options, _explore),
     "convert": Verb("between the files of Hugging Face, tiktoken and GPT-2", _convert_options, _convert),
     "shards": Verb("encode text into files of ids for training", _shards_options, _shards),

@@ -1,4 +1,4 @@
-"""What this process runs on. The only reader of `os.environ`, and the only place that touches global torch state."""
+"""What this process runs on, and the only place that touches global torch state."""
 
 import contextlib
 import ctypes
@@ -11,16 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from groundup.environ import env, set_default
+
 # OpenMP threads that wait by spinning take the cores from whoever has work: beside another busy process, training
 # here ran five times slower. It counts only before torch is loaded, so it stands here, above the import.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+set_default("OMP_WAIT_POLICY", "passive")
 
 import torch  # noqa: E402
-
-
-def env(name: str, default: str | None = None) -> str | None:
-    """An environment variable. Every other file asks here, so that all of them can be found in one place."""
-    return os.environ.get(name, default)
 
 
 def rank() -> int:
@@ -68,7 +65,7 @@ def set_seed(seed: int) -> None:
 def deterministic(on: bool = True) -> None:
     """Ask torch for deterministic algorithms everywhere; an operation that has none then raises."""
     if on:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        set_default("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(on)
 
 

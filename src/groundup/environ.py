@@ -1,4 +1,4 @@
-"""The environment of this process: the only reader of `os.environ` besides what must be set before torch loads."""
+"""The environment of this process: the only user of `os.environ`."""
 
 import os
 import sys
@@ -8,6 +8,11 @@ from pathlib import Path
 def env(name: str, default: str | None = None) -> str | None:
     """An environment variable. Every other file asks here, so that all of them can be found in one place."""
     return os.environ.get(name, default)
+
+
+def set_default(name: str, value: str) -> None:
+    """Set an environment variable, for this process and its children, unless it is set."""
+    os.environ.setdefault(name, value)
 
 
 def cache_directory() -> Path:

@@ -176,10 +176,10 @@ def test_more_words_than_memory_is_an_error_that_says_so(tmp_path):
 
 def test_a_text_without_a_place_to_cut_must_fit_into_memory(tmp_path):
     path = tmp_path / "text"
-    path.write_bytes(b"a" * 20_000_000)
-    with pytest.raises(ValueError, match="20,000,000 bytes of text without a place to cut, of 40,000,000 allowed"):
-        training.count_files([path], workers=1, memory=40_000_000)
-    assert count_files([path], workers=1) == {b"a" * 20_000_000: 1}
+    path.write_bytes(b"a" * 5_000_000)
+    with pytest.raises(ValueError, match="5,000,000 bytes of text without a place to cut, of 16,000,000 allowed"):
+        training.count_files([path], workers=1, memory=16_000_000)
+    assert count_files([path], workers=1) == {b"a" * 5_000_000: 1}
 
 
 def test_without_numba_the_result_is_the_same(tmp_path, small_steps, monkeypatch, caplog):
@@ -196,10 +196,10 @@ def test_without_numba_the_result_is_the_same(tmp_path, small_steps, monkeypatch
         "numba cannot be imported (No module named 'numba'): words are counted in plain Python, slowly",
         "numba cannot be imported (No module named 'numba'): merges are learned in plain Python, slowly",
     ]
-    path.write_bytes(b"invalid \xff bytes, " * 100_000)
+    path.write_bytes(b"invalid \xff bytes, " * 1000)
     assert count_files([path]) == count_readably([path])
     monkeypatch.setattr("groundup.tokenizer.plain_tables._BYTES_PER_WORD", 10**9)
-    with pytest.raises(ValueError, match="2 different words so far|3 different words so far"):
+    with pytest.raises(ValueError, match="different words so far"):
         count_files([path], memory=100_000_000)
 
 

@@ -10,8 +10,8 @@ from groundup.tokenizer.pretokenize import Pretokenizer
 
 _WINDOW = 1 << 14  # bytes looked through at a time
 _LONGEST_CHARACTER = 4
-# As in pretokenize.safe_chunks: after a letter or number that nothing follows which could continue its pre-token.
-_END_OF_WORD = r"[\p{L}\p{N}](?=[^\p{L}\p{N}\p{M}'])"
+# As in pretokenize.safe_chunks: after a letter or number, what cannot continue its pre-token.
+_AFTER_WORD = regex.compile(r"(?<=[\p{L}\p{N}])[^\p{L}\p{N}\p{M}']")
 
 
 class Cutter:
@@ -25,12 +25,10 @@ class Cutter:
     def __init__(self, pattern: str | None, special_tokens: Iterable[str]) -> None:
         self._specials = sorted(special_tokens, key=len, reverse=True)
         self._margin = max((len(token.encode()) for token in self._specials), default=0) + _LONGEST_CHARACTER
-        ends = [_END_OF_WORD] if Pretokenizer(pattern).is_published else []
-        specials = "|".join(map(regex.escape, self._specials)) or "(?!)"
-        alternatives = [f"(?P<special>{specials})", *ends]
+        self._special = regex.compile("|".join(map(regex.escape, self._specials)) or "(?!)")
+        self._cuts_words = Pretokenizer(pattern).is_published
         # What is not UTF-8 is read as U+FFFD, so a special token with that character may stand where no eye sees it.
-        is_known = not any("\ufffd" in token for token in self._specials)
-        self._ends = regex.compile("|".join(alternatives)) if is_known and (ends or self._specials) else None
+        self._cuts = not any("\ufffd" in token for token in self._specials)
 
     def ranges(self, path: Path, step: int) -> Iterator[tuple[int, int]]:
         """(start, end) of consecutive parts of a file, each of about `step` bytes or without a place to cut."""
@@ -44,7 +42,7 @@ class Cutter:
 
     def _next_cut(self, file: BinaryIO, start: int, size: int) -> int:
         """The first place from `start` on where the file can be cut; its size when there is none."""
-        while start < size and self._ends:
+        while start < size and self._cuts:
             begin = max(0, start - self._margin)
             file.seek(begin)
             data = file.read(start - begin + _WINDOW + self._margin)
@@ -58,21 +56,19 @@ class Cutter:
         """The first cut in data[first:end], or None."""
         head = next((place for place, byte in enumerate(data) if byte & 0xC0 != 0x80), len(data))
         text = data[head:].decode("utf-8", "surrogateescape")
-        at, place = 0, head
-        assert self._ends
-        for match in self._ends.finditer(text, overlapped=True):
-            place += len(text[at : match.end()].encode("utf-8", "surrogateescape")) if match.end() > at else 0
-            at = max(at, match.end())
-            if place >= end:
-                break
-            if place >= first and self._is_safe(text, match):
+        for candidate in self._candidates(text):
+            place = head + len(text[:candidate].encode("utf-8", "surrogateescape"))
+            if first <= place < end and not self._is_spanned(text, candidate):
                 return place
         return None
 
-    def _is_safe(self, text: str, match: regex.Match) -> bool:
-        if match["special"] and self._is_spanned(text, match.start()):
-            return False
-        return not self._is_spanned(text, match.end())
+    def _candidates(self, text: str) -> Iterator[int]:
+        """Ends of words, then of special tokens that are surely read as such."""
+        if self._cuts_words:
+            yield from (match.start() for match in _AFTER_WORD.finditer(text))
+        for match in self._special.finditer(text, overlapped=True):
+            if not self._is_spanned(text, match.start()):
+                yield match.end()
 
     def _is_spanned(self, text: str, place: int) -> bool:
         """Whether what may be a special token begins before a place and ends after it."""

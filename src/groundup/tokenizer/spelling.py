@@ -69,11 +69,15 @@ def read_merges(merges: Sequence[Any], tokens: Mapping[str, bytes], where: str) 
     """Merges as pairs, or as "left right" strings in GPT-2's files and those of older versions."""
     read: list[tuple[bytes, bytes]] = []
     for number, merge in enumerate(merges):
-        match merge.split(" ") if isinstance(merge, str) else merge:
-            case [str(left), str(right)] if left in tokens and right in tokens:
-                read.append((tokens[left], tokens[right]))
-            case halves:
-                raise _broken_merge(halves, f"{where}[{number}]", tokens)
+        halves = merge.split(" ") if isinstance(merge, str) else merge
+        try:
+            left, right = halves
+            read.append((tokens[left], tokens[right]))
+        except (KeyError, TypeError, ValueError):
+            raise _broken_merge(halves, f"{where}[{number}]", tokens) from None
+    stranger = next((number for number, merge in enumerate(merges) if not isinstance(merge, (str, list))), None)
+    if stranger is not None:  # an object of two keys can be taken apart like a pair
+        raise _broken_merge(merges[stranger], f"{where}[{stranger}]", tokens)
     return read
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
@@ -20,6 +19,7 @@ from groundup.tokenizer.chat import END_OF_TEXT
 from groundup.tokenizer.fast.bridge import Bridge, Part
 from groundup.tokenizer.fast.decoder import FastDecoder
 from groundup.tokenizer.fast.vocabulary_tables import MAX_IDS, MAX_RANKS, Tables, make_tables
+from groundup.tokenizer.normalize import normalize
 from groundup.tokenizer.plain import PlainEncoder
 from groundup.tokenizer.pretokenize import Pretokenizer, SpecialSplitter, safe_chunks, well_formed
 from groundup.tokenizer.stream import StreamDecoder
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 _SURROGATE = regex.compile(r"[\ud800-\udfff]")
-_STREAM_CHARACTERS, _STREAM_PIECES = 1 << 14, 1 << 11  # what encode_iterable holds at a time
+_STREAM_CHARACTERS, _STREAM_PIECES = 1 << 13, 1 << 11  # what encode_iterable holds at a time
 
 
 @runtime_checkable
@@ -396,9 +396,7 @@ class Tokenizer:
         ]
 
     def _normalized(self, text: str) -> str:
-        if self.normalizer is None or text.isascii():
-            return text
-        return unicodedata.normalize("NFC", text)
+        return text if self.normalizer is None else normalize(text)
 
     @cached_property
     def _whole(self) -> dict[bytes, int]:

@@ -22,7 +22,7 @@ from groundup.tokenizer.fast.context import (
     STAGE,
     WORDS,
 )
-from groundup.tokenizer.fast.front import Context
+from groundup.tokenizer.fast.front import SCANNERS, Context
 from groundup.tokenizer.fast.vocabulary_tables import Tables
 
 _HUGE_PAGE = 1 << 21
@@ -42,7 +42,7 @@ class Sizes:
 
 
 # A batch must fit into empty tables: longs at least 4 * BATCH, lines BATCH.
-SMALL = Sizes(1 << 13, 12, (1 << 11, 1 << 12), (1 << 12, 1 << 12), (1 << 15, 1 << 15), (1 << 14, 1 << 14))
+SMALL = Sizes(1 << 12, 11, (1 << 12, 1 << 12), (1 << 12, 1 << 12), (1 << 14, 1 << 14), (1 << 14, 1 << 14), 1 << 10)
 
 _HAS_LOCK = getattr(sys, "_is_gil_enabled", lambda: True)()
 _FIRST_SCRATCH = at.SCRATCH_PER_BYTE * 1024
@@ -151,6 +151,7 @@ class FastEncoder:
     ) -> None:
         self.pattern, self.tables, self._sizes = pattern, tables, sizes or Sizes()
         self.wide = tables.num_ids >= 1 << 16
+        objects.prepare("texts", "encode", *([SCANNERS[pattern][0]] if pattern else []))
         self._encode_texts = objects.entry("texts", "encode_texts")
         self._encode_string = objects.python_entry("texts", "encode_string", ctypes.py_object)
         self._find_texts = objects.python_entry("texts", "find_texts", ctypes.py_object)

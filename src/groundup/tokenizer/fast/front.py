@@ -1,6 +1,7 @@
 """The Python side of the scanners: the memory of a context, and splitting a text for those who want the pieces."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -69,19 +70,24 @@ class Context:
         return self._kept[field]
 
 
-def split(pattern: str, data: bytes) -> Iterator[bytes]:
-    """The pre-tokens of UTF-8 bytes by a published pattern, in order."""
-    unit = SCANNERS[pattern][0]
-    scan = objects.entry(unit, unit)
-    context = Context(pattern)
-    context.read(np.frombuffer(data, np.uint8))
-    start = 0
-    while start < len(data):
-        if scan(context.address) == at.NEEDS_STAGE:
-            context.grow_stage()
-            continue
-        words = int(context.fields[at.WORDS])
-        places = context.kept(at.PLACES)[: words + 1].tolist()
-        for begin, end in zip(places, places[1:], strict=False):
-            yield data[start + begin : start + end]
-        start += places[-1]
+class Splitter:
+    """A published pattern's pre-tokens of UTF-8 bytes. Not for several threads at a time."""
+
+    def __init__(self, pattern: str) -> None:
+        unit = SCANNERS[pattern][0]
+        self._scan, self._context = objects.entry(unit, unit), Context(pattern)
+
+    def split(self, data: bytes) -> list[bytes]:
+        """The pre-tokens in order."""
+        return list(self._split(data))
+
+    def _split(self, data: bytes) -> Iterator[bytes]:
+        context, start = self._context, 0
+        context.read(np.frombuffer(data, np.uint8))
+        while start < len(data):
+            if self._scan(context.address) == at.NEEDS_STAGE:
+                context.grow_stage()
+                continue
+            places = context.kept(at.PLACES)[: int(context.fields[at.WORDS]) + 1].tolist()
+            yield from (data[start + begin : start + end] for begin, end in pairwise(places))
+            start += places[-1]

@@ -34,7 +34,8 @@ from groundup.tokenizer.fast.machine import (
 )
 
 _EMPTY = u64(NO_PAIR)
-_MULTIPLIER = u64(0x9E37_79B9_7F4A_7C15)
+MERGE_MULTIPLIER = 0x9E37_79B9_7F4A_7C15
+_MULTIPLIER = u64(MERGE_MULTIPLIER)
 _PLACE_BITS = u64(40)
 _PLACE_MASK = u64((1 << 40) - 1)
 

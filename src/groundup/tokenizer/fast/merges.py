@@ -47,9 +47,11 @@ def room_for_words(num_words: int, num_bytes: int) -> Words:
 
 
 def words_of(counts: Mapping[bytes, int]) -> Words:
-    """The words of a mapping. ValueError for a count below 1."""
+    """The words of a mapping. ValueError for a count below 1, and for more text than 64 bits can count."""
     if min(counts.values(), default=1) < 1:
         raise ValueError("counts: a word that occurs less than once")
+    if sum(len(word) * count for word, count in counts.items()) >= 1 << 63:
+        raise ValueError("counts: 2^63 bytes of text or more, which 64-bit numbers cannot count")
     words = room_for_words(len(counts), sum(map(len, counts)))
     words.text[256:] = np.frombuffer(b"".join(word + b"\0" for word in counts), np.uint8)
     words.ends[:] = np.cumsum(np.fromiter((len(word) + 1 for word in counts), np.int64, len(counts))) + 255
@@ -72,10 +74,14 @@ def learn_merges(
     """The same as `bpe.learn_merges`, of words in one array."""
     tokens = [bytes([byte]) for byte in range(256)]
     merges: list[tuple[bytes, bytes]] = []
-    for left, right in _Learner(words, num_merges).learn(progress).tolist():
+    for left, right in _Learner(words, num_merges).learn(progress or _tell_nobody).tolist():
         merges.append((tokens[left], tokens[right]))
         tokens.append(tokens[left] + tokens[right])
     return merges
+
+
+def _tell_nobody(done: int, total: int) -> None:
+    pass
 
 
 class _Learner:
@@ -88,38 +94,42 @@ class _Learner:
         self._context = np.zeros(fields.FIELDS, np.int64)
         self._memory: dict[int, np.ndarray] = {}
         self._num_merges = num_merges
+        self._symbols = int(np.diff(words.ends, prepend=255).astype(np.float64) @ words.counts.astype(np.float64))
+        self._context[fields.BUDGET] = _OCCURRENCES_PER_CALL
+        self._keep_words(words)
+        self._make_tokens(256 + num_merges)
+        self._make_pairs(1 << 16)
+        self._more_occurrences(length)
+        self._more_heap(1 << 10)
+
+    def _keep_words(self, words: Words) -> None:
+        length = len(words.text)
         self._keep(fields.TEXT, words.text)
         self._keep(fields.WORD_ENDS, words.ends)
         self._keep(fields.WORD_COUNTS, words.counts)
         self._keep(fields.SYMBOLS, np.empty(length + PADDING, np.int32))
         self._keep(fields.WEIGHTS, np.empty(length, np.int64))
-        self._keep(fields.MERGES, np.empty((max(num_merges, 1), 2), np.int32))
-        self._keep(fields.OCCURRENCES_AT, np.zeros(length + PADDING, np.int32))
-        self._keep(fields.HEAP, np.empty((1 << 10, 2), np.int64))
-        tokens = 256 + num_merges
-        self._keep(fields.TOKENS, np.empty((tokens, fields.TOKEN_RECORD), np.int64))
-        for tallies, seen in (fields.LEFT_TALLIES, fields.LEFT_SEEN), (fields.RIGHT_TALLIES, fields.RIGHT_SEEN):
-            self._keep(tallies, np.zeros((tokens, fields.TALLY_RECORD), np.int64))
-            self._keep(seen, np.empty(tokens, np.int32))
         self._context[fields.LENGTH] = length
-        self._context[fields.WORDS] = len(words.ends)
-        self._context[fields.WANTED_TOKENS] = tokens
-        self._context[fields.BUDGET] = _OCCURRENCES_PER_CALL
-        self._context[fields.MAX_OCCURRENCES] = length
-        self._context[fields.MAX_HEAP] = 1 << 10
-        self._symbols = int(np.diff(words.ends, prepend=255).astype(np.float64) @ words.counts.astype(np.float64))
-        self._make_pairs(1 << 16)
+        self._context[fields.WORDS] = len(words)
 
-    def learn(self, progress: Callable[[int, int], None] | None) -> np.ndarray:
+    def _make_tokens(self, number: int) -> None:
+        self._keep(fields.TOKENS, np.empty((number, fields.TOKEN_RECORD), np.int64))
+        self._keep(fields.MERGES, np.empty((number - 256, 2), np.int32))
+        for tallies, seen in (fields.LEFT_TALLIES, fields.LEFT_SEEN), (fields.RIGHT_TALLIES, fields.RIGHT_SEEN):
+            self._keep(tallies, np.zeros((number, fields.TALLY_RECORD), np.int64))
+            self._keep(seen, np.empty(number, np.int32))
+        self._context[fields.WANTED_TOKENS] = number
+
+    def learn(self, report: Callable[[int, int], None]) -> np.ndarray:
         """The ids of left and right halves, a row for each merge."""
         self._call("lay_out")
         threshold = max(1, self._symbols // (max(self._num_merges, 1) * _SYMBOLS_PER_PAIR))
         while True:
             self._count(threshold)
             while self._call("merge_pairs") == fields.GO_ON:
-                if progress:
-                    progress(self._done, self._num_merges)
+                report(self._done, self._num_merges)
             if self._done == self._num_merges or threshold == 1:
+                report(self._done, self._num_merges)
                 return self._memory[fields.MERGES][: self._done]
             threshold = max(1, threshold // 4)
 
@@ -157,8 +167,11 @@ class _Learner:
         self._keep(field, array)
 
     def _more_pairs(self, more: int) -> None:
-        needed = 2 * (int(self._context[fields.NUM_PAIRS]) + more)
-        self._make_pairs(1 << max(needed - 1, 2 * len(self._memory[fields.SLOTS]) - 1).bit_length())
+        pairs = int(self._context[fields.NUM_PAIRS]) + more
+        slots = 2 * len(self._memory[fields.SLOTS])
+        while slots < 2 * pairs:
+            slots *= 2
+        self._make_pairs(slots)
         self._call("fill_slots")
 
     def _more_occurrences(self, needed: int) -> None:

@@ -9,20 +9,22 @@ it takes about 30 ms, and needs neither Numba nor pickle.
 
 import ctypes
 import hashlib
-import importlib
+import importlib.util
 import logging
 import re
-import time
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from groundup.environ import cache_directory
 from groundup.files import write_atomic
+from groundup.tokenizer.fast.compiling import target_machine
 from groundup.tokenizer.fast.processor import feature_list, processor_name
 
 log = logging.getLogger(__name__)
@@ -32,9 +34,18 @@ _PACKAGE = Path(__file__).parent
 _loaded: list[Any] = []  # engines own the memory that the code is in
 
 
+def prepare(*units: str) -> None:
+    """Load units, compiling at the same time those that have to be."""
+    with ThreadPoolExecutor(len(units)) as pool:
+        list(pool.map(addresses, units))
+
+
 @cache
 def addresses(unit: str) -> Mapping[str, int]:
-    """Entry -> address of its machine code, from the cache or compiled now. RuntimeError without a compiler."""
+    """Entry -> address of its machine code, from the cache or compiled now.
+
+    ImportError where there is no Numba, RuntimeError where it fails.
+    """
     path = cache_directory() / "kernels" / f"{unit}-{_version(unit)}.o"
     code = _read(path)
     if code is None:
@@ -82,7 +93,7 @@ def _version(unit: str) -> str:
     import llvmlite.binding as llvm
 
     digest = hashlib.sha256()
-    for name in sorted({*_sources(unit), "objects"}):
+    for name in sorted({*_sources(unit), *_sources("compiling")}):
         digest.update(name.encode() + b"\0" + (_PACKAGE / f"{name}.py").read_bytes())
     processor = f"{processor_name()} {feature_list()}"
     versions = [metadata.version("numba"), metadata.version("llvmlite"), llvm.get_process_triple()]
@@ -125,93 +136,23 @@ def _keep(path: Path, code: bytes) -> None:
 
 
 def _compile(unit: str) -> bytes:
+    """Compile in a process of its own: Numba then takes no memory and no time to import in this one."""
+    if importlib.util.find_spec("numba") is None:
+        raise ImportError("numba is not installed; pip install numba")
     log.warning("compiling %s for this processor, once; this takes some seconds", unit.replace("_", " "))
-    started = time.monotonic()
-    module = importlib.import_module(f"{__package__}.{unit}")
-    code = _object_code(module)
-    log.info("compiled %s in %.1f s", unit, time.monotonic() - started)
-    return code
-
-
-def _object_code(unit: ModuleType) -> bytes:
-    """The machine code of a unit's entries, each as a plain C function of its own name."""
-    import llvmlite.binding as llvm
-
-    linked = None
-    for name in unit.ENTRIES:
-        module = _c_function(getattr(unit, name), name)
-        if linked is None:
-            linked = module
-        else:
-            linked.link_in(module)
-    assert linked is not None
-    linked.verify()
-    return _machine(llvm).emit_object(linked)
-
-
-def _c_function(dispatcher: Any, name: str) -> Any:
-    """The LLVM module of one compiled kernel, with nothing visible but a C function `name`."""
-    import llvmlite.binding as llvm
-    from numba import types
-
-    signature = (types.int64,) * dispatcher.py_func.__code__.co_argcount
-    dispatcher.compile(signature)
-    compiled = dispatcher.overloads[signature]
-    text = str(compiled.library._final_module)
-    kernel = compiled.fndesc.llvm_func_name
-    takes = ", ".join(f"i64 %argument{number}" for number in range(len(signature)))
-    module = llvm.parse_assembly(f"{text}\n{_BRIDGE.format(name=name, kernel=kernel, takes=takes)}")
-    for function in module.functions:
-        if not function.is_declaration and function.name != name:
-            function.linkage = "internal"
-    for variable in module.global_variables:
-        if not variable.is_declaration:
-            variable.linkage = "internal"
-    _drop_unused(module)
-    return module
-
-
-# Numba's functions take where to put the answer and the exception, and return a status.
-_BRIDGE = """
-define i64 @{name}({takes}) {{
-  %answer = alloca i64
-  %exception = alloca ptr
-  store i64 0, ptr %answer
-  %status = call i32 @{kernel}(ptr %answer, ptr %exception, {takes})
-  %value = load i64, ptr %answer
-  ret i64 %value
-}}
-"""
-
-
-def _drop_unused(module: Any) -> None:
-    import llvmlite.binding as llvm
-
-    builder = llvm.create_pass_builder(_machine(llvm), llvm.create_pipeline_tuning_options())
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_global_dead_code_eliminate_pass()
-    passes.add_strip_dead_prototype_pass()
-    passes.run(module, builder)
-
-
-def _machine(llvm: Any) -> Any:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_triple(llvm.get_process_triple())
-    return target.create_target_machine(
-        cpu=processor_name(),
-        features=feature_list(),
-        opt=3,
-        reloc="default",
-        codemodel="jitdefault",
-        jit=True,
-    )
+    program = "import sys; sys.path[:0] = sys.argv[2:]; from groundup.tokenizer.fast.compiling import main; main()"
+    command = [sys.executable, "-c", program, unit, *sys.path]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        message = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        raise RuntimeError(f"compiling {unit} failed: {' '.join(message)}; see `groundup doctor`")
+    return done.stdout
 
 
 def _load(code: bytes, names: tuple[str, ...]) -> dict[str, int]:
     import llvmlite.binding as llvm
 
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(llvm))
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _loaded.append(engine)

@@ -75,7 +75,10 @@ def make_tables(
     rank_ids: np.ndarray,
     whole_tokens: Mapping[bytes, int],
 ) -> Tables:
-    """All tables. A byte without a token has the id None, and disappears from text. `pairs` are (left id, right id, rank) of the merges; `whole_tokens` stay whole as pre-tokens."""
+    """All tables. A byte without a token has the id None, and disappears from text.
+
+    `pairs` are (left id, right id, rank) of the merges; `whole_tokens` stay whole as pre-tokens.
+    """
     left, right, ranks = pairs
     ids = np.array([NO_ID if token is None else token for token in byte_ids], np.uint32)
     table, shift = pair_table(left, right, ranks)

@@ -1,0 +1,289 @@
+"""Encoding by compiled code against encoding in plain Python."""
+
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groundup.tokenizer import PATTERNS, Tokenizer
+from groundup.tokenizer.fast import encode_context as at
+from groundup.tokenizer.fast.bridge import Bridge
+from groundup.tokenizer.fast.encoder import EncodeContext, FastEncoder, Sizes
+from groundup.tokenizer.fast.merge import MERGE_MULTIPLIER
+from groundup.tokenizer.fast.vocabulary_tables import hash_of, pair_table
+from tests.tokenizer.awkward import FRAGMENTS as AWKWARD
+from tests.tokenizer.fuzzed import fuzzed_strings
+
+TEXT = " ".join(text.encode("utf-8", "replace").decode() for text in (*AWKWARD, *fuzzed_strings(3, 500)))
+SENTENCE = "the cat sat on the mat, and thence the hat's brim's thatch was catching 12345 naïve über-cats 中文字"
+WORDS = SENTENCE.split()
+
+
+def plain(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer._plain.encode(text)
+
+
+@pytest.fixture(scope="module", params=PATTERNS)
+def trained(request) -> Tokenizer:
+    return Tokenizer.train_from_iterator([TEXT, " ".join(WORDS * 3)], 700, pattern=request.param)
+
+
+def test_ids_are_those_of_plain_python(trained):
+    for text in (*AWKWARD, *fuzzed_strings(11, 2_000), TEXT):
+        text = text.encode("utf-8", "replace").decode()
+        assert trained.encode(text) == plain(trained, text)
+
+
+def test_any_way_of_asking_gives_the_same_ids(trained):
+    texts = [text.encode("utf-8", "replace").decode() for text in (*AWKWARD, *fuzzed_strings(12, 300))]
+    expected = [plain(trained, text) for text in texts]
+    assert trained.encode_batch(texts) == expected
+    assert trained.encode_batch(texts, workers=3) == expected
+    ids, offsets = trained.encode_ragged(texts, workers=1)
+    assert [ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)] == expected
+    assert [trained.encode_array(text).tolist() for text in texts] == expected
+    assert ids.dtype == trained.id_type == np.uint16
+
+
+def test_threads_cut_a_long_text_where_nothing_changes(trained):
+    text = TEXT * (1 + 2_000_000 // len(TEXT.encode()))
+    ids, offsets = trained.encode_ragged([text, "x", text[:1000]], workers=3)
+    expected = [plain(trained, part) for part in (text, "x", text[:1000])]
+    assert ids.tolist() == [token for part in expected for token in part]
+    assert offsets.tolist() == np.cumsum([0, *map(len, expected)]).tolist()
+
+
+@given(text=st.text())
+def test_any_text(text):
+    tokenizer = small_tokenizer()
+    text = text.encode("utf-8", "replace").decode()
+    assert tokenizer.encode(text) == plain(tokenizer, text)
+
+
+_small: list[Tokenizer] = []
+
+
+def small_tokenizer() -> Tokenizer:
+    if not _small:
+        _small.append(Tokenizer.train_from_iterator(WORDS * 5, 400))
+    return _small[0]
+
+
+def random_vocabulary(seed: int, num_merges: int) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
+    """Merges that no text would teach: over few bytes, also of one result in two ways."""
+    draw = random.Random(seed)
+    tokens = [bytes([byte]) for byte in range(256)]
+    pool = [b"a", b"b", b"\0", b" "]
+    merges: list[tuple[bytes, bytes]] = []
+    while len(merges) < num_merges:
+        pair = draw.choice(pool), draw.choice(pool)
+        if pair in merges or len(pair[0] + pair[1]) > 40:
+            continue
+        merges.append(pair)
+        if pair[0] + pair[1] not in tokens:
+            tokens.append(pair[0] + pair[1])
+            pool.append(pair[0] + pair[1])
+    return dict(enumerate(tokens)), merges
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("pattern", ["gpt2", None])
+@pytest.mark.parametrize("kind", ["order", "whole", "ranks"])
+def test_merges_in_any_order_and_of_any_kind(seed, pattern, kind):
+    vocab, merges = random_vocabulary(seed, 120)
+    listed = None if kind == "ranks" else merges
+    tokenizer = Tokenizer(vocab, listed, [], pattern, ignore_merges=kind == "whole")
+    draw = random.Random(seed)
+    for size in (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 95, 96, 97, 98, 255, 256, 257, 300, 1000):
+        for alphabet in ("a", "ab", "ab\0", "ab\0 ", "aab c\n"):
+            text = "".join(draw.choice(alphabet) for _ in range(size))
+            assert tokenizer.encode(text) == plain(tokenizer, text), (size, alphabet)
+
+
+def test_ids_of_more_than_sixteen_bits():
+    vocab = {byte: bytes([byte]) for byte in range(256)} | {70_000: b"th", 1_000_000: b"the", 300: b" the"}
+    tokenizer = Tokenizer(vocab, [(b"t", b"h"), (b"th", b"e"), (b" ", b"the")])
+    text = "the theth thethe xyzzy the"
+    assert tokenizer.encode(text) == plain(tokenizer, text)
+    assert tokenizer.encode_array(text).dtype == np.uint32
+    assert tokenizer.decode(tokenizer.encode_array(text)) == text
+
+
+def test_the_largest_id_of_sixteen_bits_is_not_taken_for_an_empty_lane():
+    vocab = {byte: bytes([byte]) for byte in range(256)} | {65_535: b"th"}
+    tokenizer = Tokenizer(vocab, [(b"t", b"h")])
+    assert tokenizer.encode("th thth") == [65_535, 32, 65_535, 65_535]
+
+
+def test_too_many_ids_for_the_tables_are_encoded_in_plain_python(caplog):
+    tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)} | {1 << 21: b"th"}, [(b"t", b"h")])
+    assert tokenizer.encode("the") == [1 << 21, 101]
+    assert "plain Python" in caplog.text
+
+
+def test_a_byte_without_a_token_disappears():
+    vocab = {byte: bytes([byte]) for byte in range(256) if byte not in b"xq"} | {256: b"th"}
+    for kind in (False, True):
+        tokenizer = Tokenizer(vocab, [(b"t", b"h")], ignore_merges=kind)
+        for text in ("txh x xx xthq", "q", "x" * 300 + "th"):
+            assert (
+                tokenizer.encode(text) == plain(tokenizer, text) == tokenizer.encode(text.translate({120: "", 113: ""}))
+            )
+        assert not tokenizer.lossless
+
+
+TINY = Sizes(1 << 10, 4, (1 << 10, 1 << 10), (1 << 12, 1 << 12), (1 << 11, 1 << 11), (1 << 12, 1 << 12), 64)
+
+
+def test_tables_that_are_full_forget_everything_and_nothing_is_wrong(trained, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(
+        EncodeContext, "_grow_cache", lambda self, grow=EncodeContext._grow_cache: forgotten.append(grow(self))
+    )
+    encoder = FastEncoder(trained.pattern, trained._tables(), TINY)
+    draw = random.Random(5)
+    text = " ".join("".join(draw.choice("abcdefgh") for _ in range(draw.randrange(1, 40))) for _ in range(20_000))
+    assert encoder.encode_list(text) == plain(trained, text)
+    assert len(forgotten) > 5
+
+
+def test_ids_come_out_whole_where_the_output_has_to_grow():
+    tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)}, [])
+    text = "\u3042\u3044 x" * 30_000
+    assert tokenizer.encode_array(text).tolist() == list(text.encode())
+
+
+def test_a_custom_pattern_is_split_in_python_and_merged_here(caplog):
+    tokenizer = Tokenizer.train_from_iterator([TEXT], 500, pattern=r"\w+|\W")
+    assert isinstance(tokenizer._fast, Bridge)
+    for text in (TEXT, "", "a" * 3000):
+        assert tokenizer.encode(text) == plain(tokenizer, text)
+    assert tokenizer.encode_batch(["a b", TEXT], workers=2) == [plain(tokenizer, "a b"), plain(tokenizer, TEXT)]
+
+
+@pytest.mark.parametrize("unit", [" ", "\t", "\n", "a", "1", "é", "ab", " \n", "'s", "\0", "中"])
+@pytest.mark.parametrize("pattern", ["gpt2", "cl100k", "o200k"])
+def test_a_million_of_one_character(unit, pattern):
+    tokenizer = (
+        small_tokenizer() if pattern == "gpt2" else Tokenizer.train_from_iterator(WORDS * 5, 400, pattern=pattern)
+    )
+    text = unit * (1_000_000 // len(unit)) + "x"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    short = unit * 1_000 + "x"
+    assert tokenizer.encode(short) == plain(tokenizer, short)
+
+
+@pytest.mark.parametrize("text", ["", "\ud800", "a\udfff b", "\ufeff", "\0", "\U0010ffff", "e" + "\u0301" * 100_000])
+def test_what_is_hardly_text(text):
+    tokenizer = small_tokenizer()
+    well_formed = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert tokenizer.decode(tokenizer.encode(text)) == well_formed
+    assert tokenizer.encode_batch([text, "a"]) == [tokenizer.encode(text), tokenizer.encode("a")]
+    assert tokenizer.encode_array(text).tolist() == tokenizer.encode(text)
+
+
+def test_all_bytes_come_back():
+    tokenizer = small_tokenizer()
+    for first in range(256):
+        assert tokenizer.decode_bytes(tokenizer.encode_bytes(bytes([first]))) == bytes([first])
+    data = b"".join(bytes([first, second]) for first in range(256) for second in range(256))
+    assert tokenizer.decode_bytes(tokenizer.encode_bytes(data)) == data
+
+
+@pytest.mark.slow
+def test_all_strings_of_three_bytes_come_back():
+    tokenizer = small_tokenizer()
+    for first in range(256):
+        threes = np.array([[first, a, b] for a in range(256) for b in range(256)], np.uint8)
+        addresses = threes.ctypes.data + 3 * np.arange(1 << 16)
+        assert tokenizer._fast is not None
+        ids, ends = tokenizer._fast._encoder.encode(addresses, np.full(1 << 16, 3))
+        lengths = np.array([len(tokenizer.vocab[token]) for token in range(256 + len(tokenizer.merges))])[ids]
+        assert tokenizer.decode_bytes(ids) == threes.tobytes()
+        assert (np.diff(np.concatenate([[0], np.cumsum(lengths)[ends - 1]])) == 3).all()
+
+
+def test_a_file_with_special_tokens_is_its_text(tmp_path):
+    tokenizer = small_tokenizer()
+    path = tmp_path / "documents.txt"
+    for content in (b"", b"the cat", b"<|endoftext|>", b"a<|endoftext|><|endoftext|>the hat\n", b"<|endoftex"):
+        path.write_bytes(content)
+        assert tokenizer.encode_file(path).tolist() == tokenizer.encode(content.decode(), "all")
+        assert tokenizer.encode_file(path, ()).tolist() == tokenizer.encode(content.decode())
+
+
+@pytest.mark.parametrize("broken", [b"\xff", b"\xe4\xb8", b"a\x80b", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf"])
+def test_a_file_that_is_not_utf8_is_read_with_replacements(tmp_path, broken):
+    tokenizer = small_tokenizer()
+    for content in (broken, b"the cat " * 10_000 + broken, broken + b" the cat" * 10_000):
+        (tmp_path / "file").write_bytes(content)
+        assert tokenizer.encode_file(tmp_path / "file").tolist() == tokenizer.encode(content.decode("utf-8", "replace"))
+
+
+def test_normalized_text_is_encoded_between_special_tokens():
+    plain_one = small_tokenizer()
+    parts = plain_one.parts()
+    tokenizer = Tokenizer(parts.vocab, parts.merges, parts.special_tokens, normalizer="NFC")
+    assert tokenizer.encode("e\u0301<|endoftext|>e\u0301", "all") == plain_one.encode("é<|endoftext|>é", "all")
+    assert tokenizer.encode_batch(["e\u0301"]) == [plain_one.encode("é")]
+    assert tokenizer.encode_array("e\u0301").tolist() == plain_one.encode("é")
+
+
+def test_the_table_of_pairs_holds_each_pair_once_and_ends_empty():
+    left, right = np.divmod(np.arange(5_000), 70)
+    table, shift = pair_table(left, right, np.arange(5_000))
+    filled = table[table != at.NO_PAIR]
+    assert sorted((filled & 0xFFFFFF).tolist()) == list(range(5_000))
+    assert table[-1] == at.NO_PAIR
+    for slot, entry in enumerate(table.tolist()):
+        if entry != at.NO_PAIR:
+            home = ((entry >> 24) * MERGE_MULTIPLIER % 2**64) >> shift
+            assert home <= slot and (table[home : slot + 1] != at.NO_PAIR).all()
+
+
+@given(data=st.binary(min_size=1, max_size=50))
+def test_tokens_are_found_by_the_hash_that_python_made(data):
+    vocab = {byte: bytes([byte]) for byte in range(256)} | ({256: data} if len(data) > 1 else {})
+    tokenizer = Tokenizer(vocab, [], [], None, ignore_merges=True)
+    assert hash_of(data) < 1 << 64
+    assert tokenizer.encode_bytes(data) == ([256] if len(data) > 1 and _is_text(data) else tokenizer.encode_bytes(data))
+    if _is_text(data):
+        assert tokenizer.encode(data.decode()) == ([256] if len(data) > 1 else [data[0]])
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+PORTABLE = """
+import sys
+from groundup.tokenizer import Tokenizer
+from groundup.tokenizer.fast.machine import HAS_BZHI
+assert not HAS_BZHI
+text = sys.stdin.read()
+for pattern in ("gpt2", "cl100k", "o200k"):
+    tokenizer = Tokenizer.train_from_iterator([text], 500, pattern=pattern)
+    assert tokenizer.encode(text) == tokenizer._plain.encode(text), pattern
+    assert tokenizer.decode(tokenizer.encode_array(text)) == text
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_a_plain_processor_gets_the_same_ids(tmp_path):
+    """Without any of the instruction sets that this machine has beyond the architecture's first."""
+    environment = {"GROUNDUP_PORTABLE": "1", "GROUNDUP_CACHE": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    child = [sys.executable, "-c", PORTABLE]
+    done = subprocess.run(
+        child, input=TEXT, env=environment, capture_output=True, encoding="utf-8", timeout=600, check=False
+    )
+    assert done.stdout.strip() == "equal", done.stderr

@@ -1,0 +1,110 @@
+"""The scanners against the `regex` module, also where a text is cut into chunks."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+import regex
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groundup.tokenizer.fast import context as at
+from groundup.tokenizer.fast import objects
+from groundup.tokenizer.fast.front import SCANNERS, Context, Splitter
+from groundup.tokenizer.pretokenize import PATTERNS, Pretokenizer
+from tests.tokenizer.awkward import FRAGMENTS as AWKWARD
+from tests.tokenizer.fuzzed import fuzzed_strings
+
+# One of each class and of each character that a pattern names, and those of several bytes.
+KEY = [*"aZéǄß中ʰ\u03011٣Ⅷ'sTlrev/.-😀\u200d\u017f\u3000\u00a0\t\n\r\0 "]
+KEY_TEXT = st.lists(st.sampled_from(KEY), max_size=40).map("".join)
+SMALL_STAGE = 64
+
+
+def pieces_of(pattern: str, text: str, stage: int) -> list[str]:
+    """The pieces of a text that is scanned with so small a stage at first."""
+    context, data = Context(pattern, stage_bytes=stage), text.encode()
+    unit = SCANNERS[pattern][0]
+    scan = objects.entry(unit, unit)
+    context.read(np.frombuffer(data, np.uint8))
+    found, start = [], 0
+    while start < len(data):
+        if scan(context.address) == at.NEEDS_STAGE:
+            context.grow_stage()
+            continue
+        places = context.kept(at.PLACES)[: context.fields[at.WORDS] + 1].tolist()
+        found += [data[start + a : start + b].decode() for a, b in zip(places, places[1:], strict=False)]
+        start += places[-1]
+    return found
+
+
+@cache
+def splitter(pattern: str) -> Splitter:
+    return Splitter(pattern)
+
+
+@cache
+def split_by_regex(pattern: str):
+    return Pretokenizer(pattern).split
+
+
+def decoded(pattern: str, text: str) -> list[str]:
+    return [piece.decode() for piece in splitter(pattern).split(text.encode())]
+
+
+def test_every_published_pattern_has_a_scanner():
+    assert set(SCANNERS) == set(PATTERNS)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@given(text=KEY_TEXT)
+def test_pieces_are_those_of_the_regular_expression(pattern, text):
+    assert decoded(pattern, text) == split_by_regex(pattern)(text)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_chunks_change_nothing(pattern):
+    texts = [*AWKWARD, *fuzzed_strings(7, 400)]
+    text = " ".join(text.encode("utf-8", "replace").decode() for text in texts)
+    assert pieces_of(pattern, text, SMALL_STAGE) == Pretokenizer(pattern).split(text)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("unit", ["a", " ", "\n", "\t", "1", "'", "é", "中", "\u0301", "'s", "\r\n", " \n", "a'", "Aa"])
+def test_a_text_without_a_place_to_cut(pattern, unit):
+    text = unit * 5_000
+    assert pieces_of(pattern, text, SMALL_STAGE) == Pretokenizer(pattern).split(text)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_length_around_the_words_of_the_maps(pattern):
+    for size in (*range(1, 8), *range(55, 75), *range(120, 135)):
+        for unit in ("ab ", "é ", "1 ", " 'll", "\u3000x", "   .", "A\u0301"):
+            text = (unit * size)[:size]
+            assert pieces_of(pattern, text, SMALL_STAGE) == Pretokenizer(pattern).split(text)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_bytes_that_are_no_text_are_characters_of_their_own(pattern):
+    broken = "a \udcff\udc80b 中\udce4 1".encode("utf-8", "surrogateescape")
+    pieces = Splitter(pattern).split(broken)
+    assert b"".join(pieces) == broken
+    stood_in = "a \uffff\uffffb 中\uffff 1"
+    assert [len(piece.decode("utf-8", "surrogateescape")) for piece in pieces] == [
+        len(piece) for piece in Pretokenizer(pattern).split(stood_in)
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_of_letters_ends_where_its_class_does():
+    """Every code point between two letters and two digits: what it joins tells its class."""
+    pattern = Pretokenizer("gpt2")
+    for first in range(0, 0x110000, 1 << 12):
+        codes = [code for code in range(first, first + (1 << 12)) if not 0xD800 <= code < 0xE000]
+        text = "".join(f"a{chr(code)}1{chr(code)}! " for code in codes)
+        if text:
+            assert decoded("gpt2", text) == pattern.split(text)
+
+
+def test_contractions_know_the_long_s():
+    assert decoded("cl100k", "it'\u017f it'S IT'Re") == regex.findall(PATTERNS["cl100k"], "it'\u017f it'S IT'Re")
