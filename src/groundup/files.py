@@ -82,6 +82,20 @@ def atomic_directory(final: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def resumable_directory(final: str | Path) -> Iterator[Path]:
+    """Like `atomic_directory`, but what an error or a kill leaves is kept, and yielded again by the next call.
+
+    The folder is `.NAME.partial` beside `final`; whoever fills it must be able to tell what is in it.
+    """
+    final = Path(final)
+    partial = final.with_name(f".{final.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    yield partial
+    _fsync_tree(partial)
+    _take_name(partial, final)
+
+
 def _take_name(temporary: Path, final: Path) -> None:
     aside = final.with_name(f".{final.name}.old")
     if final.exists():

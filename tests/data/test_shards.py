@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.corpus import Document
-from groundup.data import ShardSet, shards, write_shards
+from groundup.data import ShardSet, shard_writing, shards, write_shards
 from groundup.tokenizer import Tokenizer
 
 from .conftest import Bytes
@@ -51,8 +51,7 @@ def test_any_texts_in_files_of_any_size(tmp_path_factory, texts, shard_tokens):
 
 
 def test_a_real_tokenizer_and_a_long_document(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "_LONG_TEXT", 100)
-    monkeypatch.setattr(shards, "_PART", 37)
+    monkeypatch.setattr(shard_writing, "_BATCH", 100)
     text = "Where the parts of a long text are cut makes no difference. " * 20
     tokenizer = Tokenizer.train_from_iterator([text], 280, special_tokens=("<|endoftext|>",))
     written = write_shards([text, "short"], tokenizer, tmp_path / "set")
@@ -84,7 +83,14 @@ def test_where_the_texts_come_from(tmp_path, tokenizer):
 def test_progress_counts_bytes_of_text(tmp_path, tokenizer):
     seen = []
     write_shards(["né", "b"], tokenizer, tmp_path / "set", progress=seen.append)
-    assert seen == [3, 4]
+    assert seen == [4]
+
+
+def test_progress_is_told_after_each_batch(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(shard_writing, "_BATCH", 2)
+    seen = []
+    write_shards(["né", "b", "", "cd"], tokenizer, tmp_path / "set", progress=seen.append)
+    assert seen == [3, 4, 6]
 
 
 @pytest.mark.parametrize("shift", [-100, 200])
@@ -164,7 +170,7 @@ def test_a_consistent_manifest_cannot_name_a_file_outside(tmp_path, tokenizer):
     manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
     del manifest["fingerprint"]
     manifest["shards"][0]["name"] = "../shard-00000.bin"
-    edit_manifest(tmp_path / "set", **manifest, fingerprint=shards._fingerprint(manifest))
+    edit_manifest(tmp_path / "set", **manifest, fingerprint=shards.fingerprint_of(manifest))
     with pytest.raises(ValueError, match="not a shard"):
         ShardSet.open(tmp_path / "set")
 

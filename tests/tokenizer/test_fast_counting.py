@@ -17,14 +17,8 @@ from groundup.tokenizer.fast.counts import BLOCK_PADDING, TEXT_END, WordTables
 from groundup.tokenizer.fast.front import SCANNERS
 from groundup.tokenizer.fast.merges import words_of
 from tests.tokenizer.awkward import texts
-from tests.tokenizer.compiled import compile_units
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|end|>", "<|user|>", "<|user|><|user|>", "\u4f60"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled():
-    compile_units("learn", "count", *{unit for unit, *_ in SCANNERS.values()})
 
 
 def block_of(data):

@@ -16,16 +16,10 @@ pytest.importorskip("llvmlite")
 from groundup.tokenizer.fast import learn_context as fields
 from groundup.tokenizer.fast import merges
 from groundup.tokenizer.fast.merges import learn_merges, words_of
-from tests.tokenizer.compiled import compile_units
 
 few_bytes = st.lists(st.sampled_from([b"a", b"b", b"\0", b"\xff", b"aa"]), max_size=12).map(b"".join)
 counts = st.integers(1, 5) | st.integers(1, 2**40) | st.just(2**32)
 words = st.dictionaries(few_bytes | st.binary(max_size=20), counts, max_size=12)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled():
-    compile_units("learn")
 
 
 def random_words(seed, number, letters, longest, most=1000):

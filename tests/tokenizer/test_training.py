@@ -18,14 +18,8 @@ from groundup.tokenizer import count_state, training, word_count
 from groundup.tokenizer.fast.front import SCANNERS
 from groundup.tokenizer.fast.merges import words_of
 from tests.tokenizer.awkward import FRAGMENTS
-from tests.tokenizer.compiled import compile_units
 
 END = "<|endoftext|>"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled():
-    compile_units("learn", "count", *{unit for unit, *_ in SCANNERS.values()})
 
 
 @pytest.fixture
@@ -105,6 +99,13 @@ def test_invalid_bytes_are_read_as_replacement_characters_and_counted(tmp_path, 
     assert caplog.messages[-1] == warning
 
 
+def test_a_binary_file(tmp_path, small_steps):
+    path = tmp_path / "binary"
+    path.write_bytes(random.Random(17).randbytes(40_000) + b"\xe4\xbd" * 3000 + bytes(5000))
+    for pattern in ("gpt2", "o200k", "none"):
+        assert count_files([path], pattern=pattern, workers=2) == count_readably([path], pattern=pattern)
+
+
 def test_a_pipe_is_read_in_order(tmp_path):
     path, pipe = write(tmp_path / "text", documents(5)), tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -167,6 +168,7 @@ def test_more_words_than_memory_is_an_error_that_says_so(tmp_path):
         training.count_files([path], workers=1, memory=20_000_000)
     with pytest.raises(ValueError, match="memory: 9,000,000 bytes; 2 workers need 1"):
         training.count_files([path], workers=2, memory=9_000_000)
+    assert word_count.default_workers(20_000_000) == 1  # no more than fit
     words = training.count_files([path])
     with pytest.raises(
         ValueError, match=r"learning from 200,\d+ different words|learning from 199,\d+ different words"
@@ -186,10 +188,10 @@ def test_without_numba_the_result_is_the_same(tmp_path, small_steps, monkeypatch
     path = write(tmp_path / "text", documents(16))
     expected = training.train([path], 400, [END])
 
-    def missing(unit, name):
+    def missing(*names):
         raise ImportError("No module named 'numba'")
 
-    monkeypatch.setattr("groundup.tokenizer.fast.counts.entry", missing)
+    monkeypatch.setattr("groundup.tokenizer.word_count.prepare", missing)
     monkeypatch.setattr("groundup.tokenizer.fast.merges.entry", missing)
     assert training.train([path], 400, [END], state=tmp_path / "state", workers=3) == expected
     assert [message for message in caplog.messages if "numba" in message] == [

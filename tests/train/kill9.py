@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from groundup.data.loader import Loader
-from groundup.data.shards import write_shards
+from groundup.data import write_shards
 from groundup.optim import warmup_stable_decay
 from groundup.train import checkpoint, read_metrics
 from tests.train.small import tiny_model, tiny_run

@@ -5,7 +5,8 @@ from groundup.data.conversations import Conversations
 from groundup.data.epochs import effective_tokens
 from groundup.data.loader import Loader
 from groundup.data.packing import pack
-from groundup.data.shards import ShardSet, write_shards
+from groundup.data.shard_writing import write_shards
+from groundup.data.shards import ShardSet
 
 __all__ = [
     "Batch",

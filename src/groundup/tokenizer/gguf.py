@@ -48,10 +48,7 @@ def load(path: Path, pattern: str | None = None) -> Parts:
 def _parts(values: dict[str, Any], pattern: str | None) -> Parts:
     if values.get("model") != "gpt2":
         raise ValueError(f"{_PREFIX}model: {values.get('model')!r} is not supported; expected 'gpt2', byte-level BPE")
-    pre = values.get("pre", "default")
-    if pattern is None and pre not in PATTERN_OF_PRE:
-        known = f"{', '.join(PATTERN_OF_PRE)}{nearest(str(pre), PATTERN_OF_PRE)}; or pass pattern="
-        raise ValueError(f"{_PREFIX}pre: {pre!r} is not supported; expected one of {known}")
+    found = _known_pattern(values.get("pre", "default"), pattern)
     texts, merges = _strings(values, "tokens"), _strings(values, "merges")
     kinds = values.get("token_type", [1] * len(texts))
     if not isinstance(kinds, (list, tuple)) or len(kinds) != len(texts):
@@ -64,8 +61,15 @@ def _parts(values: dict[str, Any], pattern: str | None) -> Parts:
     tokens = read_tokens(ids, specials, f"{_PREFIX}tokens")
     vocab = read_ids(ids, tokens, specials, f"{_PREFIX}tokens")
     listed = read_merges(merges, tokens, f"{_PREFIX}merges")
-    found = PATTERN_OF_PRE.get(pre, "")
     return Parts(vocab, listed, specials, canonical(pattern or found), ignore_merges=found == "llama3")
+
+
+def _known_pattern(pre: Any, given: str | None) -> str | None:
+    found = PATTERN_OF_PRE.get(str(pre))
+    if found is None and given is None:
+        known = f"{', '.join(PATTERN_OF_PRE)}{nearest(str(pre), PATTERN_OF_PRE)}; or pass pattern="
+        raise ValueError(f"{_PREFIX}pre: {str(pre)[:80]!r} is not supported; expected one of {known}")
+    return found
 
 
 def _strings(values: dict[str, Any], key: str) -> list[str]:

@@ -12,7 +12,7 @@ from groundup.tokenizer.parts import Parts
 from groundup.tokenizer.pretokenize import NO_PATTERN, PATTERN_NAMES, PORTABLE_PATTERNS, canonical, is_name
 from groundup.tokenizer.spelling import read_ids, read_merges, read_tokens, spell
 
-MAX_ITEMS = 1 << 22  # commas in a file: bounds the memory that parsing takes
+MAX_ITEMS = 1 << 21  # commas in a file: bounds the memory that parsing takes
 
 
 def save(parts: Parts, path: Path) -> None:

@@ -14,6 +14,7 @@ from groundup.tokenizer.parts import Parts, SpecialTokens, with_special_tokens
 from groundup.tokenizer.pretokenize import canonical
 from groundup.tokenizer.vocabulary import MAX_ID, ids_of_bytes, ids_of_tokens
 
+_MAX_LINES = 1 << 20
 _MAX_SQUARED_LENGTHS = 1 << 28  # finding all splits of a token takes the square of its length
 
 
@@ -61,6 +62,8 @@ def from_ranks(data: bytes, pattern: str | None = None, special_tokens: SpecialT
             f"a rank file does not say its pattern, and this one is none of {names}, unchanged; "
             "pass pattern= (a name or a regular expression) and special_tokens= (a dict of token to id)"
         )
+    if data.count(b"\n") > _MAX_LINES:
+        raise ValueError(f"more than {_MAX_LINES} lines; no vocabulary has as many tokens")
     vocab = _read(data)
     ids_of_bytes(ids_of_tokens(vocab))
     if special_tokens is None:

@@ -88,7 +88,7 @@ def train(
 
     With a folder for `state`, a run that was killed goes on where it was; the folder's file is removed in the end.
     """
-    needed = estimate(files, vocab_size, workers or default_workers())
+    needed = estimate(files, vocab_size, workers or default_workers(memory))
     logger.info("%s", describe(needed))
     words = count_files(files, special_tokens, pattern, progress, workers=workers, memory=memory, state=state)
     learned = learn(words, vocab_size - 256 - len(special_tokens), progress, memory=memory)

@@ -17,7 +17,9 @@ import numpy as np
 from groundup.tokenizer.count_state import Progress, Range
 from groundup.tokenizer.counting import PretokenCounter
 from groundup.tokenizer.fast.counts import BLOCK_PADDING, TEXT_END, WordTables, can_count
+from groundup.tokenizer.fast.front import SCANNERS
 from groundup.tokenizer.fast.merges import Words, words_of
+from groundup.tokenizer.fast.objects import prepare
 from groundup.tokenizer.plain_tables import PlainTables
 from groundup.tokenizer.pretokenize import canonical, well_formed
 
@@ -117,9 +119,9 @@ class WordCount:
             raise ValueError(f"workers: {workers} is not a number of threads")
         self.pattern = canonical(pattern)
         self._special_tokens = list(special_tokens)
-        self._compiled = _can_compile()
+        self._compiled = _can_compile(self.pattern)
         scans = self._compiled and can_count(self.pattern)
-        self.workers = (workers or default_workers()) if scans else 1
+        self.workers = (workers or default_workers(memory)) if scans else 1
         self._memory = memory
         self._table_bytes, self._common_bytes = _share_out(memory, self.workers)
         self._seconds = seconds_between_deliveries
@@ -241,18 +243,20 @@ class _Worker:
         return words_of(counter.counts())
 
 
-def _can_compile() -> bool:
+def _can_compile(pattern: str) -> bool:
+    """Load all kernels of a training, or say why there are none."""
     try:
-        WordTables()
+        prepare("count", "learn", *([SCANNERS[pattern][0]] if can_count(pattern) else []))
     except ImportError as error:
         logger.warning("numba cannot be imported (%s): words are counted in plain Python, slowly", error)
         return False
     return True
 
 
-def default_workers() -> int:
-    """As many as there are processors for this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def default_workers(memory: int | None = None) -> int:
+    """As many as there are processors for this process, and as have room in the memory."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return processors if memory is None else max(1, min(processors, memory // (8 * STEP)))
 
 
 def _share_out(memory: int | None, workers: int) -> tuple[int, int | None]:

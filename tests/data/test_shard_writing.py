@@ -1,0 +1,136 @@
+"""Writing shards: batches and threads change nothing, and what is interrupted goes on."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from groundup.data import shard_writing, write_shards
+from groundup.tokenizer import Tokenizer
+
+from .conftest import Bytes
+
+TEXTS = [f"Document number {n} says it {n % 7} times. " * (n % 5) for n in range(200)]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Tokenizer:
+    return Tokenizer.train_from_iterator(TEXTS, 400)
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("batch", [1, 100, 5_000])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_neither_batches_nor_threads_change_anything(tmp_path, trained, monkeypatch, batch, workers):
+    plain = write_shards(TEXTS, trained, tmp_path / "plain", shard_tokens=700)
+    monkeypatch.setattr(shard_writing, "_BATCH", batch)
+    write_shards(TEXTS, trained, tmp_path / "other", shard_tokens=700, workers=workers)
+    assert files_of(tmp_path / "plain") == files_of(tmp_path / "other")
+    ids = [token for text in TEXTS if text for token in (*trained.encode(text), trained.end_of_text)]
+    assert plain.tokens.tolist() == ids
+    assert plain.num_documents == sum(map(bool, TEXTS))
+
+
+def interrupted_after(count):
+    yield from TEXTS[:count]
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("counts", [[50], [1, 2, 199], [120, 60]])
+def test_what_was_interrupted_goes_on(tmp_path, trained, monkeypatch, counts):
+    write_shards(TEXTS, trained, tmp_path / "whole", shard_tokens=700)
+    monkeypatch.setattr(shard_writing, "_BATCH", 60)
+    monkeypatch.setattr(shard_writing, "_SECONDS_BETWEEN_SAVES", 0.0)
+    for count in counts:
+        with pytest.raises(KeyboardInterrupt):
+            write_shards(interrupted_after(count), trained, tmp_path / "set", shard_tokens=700, resume=True)
+        assert not (tmp_path / "set").exists()
+    state = json.loads((tmp_path / ".set.partial" / "state.json").read_text())
+    assert state["documents"] + state["empty_documents"] > max(counts) - 5
+    write_shards(TEXTS, trained, tmp_path / "set", shard_tokens=700, resume=True)
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "set")
+    assert not (tmp_path / ".set.partial").exists()
+
+
+@pytest.mark.parametrize("change", ["texts", "tokenizer", "state", "shard", "shard_tokens"])
+def test_anything_that_changed_meanwhile_is_noticed(tmp_path, trained, monkeypatch, change):
+    monkeypatch.setattr(shard_writing, "_BATCH", 60)
+    monkeypatch.setattr(shard_writing, "_SECONDS_BETWEEN_SAVES", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(interrupted_after(100), trained, tmp_path / "set", resume=True)
+    texts, tokenizer, partial, size = TEXTS, trained, tmp_path / ".set.partial", 2**30
+    if change == "texts":
+        texts = ["Something else.", *TEXTS[1:]]
+    elif change == "tokenizer":
+        tokenizer = Bytes()
+    elif change == "state":
+        (partial / "state.json").write_text("{")
+    elif change == "shard":
+        (partial / "shard-00000.bin").write_bytes(b"")
+    else:
+        size = 500
+    write_shards(texts, tokenizer, tmp_path / "whole", shard_tokens=size)
+    write_shards(texts, tokenizer, tmp_path / "set", shard_tokens=size, resume=True)
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "set")
+
+
+CHILD = """
+import sys, time
+from groundup.data import shard_writing, write_shards
+from groundup.tokenizer import Tokenizer
+shard_writing._BATCH, shard_writing._SECONDS_BETWEEN_SAVES = 200, 0.0
+def texts():
+    for n in range(3000):
+        yield f"Document number {n} says it {n % 7} times. " * (n % 5)
+def tell(done):
+    print(done, flush=True)
+write_shards(texts(), Tokenizer.load(sys.argv[1]), sys.argv[2], shard_tokens=5000, resume=True, progress=tell)
+"""
+
+
+def kill_at_random_moments(folder, tokenizer, kills, seed):
+    """Whether a run that was killed so often wrote what an undisturbed one does."""
+    tokenizer.save(folder / "tokenizer")
+    command = [sys.executable, "-c", CHILD, str(folder / "tokenizer")]
+    subprocess.run([*command, str(folder / "whole")], check=True, stdout=subprocess.DEVNULL)
+    draw = random.Random(seed)
+    for _ in range(kills):
+        child = subprocess.Popen([*command, str(folder / "set")], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        for _ in range(draw.randrange(1, 120)):
+            if not child.stdout.readline():
+                break
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        if (folder / "set").exists():
+            break
+    if not (folder / "set").exists():
+        subprocess.run([*command, str(folder / "set")], check=True, stdout=subprocess.DEVNULL)
+    return files_of(folder / "whole") == files_of(folder / "set")
+
+
+def test_killed_and_gone_on(tmp_path, trained):
+    assert kill_at_random_moments(tmp_path, trained, 3, 0)
+
+
+@pytest.mark.slow
+def test_killed_often_and_gone_on(tmp_path, trained):
+    for seed in range(4):
+        (tmp_path / str(seed)).mkdir()
+        assert kill_at_random_moments(tmp_path / str(seed), trained, 10, seed)
+
+
+def test_wide_ids(tmp_path):
+    vocab = {byte: bytes([byte]) for byte in range(256)} | {70_000: b"Do"}
+    tokenizer = Tokenizer(vocab, [(b"D", b"o")], ["<|endoftext|>"])
+    written = write_shards(TEXTS[:10], tokenizer, tmp_path / "set")
+    assert written.tokens.dtype == np.uint32
+    assert written.tokens.tolist().count(tokenizer.end_of_text) == written.num_documents
