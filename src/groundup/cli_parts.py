@@ -107,16 +107,21 @@ def print_table(
 def progress_line() -> Iterator[Progress]:
     """A function of (stage, done, total) that keeps one line on a terminal's standard error, and nowhere else.
 
-    A total of 0 is one that is not known: then the count is shown.
+    A total of 0 is one that is not known: then the count is shown, and no time to wait.
     """
     last = 0.0
+    began: dict[str, tuple[float, int]] = {}
 
     def show(stage: str, done: int, total: int) -> None:
         nonlocal last
-        if sys.stderr.isatty() and time.monotonic() - last > 0.1:
-            last = time.monotonic()
+        now = time.monotonic()
+        since, before = began.setdefault(stage, (now, done))
+        if sys.stderr.isatty() and now - last > 0.1:
+            last = now
             share = f"{done / total:.0%}" if total else f"{done:,}"
-            print(f"\r\x1b[K{stage} {share}", end="", file=sys.stderr, flush=True)
+            left = (now - since) * (total - done) / (done - before) if total and done > before else 0.0
+            wait = f", {left:,.0f} s left" if left >= 1 else ""
+            print(f"\r\x1b[K{stage} {share}{wait}", end="", file=sys.stderr, flush=True)
 
     try:
         yield show

@@ -42,15 +42,34 @@ def _train_options(parser: Parser) -> None:
         help="gpt2, gpt4, o200k, none or a regular expression (default: %(default)s)")  # fmt: skip
     add("--special-tokens", nargs="*", default=["<|endoftext|>"], metavar="TOKEN",
         help="markers that are one token each (default: <|endoftext|>)")  # fmt: skip
+    add("--workers", type=whole_number, metavar="N", help="threads that count (default: one for each core)")
+    add(
+        "--memory",
+        type=whole_number,
+        metavar="MIB",
+        help="memory that counting and learning may take (default: what the machine has)",
+    )
+    add(
+        "--state",
+        metavar="FOLDER",
+        help="keep there what is counted: a run that was killed goes on from it (default: nothing is kept)",
+    )
     add("--out", required=True, help="folder or .json file to write")
     add("--json", action="store_true", help="end with one JSON line")
 
 
 def _train(options: Arguments) -> int:
     from groundup.build.text import train_tokenizer_on_files
+    from groundup.tokenizer import training
 
-    summary = train_tokenizer_on_files(options.files, options.vocab_size, options.special_tokens,
-                                       options.pattern, options.out)  # fmt: skip
+    memory = options.memory * 2**20 if options.memory else None
+    workers = options.workers or training.default_workers(memory)
+    if all(Path(file).is_file() for file in options.files):
+        print(training.describe(training.estimate(options.files, options.vocab_size, workers)))
+    with progress_line() as show:
+        summary = train_tokenizer_on_files(options.files, options.vocab_size, options.special_tokens, options.pattern,
+                                           options.out, progress=show, workers=workers, memory=memory,
+                                           state=options.state)  # fmt: skip
     size = plural(summary["vocab_size"], "token")
     print(f"{options.out}: {size}, {summary['bytes_per_token']:.2f} bytes per token")
     if options.json:
@@ -162,6 +181,7 @@ def _shards_options(parser: Parser) -> None:
     add("--shard-tokens", type=whole_number, default=2**30, metavar="N",
         help="most ids in one file (default: %(default)s)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace the shards that are there")
+    add("--workers", type=whole_number, metavar="N", help="threads that encode (default: one for each core)")
     add("--explain", action="store_true", help="also say what the length of the sequences costs in attention")
     measure.add_shape(parser)
     add("--json", action="store_true", help="end with one JSON line")
@@ -177,7 +197,8 @@ def _shards(options: Arguments) -> int:
     began = time.perf_counter()
     with progress_line() as show:
         shards = write_shards(documents, tokenizer, options.out, shard_tokens=options.shard_tokens,
-            overwrite=options.overwrite, progress=lambda done: show("bytes encoded:", done, 0))  # fmt: skip
+                              overwrite=options.overwrite, resume=True, workers=options.workers,
+                              progress=lambda done: show("bytes encoded:", done, 0))  # fmt: skip
     rate = shards.text_bytes / max(time.perf_counter() - began, 1e-9) / 1e6
     ratio = shards.text_bytes / shards.num_tokens
     result: dict[str, Any] = {
@@ -207,5 +228,6 @@ ACTIONS = {
                   audit_options, audit),
     "explore": Verb("write a page that shows how text is cut and merged", _explore_options, _explore),
     "convert": Verb("between the files of Hugging Face, tiktoken and GPT-2", _convert_options, _convert),
-    "shards": Verb("encode text into files of ids for training", _shards_options, _shards),
+    "shards": Verb("encode text into files of ids for training; goes on where it was stopped",
+                   _shards_options, _shards),
 }  # fmt: skip

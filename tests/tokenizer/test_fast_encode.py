@@ -144,7 +144,7 @@ def test_tables_that_are_full_forget_everything_and_nothing_is_wrong(trained, mo
     monkeypatch.setattr(
         EncodeContext, "_grow_cache", lambda self, grow=EncodeContext._grow_cache: forgotten.append(grow(self))
     )
-    encoder = FastEncoder(trained.pattern, trained._tables(), TINY)
+    encoder = FastEncoder(trained.pattern, trained._tables, TINY)
     draw = random.Random(5)
     text = " ".join("".join(draw.choice("abcdefgh") for _ in range(draw.randrange(1, 40))) for _ in range(20_000))
     assert encoder.encode_list(text) == plain(trained, text)

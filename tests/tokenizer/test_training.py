@@ -353,3 +353,35 @@ def test_a_training_that_is_killed_learns_the_same_merges(kills, tmp_path):
     assert len(begun) > kills / 2
     assert begun[-1][0] == "merges" or int(begun[-1][0]) > int(begun[0][0])  # it did go on
     assert not (tmp_path / "state" / training.STATE_FILE).exists()
+
+
+TEXTS = [f"Text number {number} has the word w{number % 97} and ends. " * (number % 4 + 1) for number in range(400)]
+
+
+def interrupted(count):
+    yield from TEXTS[:count]
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_texts_that_were_counted_are_not_counted_again(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(training, "_GROUP_CHARACTERS", 500)
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(training, "_SAVING_SHARE", 1e9)
+    expected = dict(training.count_texts(TEXTS).items())
+    for count in (150, 20, 399):
+        with pytest.raises(KeyboardInterrupt):
+            training.count_texts(interrupted(count), workers=workers, state=tmp_path)
+    done = []
+    words = training.count_texts(TEXTS, workers=workers, state=tmp_path, progress=lambda *told: done.append(told))
+    assert dict(words.items()) == expected
+    assert 0 < done[-1][1] < sum(map(len, TEXTS)) // 4
+    training.forget(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_counts_of_other_texts_are_refused(tmp_path):
+    training.count_texts(TEXTS, state=tmp_path)
+    with pytest.raises(ValueError, match="counts of other texts"):
+        training.count_texts(["Something else.", *TEXTS[1:]], state=tmp_path)
+    assert dict(training.count_texts(TEXTS, state=tmp_path).items()) == dict(training.count_texts(TEXTS).items())

@@ -25,6 +25,8 @@ VALIDATION_FRACTION, MOST_VALIDATION_FRACTION = 0.02, 0.05
 ENOUGH_VALIDATION_BYTES, MOST_VALIDATION_BYTES = 4_000, 100_000
 DIFFICULTY_BYTES, DIFFICULTY_PIECES = 1 << 20, 16
 HASHED_INPUTS = 10_000
+PLAIN_TEXT = {".txt", ".md"}
+SAMPLE_CHARACTERS = 10_000_000  # on which the ratio of a new tokenizer is measured
 
 
 @dataclass(frozen=True)
@@ -143,17 +145,34 @@ def load_texts(path: Path) -> list[str]:
 
 
 def train_tokenizer_on_files(
-    files: Sequence[str], vocab_size: int, special_tokens: Sequence[str], pattern: str, out: str
+    files: Sequence[str], vocab_size: int, special_tokens: Sequence[str], pattern: str, out: str, **options: Any
 ) -> dict[str, Any]:
-    """Learn a vocabulary from files of any readable kind, save it, and say how well it packs the text."""
-    texts = [d.text for d in read_documents(files)]
-    tokenizer = Tokenizer.train_from_iterator(texts, vocab_size, special_tokens, pattern)
+    """Learn a vocabulary from files of any readable kind, save it, and say how well it packs the text.
+
+    Plain text files are read in parts by all threads; other kinds document by document. `options` are those of
+    `Tokenizer.train`: progress, workers, memory, state.
+    """
+    if all(Path(file).is_file() and Path(file).suffix in PLAIN_TEXT for file in files):
+        tokenizer = Tokenizer.train(files, vocab_size, special_tokens, pattern, **options)
+    else:
+        texts = (document.text for document in read_documents(files))
+        tokenizer = Tokenizer.train_from_iterator(texts, vocab_size, special_tokens, pattern, **options)
     tokenizer.save(out)
-    sample = texts[: max(1, len(texts) // 10)]
-    tokens = sum(len(tokenizer.encode(t)) for t in sample)
+    sample = list(_head_of(document.text for document in read_documents(files)))
+    ids, _ = tokenizer.encode_ragged(sample)
     return {
         "tokenizer": out,
         "vocab_size": tokenizer.vocab_size,
         "merges": len(tokenizer.merges),
-        "bytes_per_token": round(_count_bytes(sample) / max(1, tokens), 4),
+        "bytes_per_token": round(_count_bytes(sample) / max(1, ids.size), 4),
     }
+
+
+def _head_of(texts: Iterable[str]) -> Iterator[str]:
+    """The first texts, up to some megabytes: enough to measure a ratio on."""
+    room = SAMPLE_CHARACTERS
+    for text in texts:
+        yield text[:room]
+        room -= len(text)
+        if room <= 0:
+            return

@@ -17,18 +17,23 @@ logger = logging.getLogger(__name__)
 
 Range = tuple[int, int, int]  # (number of the file, start, end)
 
-_VERSION = 1
+_VERSION = 2
 _SEAL_BYTES, _NUMBER_BYTES = 32, 8
 _EDGE_BYTES = 1 << 16
 
 
 @dataclass
 class Progress:
-    """What is counted: ranges, the invalid sequences found in each file, and the words with their counts."""
+    """What is counted: ranges, the invalid sequences found in each file, and the words with their counts.
+
+    Texts that are in no file are counted in order: the only range is then from 0 to their number, and `digest` is
+    the hash of them all.
+    """
 
     ranges: set[Range] = field(default_factory=set)
     invalid: dict[int, int] = field(default_factory=dict)
     words: Words = field(default_factory=lambda: room_for_words(0, 0))
+    digest: str = ""
 
 
 def job_of(paths: Sequence[Path], pattern: str, special_tokens: Collection[str], step: int) -> dict[str, Any]:
@@ -60,6 +65,7 @@ def save(path: Path, job: dict[str, Any], progress: Progress) -> None:
         "job": job,
         "ranges": sorted(progress.ranges),
         "invalid": sorted(progress.invalid.items()),
+        "digest": progress.digest,
         "num_words": len(words),
         "num_bytes": len(words.text) - 256 - len(words),
     }
@@ -85,7 +91,8 @@ def load(path: Path, job: dict[str, Any]) -> Progress:
         logger.warning("%s: of other files, or counted in another way; counting begins anew", path)
         return Progress()
     ranges = {(number, start, end) for number, start, end in header["ranges"]}
-    return Progress(ranges, dict(header["invalid"]), _words(content[arrays:], header["num_words"], header["num_bytes"]))
+    words = _words(content[arrays:], header["num_words"], header["num_bytes"])
+    return Progress(ranges, dict(header["invalid"]), words, header["digest"])
 
 
 def _words(arrays: bytes, num_words: int, num_bytes: int) -> Words:

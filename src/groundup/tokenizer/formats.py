@@ -39,6 +39,19 @@ def load(path: str | Path, pattern: str | None = None, special_tokens: SpecialTo
         raise ValueError(f"{path}: {error}") from error
 
 
+def sources(path: Path) -> list[Path]:
+    """The files that `load` reads. FileNotFoundError where there are none."""
+    if path.is_dir():
+        if (path / "tokenizer.json").is_file():
+            return [path / "tokenizer.json"]
+        pair = gpt2_files.find(path)
+        if pair is None:
+            raise _nothing_there(path)
+        return list(pair)
+    pair = gpt2_files.find(path.parent) if path.name in sum(gpt2_files.NAMES, ()) else None
+    return list(pair) if pair else [path]
+
+
 def export(parts: Parts, path: str | Path, kind: str) -> None:
     """Write a tokenizer as one of `KINDS`. ValueError where that kind of file cannot say what it does.
 
@@ -63,12 +76,16 @@ def _load_folder(
         return load(folder / "tokenizer.json", pattern, special_tokens)
     pair = gpt2_files.find(folder)
     if pair is None:
-        tried = ", ".join(["tokenizer.json", *(" with ".join(names) for names in gpt2_files.NAMES)])
-        raise FileNotFoundError(f"{folder}: a folder without {tried}; name a .tiktoken or .gguf file itself")
+        raise _nothing_there(folder)
     try:
         return gpt2_files.load(*pair, pattern, special_tokens)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+
+
+def _nothing_there(folder: Path) -> FileNotFoundError:
+    tried = ", ".join(["tokenizer.json", *(" with ".join(names) for names in gpt2_files.NAMES)])
+    return FileNotFoundError(f"{folder}: a folder without {tried}; name a .tiktoken or .gguf file itself")
 
 
 def _load_file(path: Path, pattern: str | None, special_tokens: SpecialTokens | None) -> Parts:

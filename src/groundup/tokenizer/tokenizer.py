@@ -13,23 +13,17 @@ import numpy as np
 import regex
 
 from groundup.config import nearest
-from groundup.tokenizer import formats, training
-from groundup.tokenizer.bpe import rank_merges, splits
+from groundup.tokenizer import formats, kept, training
 from groundup.tokenizer.chat import END_OF_TEXT
+from groundup.tokenizer.definition import Definition, Outline
 from groundup.tokenizer.fast.bridge import Bridge, Part
 from groundup.tokenizer.fast.decoder import FastDecoder
-from groundup.tokenizer.fast.vocabulary_tables import MAX_IDS, MAX_RANKS, Tables, make_tables
+from groundup.tokenizer.fast.vocabulary_tables import Tables
 from groundup.tokenizer.normalize import normalize
 from groundup.tokenizer.plain import PlainEncoder
 from groundup.tokenizer.pretokenize import Pretokenizer, SpecialSplitter, safe_chunks, well_formed
 from groundup.tokenizer.stream import StreamDecoder
-from groundup.tokenizer.vocabulary import (
-    MAX_ID,
-    check_special_tokens,
-    ids_of_tokens,
-    known_byte_ids,
-    place_special_tokens,
-)
+from groundup.tokenizer.vocabulary import MAX_ID, check_special_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -77,24 +71,31 @@ class Tokenizer:
         ignore_merges: bool = False,
         normalizer: str | None = None,
     ) -> None:
-        self._pretokenizer = Pretokenizer(pattern)
-        self.pattern: str = self._pretokenizer.pattern
-        self.ranked_by_token: bool = merges is None
-        self.ignore_merges: bool = ignore_merges or self.ranked_by_token
-        self.normalizer: str | None = check_normalizer(normalizer)
-        self.merges: list[tuple[bytes, bytes]] = (
-            [(left, right) for left, right in merges] if merges is not None else splits(vocab)
-        )
-        self.special_tokens: dict[str, int] = place_special_tokens(vocab, self.merges, special_tokens)
-        placed = {token_id: token.encode() for token, token_id in self.special_tokens.items()}
-        self.vocab: dict[int, bytes] = dict(vocab) | placed
-        self._ids = ids_of_tokens(self.vocab)
-        self._byte_ids = known_byte_ids(self._ids)
-        if missing := self._byte_ids.count(None):
-            logger.info("%d of the 256 bytes have no token and disappear from text", missing)
-        self._ranks = rank_merges(self.merges, self._ids)
-        if self.ranked_by_token:
-            self._ranks = {pair: (token, token) for pair, (_, token) in self._ranks.items()}
+        definition = Definition(vocab, merges, special_tokens, pattern, ignore_merges, normalizer)
+        self._begin(definition.outline, lambda: definition)
+
+    def _begin(self, outline: Outline, define: Callable[[], Definition], tables: Tables | None = None) -> None:
+        self._outline, self._define, self._known_tables = outline, define, tables
+        self._pretokenizer = Pretokenizer(outline.pattern)
+        self.pattern: str = outline.pattern
+        self.special_tokens: dict[str, int] = outline.special_tokens
+        self.ignore_merges: bool = outline.ignore_merges
+        self.ranked_by_token: bool = outline.ranked_by_token
+        self.normalizer: str | None = outline.normalizer
+
+    @cached_property
+    def _definition(self) -> Definition:
+        return self._define()
+
+    @property
+    def vocab(self) -> dict[int, bytes]:
+        """Id -> bytes, special tokens included."""
+        return self._definition.vocab
+
+    @property
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """The merges in order of rank."""
+        return self._definition.merges
 
     @classmethod
     def train(
@@ -145,13 +146,19 @@ class Tokenizer:
         *,
         workers: int | None = None,
         memory: int | None = None,
+        state: str | Path | None = None,
     ) -> "Tokenizer":
         """Learn a vocabulary from texts, each a document of its own. Otherwise as `train`."""
         if isinstance(texts, str):
             raise ValueError("texts: expected an iterable of texts, got one string; write [text]")
         num_merges = _num_merges(vocab_size, special_tokens)
-        words = training.count_texts(texts, special_tokens, pattern, workers=workers, memory=memory)
-        return cls._learn(words, num_merges, special_tokens, pattern, progress, memory)
+        words = training.count_texts(
+            texts, special_tokens, pattern, progress, workers=workers, memory=memory, state=state
+        )
+        tokenizer = cls._learn(words, num_merges, special_tokens, pattern, progress, memory)
+        if state is not None:
+            training.forget(state)
+        return tokenizer
 
     @classmethod
     def _learn(
@@ -172,12 +179,12 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the largest id: the rows of an embedding."""
-        return max(self.vocab) + 1
+        return self._outline.vocab_size
 
     @property
     def lossless(self) -> bool:
         """Whether every text comes back from its ids: all bytes have tokens, and nothing is normalized."""
-        return None not in self._byte_ids and self.normalizer is None
+        return self._outline.lossless
 
     @property
     def id_type(self) -> type[np.uint16] | type[np.uint32]:
@@ -345,28 +352,37 @@ class Tokenizer:
 
         ValueError, saying what and where, for a file that is damaged or that does what this tokenizer cannot.
         """
-        parts = formats.load(path, pattern, special_tokens)
+        files = formats.sources(Path(path))
+        digest = kept.digest_of(files, pattern, special_tokens)
+        found = kept.load(digest)
+        if found is not None:
+            return cls._recalled(*found, partial(_reread, path, pattern, special_tokens, digest))
         try:
-            return cls.from_parts(parts)
+            tokenizer = cls.from_parts(formats.load(path, pattern, special_tokens))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+        if len(tokenizer.vocab) >= kept.SMALLEST and (tables := tokenizer._tables) is not None:
+            kept.keep(digest, tokenizer._outline, tables)
+        return tokenizer
+
+    @classmethod
+    def _recalled(cls, outline: Outline, tables: Tables, define: Callable[[], Definition]) -> "Tokenizer":
+        """A tokenizer whose tables are known; what else defines it is read when it is asked for."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._begin(outline, define, tables)
+        return tokenizer
 
     @classmethod
     def from_parts(cls, parts: formats.Parts) -> "Tokenizer":
         """The tokenizer that these parts define. ValueError when they contradict each other."""
-        return cls(
-            parts.vocab,
-            parts.merges,
-            parts.special_tokens,
-            parts.pattern,
-            ignore_merges=parts.ignore_merges,
-            normalizer=parts.normalizer,
-        )
+        definition = Definition.of(parts)
+        tokenizer = cls.__new__(cls)
+        tokenizer._begin(definition.outline, lambda: definition)
+        return tokenizer
 
     def parts(self) -> formats.Parts:
         """What defines the tokenizer, as `from_parts` takes it."""
-        merges = None if self.ranked_by_token else self.merges
-        return formats.Parts(self.vocab, merges, self.special_tokens, self.pattern, self.ignore_merges, self.normalizer)
+        return self._definition.parts()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer.from_parts, (self.parts(),)
@@ -399,36 +415,30 @@ class Tokenizer:
         return text if self.normalizer is None else normalize(text)
 
     @cached_property
-    def _whole(self) -> dict[bytes, int]:
-        """The tokens that stay whole when they are a pre-token."""
-        special = set(self.special_tokens.values())
-        return {token: id for token, id in self._ids.items() if id not in special} if self.ignore_merges else {}
-
-    @cached_property
     def _plain(self) -> PlainEncoder:
-        return PlainEncoder(self._pretokenizer, self._byte_ids, self._ranks, self._whole)
+        known = self._definition
+        return PlainEncoder(self._pretokenizer, known.byte_ids, known.ranks, known.whole)
 
     @cached_property
     def _fast(self) -> Bridge | None:
         """The compiled encoder; None, with the reason said aloud, where there cannot be one."""
-        if self.vocab_size > MAX_IDS or len(self._ranks) >= MAX_RANKS:
+        if self._tables is None:
             logger.warning("a vocabulary of %d ids is encoded in plain Python, slowly", self.vocab_size)
             return None
         try:
-            return Bridge(self._pretokenizer, self._tables())
+            return Bridge(self._pretokenizer, self._tables)
         except ImportError as error:
-            logger.warning("numba cannot be imported (%s): text is encoded in plain Python, slowly", error)
+            logger.warning("text is encoded in plain Python, slowly: %s", error)
             return None
 
-    def _tables(self) -> Tables:
-        pairs = np.array([(*pair, rank) for pair, (rank, _) in self._ranks.items()], np.int64).reshape(-1, 3)
-        rank_ids = np.zeros(int(pairs[:, 2].max(initial=0)) + 1, np.uint32)
-        rank_ids[pairs[:, 2]] = [made for _, made in self._ranks.values()]
-        return make_tables(self.vocab, self._byte_ids, (pairs[:, 0], pairs[:, 1], pairs[:, 2]), rank_ids, self._whole)
+    @cached_property
+    def _tables(self) -> Tables | None:
+        return self._known_tables or self._definition.tables()
 
     @cached_property
     def _decoder(self) -> FastDecoder:
-        return FastDecoder(self.vocab)
+        assert self._tables is not None, "asked for only beside the compiled encoder"
+        return FastDecoder(self._tables)
 
     def _token_bytes(self, token: int) -> bytes:
         try:
@@ -455,6 +465,12 @@ class Tokenizer:
         return SpecialSplitter(self.special_tokens)
 
 
+def _reread(path: str | Path, pattern: str | None, special_tokens: Any, digest: str) -> Definition:
+    if kept.digest_of(formats.sources(Path(path)), pattern, special_tokens) != digest:
+        raise ValueError(f"{path}: the tokenizer changed on disk since it was loaded; load it again")
+    return Definition.of(formats.load(path, pattern, special_tokens))
+
+
 def _num_merges(vocab_size: int, special_tokens: Sequence[str]) -> int:
     needed = 256 + len(check_special_tokens(special_tokens))
     if not needed <= vocab_size <= MAX_ID + 1:
@@ -471,10 +487,3 @@ def check_workers(workers: int | None) -> int:
         raise ValueError(f"workers: {workers} is not a number of threads")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return workers or cores or 1
-
-
-def check_normalizer(name: str | None) -> str | None:
-    """The name of a normalization of Unicode that is supported. ValueError for another."""
-    if name not in (None, "NFC"):
-        raise ValueError(f"normalizer {name!r}: expected NFC or none")
-    return name

@@ -6,10 +6,12 @@ common tables when they are full. Those, and learning, need memory for each diff
 are counted; more than `memory` is an error, and not a machine that stops.
 """
 
+import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from groundup.tokenizer.count_state import Range
 from groundup.tokenizer.counting import read_text
 from groundup.tokenizer.fast import merges
 from groundup.tokenizer.fast.merges import Words
-from groundup.tokenizer.pretokenize import Pretokenizer, SpecialSplitter, safe_chunks
+from groundup.tokenizer.pretokenize import Pretokenizer, SpecialSplitter, canonical, safe_chunks
 from groundup.tokenizer.ranges import Cutter
 from groundup.tokenizer.word_count import (
     STEP,
@@ -36,7 +38,8 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 STATE_FILE = "counts.bin"
-_SECONDS_BETWEEN_SAVES = 20.0
+_SECONDS_BETWEEN_SAVES = 3.0
+_GROUP_CHARACTERS = 1 << 25  # of texts that are held at a time
 _SAVING_SHARE = 0.05  # of the time, at most
 
 
@@ -46,7 +49,7 @@ def estimate(files: Sequence[str | Path], vocab_size: int, workers: int = 1) -> 
     The number of different words follows Heaps' law as web text in English does (2 n^0.65 in n bytes: 300 thousand in
     100 MB, 7 million in 12 GB). Text without words, as code or DNA, may need more: `memory` bounds it.
     """
-    total = sum(Path(file).stat().st_size for file in files)
+    total = sum(_text_bytes(Path(file)) for file in files)
     num_words = int(min(total / 2, 2 * total**0.65)) + 1
     num_bytes = min(total, 9 * num_words)
     blocks = workers * 4 * min(STEP, total)
@@ -60,6 +63,11 @@ def estimate(files: Sequence[str | Path], vocab_size: int, workers: int = 1) -> 
         "learning": learning,
         "total": max(blocks + tables + words, learning),
     }
+
+
+def _text_bytes(path: Path) -> int:
+    """The bytes of a file's text; a compressed file is taken to be a quarter of it."""
+    return path.stat().st_size * (4 if path.suffix in (".gz", ".xz", ".zst") else 1)
 
 
 def describe(needed: dict[str, int]) -> str:
@@ -140,7 +148,7 @@ def count_files(
     """How often each pre-token occurs in UTF-8 files.
 
     Each invalid sequence is read as U+FFFD; a warning says how many there were. With a folder for `state`, what is
-    counted is kept there every 20 seconds, and a later call for the same files goes on from it. ValueError when the
+    counted is kept there every few seconds, and a later call for the same files goes on from it. ValueError when the
     different words need more than `memory` bytes; OSError when a file cannot be read.
     """
     paths = [Path(file) for file in files]
@@ -167,15 +175,67 @@ def count_texts(
     texts: Iterable[str],
     special_tokens: Sequence[str] = (),
     pattern: str | None = "gpt2",
+    progress: Progress | None = None,
     *,
     workers: int | None = None,
     memory: int | None = None,
+    state: str | Path | None = None,
 ) -> Words:
-    """How often each pre-token occurs in texts, each a document of its own. Otherwise as `count_files`."""
-    counting = WordCount(pattern, special_tokens, workers, memory)
-    for _ in counting.run(batches(texts)):
-        pass
-    return counting.progress().words
+    """How often each pre-token occurs in texts, each a document of its own. Otherwise as `count_files`.
+
+    Going on from a `state`, the texts that were counted are read once more, to see that they are the same;
+    ValueError when they are not. `progress` is told the bytes so far, and 0 for their unknown total.
+    """
+    job = {"texts": True, "pattern": canonical(pattern), "special_tokens": sorted(special_tokens)}
+    saving = _Saving(Path(state), job) if state else None
+    known = saving.load() if saving else count_state.Progress()
+    source, seen = iter(texts), _Seen()
+    for text in islice(source, sum(end for _, _, end in known.ranges)):
+        seen.add(text)
+    if known.digest != (seen.digest if known.ranges else ""):
+        raise ValueError(f"{state}: holds the counts of other texts; remove it, or name another folder")
+    while group := list(_group(source)):
+        counting = WordCount(pattern, special_tokens, workers, memory)
+        counting.go_on_from(count_state.Progress(words=known.words))
+        for size in counting.run(batches(group)):
+            seen.size += size
+            if progress:
+                progress("reading", seen.size, 0)
+        known = counting.progress()
+        if saving:
+            for text in group:
+                seen.add(text)
+            known.ranges, known.digest = {(0, 0, seen.count)}, seen.digest
+            if saving.is_due():
+                saving.save(known)
+    if saving:
+        saving.save(known)
+    return known.words
+
+
+class _Seen:
+    """Texts that went by: how many, their bytes, and the hash of them all."""
+
+    def __init__(self) -> None:
+        self.count = self.size = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, text: str) -> None:
+        data = text.encode("utf-8", "surrogatepass")
+        self._hash.update(len(data).to_bytes(8, "little") + data)
+        self.count += 1
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _group(texts: Iterator[str]) -> Iterator[str]:
+    """The next texts, of some megabytes together."""
+    size = 0
+    while size < _GROUP_CHARACTERS and (text := next(texts, None)) is not None:
+        size += len(text)
+        yield text
 
 
 def _tasks(
@@ -203,6 +263,7 @@ class _Saving:
     """Keeps the progress of a job in a file, every now and then."""
 
     def __init__(self, folder: Path, job: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._path, self._job = folder / STATE_FILE, job
         self._due = time.monotonic() + _SECONDS_BETWEEN_SAVES
 

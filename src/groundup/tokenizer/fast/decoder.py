@@ -1,13 +1,12 @@
 """The Python side of decoding: arrays of ids in, bytes out."""
 
 import ctypes
-from collections.abc import Mapping
 
 import numpy as np
 
 from groundup.tokenizer.fast import decode_context as at
 from groundup.tokenizer.fast import objects
-from groundup.tokenizer.fast.vocabulary_tables import token_bytes
+from groundup.tokenizer.fast.vocabulary_tables import Tables
 
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
@@ -18,11 +17,10 @@ _address_of_bytes.restype, _address_of_bytes.argtypes = ctypes.c_void_p, (ctypes
 class FastDecoder:
     """Decodes by a table of the tokens' bytes; any number of threads may use it."""
 
-    def __init__(self, vocab: Mapping[int, bytes]) -> None:
-        size = max(vocab) + 1
-        self._text, self._offsets = token_bytes(vocab, size)
-        self._lengths = np.diff(self._offsets).astype(np.int32)
-        self._lengths[[token for token in range(size) if token not in vocab]] = -1
+    def __init__(self, tables: Tables) -> None:
+        self._text, self._offsets = tables.token_text, tables.offsets
+        lengths = np.diff(self._offsets)
+        self._lengths = np.where(lengths == 0, -1, lengths).astype(np.int32)  # no token is empty: the id is unused
         self._rows = _first_bytes(self._text, self._offsets)
         self._decoded_size = objects.entry("decode", "decoded_size")
         self._decode = objects.entry("decode", "decode")
