@@ -7,11 +7,11 @@ and LLVM, the processor), so it is never stale; its content is checked by SHA-25
 it takes about 30 ms, and needs neither Numba nor pickle.
 """
 
+import ast
 import ctypes
 import hashlib
 import importlib.util
 import logging
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -82,9 +82,16 @@ def _sources(module: str) -> set[str]:
         name = pending.pop()
         if name not in found:
             found.add(name)
-            text = (_PACKAGE / f"{name}.py").read_text(encoding="utf-8")
-            pending += re.findall(r"^from groundup\.tokenizer\.fast\.(\w+) import", text, re.MULTILINE)
+            tree = ast.parse((_PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+            pending += [imported for node in ast.walk(tree) for imported in _imported(node)]
     return found
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(str(__package__)):
+        return []
+    inner = (node.module or "").removeprefix(f"{__package__}").lstrip(".")
+    return [inner] if inner else [alias.name for alias in node.names]
 
 
 @cache

@@ -1,0 +1,56 @@
+"""Decoding of arrays against decoding of lists."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groundup.tokenizer import Tokenizer
+
+LONG = b"a token of more than sixteen bytes"
+VOCAB = {byte: bytes([byte]) for byte in range(256)} | {256: b"sixteen bytes -!", 257: LONG, 259: b"<|end|>"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(VOCAB, [], {"<|end|>": 259})
+
+
+KNOWN = st.lists(st.sampled_from([*range(256), 256, 257, 259]))
+
+
+@given(ids=KNOWN, kind=st.sampled_from([np.uint16, np.uint32, np.int64, np.int32, np.uint64]))
+def test_arrays_decode_as_lists_do(tokenizer, ids, kind):
+    expected = b"".join(VOCAB[token] for token in ids)
+    assert tokenizer.decode_bytes(ids) == expected
+    assert tokenizer.decode_bytes(np.array(ids, kind)) == expected
+    assert tokenizer.decode(np.array(ids, kind)) == expected.decode("utf-8", "replace")
+
+
+def test_strided_arrays_and_tensors(tokenizer):
+    ids = np.array([104, 0, 257, 0, 256, 0, 105], np.int64)
+    expected = b"h" + LONG + VOCAB[256] + b"i"
+    assert tokenizer.decode_bytes(ids[::2]) == expected
+    assert tokenizer.decode_bytes(torch.tensor(ids[::2].copy())) == expected
+    assert tokenizer.decode_bytes(np.empty(0)) == b""
+
+
+@pytest.mark.parametrize("wrong", [-1, 258, 260, 1 << 20, -(1 << 40), (1 << 62)])
+def test_an_id_that_is_none_is_named(tokenizer, wrong):
+    for ids in ([65, wrong], np.array([65, wrong])):
+        with pytest.raises(ValueError, match=f"id {wrong}: not in the vocabulary"):
+            tokenizer.decode_bytes(ids)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((2, 2), np.int64), np.zeros(3)])
+def test_what_is_no_list_of_ids(tokenizer, wrong):
+    with pytest.raises(ValueError, match="expected integers on one axis"):
+        tokenizer.decode_bytes(wrong)
+
+
+@pytest.mark.parametrize("last", [65, 256, 257])
+def test_nothing_is_written_behind_the_end(tokenizer, last):
+    for count in range(40):
+        ids = np.array([65] * count + [last], np.uint32)
+        assert tokenizer.decode_bytes(ids) == b"A" * count + VOCAB[last]
