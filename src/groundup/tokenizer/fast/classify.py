@@ -11,6 +11,7 @@ from groundup.tokenizer.fast.context import (
     CHUNK,
     CLASS_INDEX,
     CLASS_PAGES,
+    HAS_APOSTROPHE,
     HAS_FOREIGN,
     HAS_ZERO,
     INSIDE,
@@ -132,7 +133,7 @@ def _classify_ascii(context, size, cased):
     upper, lower, letters = map_of(context, UPPER), map_of(context, LOWER), map_of(context, ANY_LETTER)
     space, apostrophe, foreign = map_of(context, SPACE), map_of(context, APOSTROPHE), map_of(context, STARTS)
     any_foreign = u64(0)
-    zeros = u64(0)
+    zeros = any_apostrophe = u64(0)
     last = size >> 6
     for word in range(last + 2):  # up to two words of padding, which have no class
         masks = byte_masks(fields[STAGE] + (word << 6))
@@ -145,11 +146,12 @@ def _classify_ascii(context, size, cased):
         white[word] = masks[4]
         space[word] = masks[5]
         apostrophe[word] = masks[6]
+        any_apostrophe |= masks[6]
         if word < last:
             zeros |= masks[7]
         elif word == last:
             zeros |= masks[7] & ~(ALL << u64(size & 63))
-    fields[HAS_ZERO] = i64(zeros != u64(0))
+    fields[HAS_ZERO], fields[HAS_APOSTROPHE] = i64(zeros != u64(0)), i64(any_apostrophe != u64(0))
     return any_foreign != u64(0)
 
 

@@ -9,14 +9,15 @@ TEXT, LENGTH, POSITION = range(3)
 # The present chunk, copied to the stage so that reading past its end is safe, and its pre-tokens: number j has the
 # bytes PLACES[j] to PLACES[j + 1] of the stage (int32).
 STAGE, STAGE_SIZE, CHUNK, PLACES, WORDS, HAS_ZERO, HAS_FOREIGN = range(3, 10)
-# Bit maps of the stage, MAP_WORDS words of 64 bits each, one after the other in the order of the classes below.
+# Bit maps of the stage, MAP_WORDS words of 64 bits each, one after the other in the order of the classes below. The
+# last words of each are never written, so that what is before the first word of the next one is zero.
 MAPS, MAP_WORDS = range(10, 12)
 # The Unicode table: class of a code point = PAGES[256 * INDEX[code >> 8] + (code & 255)].
 CLASS_INDEX, CLASS_PAGES = range(12, 14)
 # The address of the scanner's kernel, and what distinguishes patterns that one scanner serves.
 SCANNER, MAX_DIGITS, END_TAKES_SPACE = range(14, 17)
-# Whether the text had bytes that are not valid UTF-8.
-INVALID = 17
+# Whether the text had bytes that are not valid UTF-8, and the chunk has apostrophes.
+INVALID, HAS_APOSTROPHE = range(17, 19)
 FRONT_FIELDS = 20
 
 # Classes of characters, as in the Unicode table, and the maps of that number.

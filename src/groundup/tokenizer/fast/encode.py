@@ -47,12 +47,15 @@ from groundup.tokenizer.fast.encode_context import (
     SPILL,
     SPILL_SIZE,
     SPILL_USED,
+    UNRESOLVED,
     VALUES,
     WORDS_DONE,
 )
 from groundup.tokenizer.fast.machine import (
+    HAS_COMPRESS,
     call,
     copy,
+    count_ones,
     i32_at,
     i64,
     i64_at,
@@ -60,6 +63,8 @@ from groundup.tokenizer.fast.machine import (
     leading_zeros,
     load_u64,
     low_bytes,
+    pack_lanes_16,
+    pack_lanes_32,
     prefetch,
     select,
     store_u64,
@@ -74,6 +79,8 @@ ENTRIES = ("encode_text",)
 
 _MULTIPLIER = u64(0x9E37_79B9_7F4A_7C15)
 _HIGH_MULTIPLIER = u64(0xC2B2_AE3D_27D4_EB4F)
+# The lanes that hold the first ids of eight values, of four lanes each or of two.
+_FIRST_OF_4, _FIRST_OF_2 = u64(0x1111_1111), u64(0x5555)
 _LINE_BYTES, _PROBE_BYTES, _LONG_FIELDS = 64, 32, 4
 
 
@@ -170,8 +177,8 @@ def _look_up_missed(context, places, missed):
     for first in range(0, missed, GROUP):
         count = min(GROUP, missed - first)
         _prepare(context, places, first, count)
-        for number in range(_probe(context, first, count)):
-            _resolve(context, places, number)
+        for place in range(_probe(context, first, count)):
+            _resolve(context, places, i64(i32_at(i64_at(context)[UNRESOLVED])[place]))
 
 
 @kernel
@@ -203,8 +210,9 @@ def line_of(low, high):
 @kernel
 def _probe(context, first, count):
     """Compare prepared keys with their first lines, and put what is found where the next look at the quick table
-    finds it. The others move to the front of PROBES; how many there are."""
+    finds it. The numbers of the others go to UNRESOLVED; how many there are."""
     fields = i64_at(context)
+    others = i32_at(fields[UNRESOLVED])
     values, quick, shift = u64_at(fields[VALUES]), fields[QUICK], u64(fields[QUICK_SHIFT])
     nowhere = u64(16) << (u64(64) - shift)  # an entry behind the table, for what may not be in it
     quick_length = i64(8) if fields[HAS_ZERO] == 0 else i64(0)
@@ -222,8 +230,7 @@ def _probe(context, first, count):
         target = select(found & (length <= quick_length), ((low * _MULTIPLIER) >> shift) << u64(4), nowhere)
         entry = u64_at(quick + i64(target))
         entry[0], entry[1] = low, value
-        rest = u64_at(fields[PROBES] + left * _PROBE_BYTES)
-        rest[0], rest[1], rest[2], rest[3] = low, high, address, word
+        others[left] = number
         left += i64(not found)
     return left
 
@@ -316,10 +323,24 @@ def _write(context, places, count):
 
 @kernel
 def _write_narrow(context, places, count):
+    """Ids of 16 bits. Eight pre-tokens at a time, where the processor can do that and none has many ids."""
+    fields = i64_at(context)
+    written, word = fields[OUTPUT_COUNT], i64(0)
+    while HAS_COMPRESS and word + 8 <= count:
+        present = pack_lanes_16(fields[VALUES] + 8 * word, fields[OUTPUT] + 2 * written)
+        if present & _FIRST_OF_4 == _FIRST_OF_4:
+            written += count_ones(present)
+        else:
+            written = _write_narrow_one_by_one(context, places, word, word + 8, written)
+        word += 8
+    return _write_narrow_one_by_one(context, places, word, count, written)
+
+
+@kernel
+def _write_narrow_one_by_one(context, places, word, end, written):
     fields = i64_at(context)
     values, output, lanes = u64_at(fields[VALUES]), u16_at(fields[OUTPUT]), fields[OUTPUT]
-    written = fields[OUTPUT_COUNT]
-    for word in range(count):
+    while word < end:
         value = values[word]
         store_u64(lanes + 2 * written, value)
         ids = 4 - (leading_zeros(~value) >> 4)
@@ -329,15 +350,30 @@ def _write_narrow(context, places, count):
             for number in range(ids):
                 output[written + number] = many[number]
         written += ids
+        word += 1
     return written
 
 
 @kernel
 def _write_wide(context, places, count):
+    """Ids of 32 bits, in the same two ways."""
+    fields = i64_at(context)
+    written, word = fields[OUTPUT_COUNT], i64(0)
+    while HAS_COMPRESS and word + 8 <= count:
+        present = pack_lanes_32(fields[VALUES] + 8 * word, fields[OUTPUT] + 4 * written)
+        if present & _FIRST_OF_2 == _FIRST_OF_2:
+            written += count_ones(present)
+        else:
+            written = _write_wide_one_by_one(context, places, word, word + 8, written)
+        word += 8
+    return _write_wide_one_by_one(context, places, word, count, written)
+
+
+@kernel
+def _write_wide_one_by_one(context, places, word, end, written):
     fields = i64_at(context)
     values, lanes = u64_at(fields[VALUES]), fields[OUTPUT]
-    written = fields[OUTPUT_COUNT]
-    for word in range(count):
+    while word < end:
         value = values[word]
         store_u64(lanes + 4 * written, value)
         ids = 2 - (leading_zeros(~value) >> 5)
@@ -345,6 +381,7 @@ def _write_wide(context, places, count):
             ids, source = _many_ids(context, value, places, word)
             copy(lanes + 4 * written, source, 4 * ids)
         written += ids
+        word += 1
     return written
 
 

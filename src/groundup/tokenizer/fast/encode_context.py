@@ -41,10 +41,12 @@ OBJECTS, NONE, STRING_LENGTH = range(FRONT_FIELDS + 39, FRONT_FIELDS + 42)
 ENCODE_TEXT, STATUS = range(FRONT_FIELDS + 42, FRONT_FIELDS + 44)
 # Whether there are bytes without a token (NO_ID in BYTE_IDS), which disappear from text.
 LACKS_BYTES = FRONT_FIELDS + 44
+# Of a group of missed pre-tokens, those that are not in their first line (int32).
+UNRESOLVED = FRONT_FIELDS + 45
 ENCODE_FIELDS = FRONT_FIELDS + 48
 
 BATCH = 1024  # pre-tokens that are looked up together
-GROUP = 64  # of those that the quick table misses
+GROUP = 256  # of those that the quick table misses
 NO_RANK, NO_ID = 0xFFFFFF, 0xFFFFFFFF
 NO_PAIR = 0xFFFF_FFFF_FFFF_FFFF
 LONGEST_SCANNED = 96  # bytes: a longer pre-token is merged with a heap

@@ -75,6 +75,7 @@ class EncodeContext(Context):
         self.point(at.VALUES, np.zeros(at.BATCH + 8, np.uint64))
         self.point(at.MISSES, np.zeros(at.BATCH + 8, np.int32))
         self.point(at.PROBES, np.zeros(4 * at.GROUP, np.uint64))
+        self.point(at.UNRESOLVED, np.zeros(at.GROUP + 1, np.int32))
         self.fields[at.QUICK_SHIFT] = 64 - sizes.quick_bits
         self.make_scratch(_FIRST_SCRATCH)
         self.make_cache(sizes.lines[0], sizes.longs[0], sizes.long_text[0], sizes.spill[0])

@@ -53,7 +53,7 @@ class Context:
         self.fields[at.MAP_WORDS] = words
         self.point(at.STAGE, np.zeros(size + 2 * at.PADDING + 64, np.uint8))
         self.point(at.MAPS, np.zeros(at.NUM_MAPS * words, np.uint64))
-        self.point(at.PLACES, np.empty(size + 64, np.int32))
+        self.point(at.PLACES, np.empty(size + 128, np.int32))
 
     def grow_stage(self) -> None:
         """Twice the room, for a text without a place to cut within the present one."""

@@ -23,6 +23,7 @@ intrinsic: Any = extending.intrinsic  # what it decorates is called without the 
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _BLOCK = ir.VectorType(_I8, 64)
 HAS_BZHI = processor_features().get("bmi2", False)
+HAS_COMPRESS = processor_features().get("avx512vbmi2", False)
 
 
 def _pointer_maker(element: types.Integer, name: str) -> Any:
@@ -221,6 +222,80 @@ def byte_masks(typingctx: Any, address: Any) -> Any:
         return context.make_tuple(builder, answer, [builder.bitcast(vector, _I64) for vector in vectors])
 
     return answer(types.int64), generate
+
+
+@kernel
+def _write_places_one_by_one(bits, base, target):
+    """Write the places of the ones of a word, plus `base`, as int32; up to 7 more places may be overwritten."""
+    places = i32_at(target)
+    done, ones = i64(0), count_ones(bits)
+    while done < ones:  # eight at a time whether they are there or not: a loop without surprises for the processor
+        for step in range(8):
+            places[done + step] = base + trailing_zeros(bits)
+            bits &= bits - u64(1)
+        done += 8
+
+
+@intrinsic
+def _write_places_compressed(typingctx: Any, bits: Any, base: Any, target: Any) -> Any:
+    """The same by the instruction that moves chosen bytes together; up to 63 more places may be overwritten."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits, base, target = args
+        numbers = ir.Constant(_BLOCK, list(range(64)))
+        chosen = builder.bitcast(bits, ir.VectorType(_I1, 64))
+        compress = _declare(
+            builder, "llvm.x86.avx512.mask.compress.v64i8", _BLOCK, [_BLOCK, _BLOCK, ir.VectorType(_I1, 64)]
+        )
+        places = builder.call(compress, [numbers, ir.Constant(_BLOCK, None), chosen])
+        count = builder.call(_declare(builder, "llvm.ctpop.i64", _I64, [_I64]), [bits])
+        _store_quarter(builder, places, 0, base, target)
+        _store_quarter(builder, places, 1, base, target)
+        with builder.if_then(builder.icmp_unsigned(">", count, ir.Constant(_I64, 32)), likely=False):
+            _store_quarter(builder, places, 2, base, target)
+            _store_quarter(builder, places, 3, base, target)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.int64, types.int64), generate
+
+
+def _store_quarter(builder: Any, places: Any, number: int, base: Any, target: Any) -> None:
+    """Write 16 of 64 bytes, plus `base`, as int32."""
+    wide = ir.VectorType(_I32, 16)
+    chosen = ir.Constant(wide, list(range(16 * number, 16 * number + 16)))
+    quarter = builder.zext(builder.shuffle_vector(places, places, chosen), wide)
+    nothing = ir.Constant(wide, ir.Undefined)
+    first = builder.insert_element(nothing, builder.trunc(base, _I32), ir.Constant(_I32, 0))
+    bases = builder.shuffle_vector(first, nothing, ir.Constant(wide, [0] * 16))
+    address = builder.add(target, ir.Constant(_I64, 64 * number))
+    builder.store(builder.add(quarter, bases), builder.inttoptr(address, wide.as_pointer()), align=1)
+
+
+def _packer(lane: Any, lanes: int, name: str, help: str) -> Any:
+    """A helper that moves the lanes of 64 bytes together that are not full of ones."""
+    full, chosen = ir.VectorType(lane, lanes), ir.VectorType(_I1, lanes)
+    suffix = f"v{lanes}i{lane.width}"
+
+    def typer(typingctx: Any, source: Any, target: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            values = _unaligned_load(builder, args[0], full)
+            present = builder.icmp_unsigned("!=", values, ir.Constant(full, [-1] * lanes))
+            compress = _declare(builder, f"llvm.x86.avx512.mask.compress.{suffix}", full, [full, full, chosen])
+            packed = builder.call(compress, [values, ir.Constant(full, None), present])
+            builder.store(packed, builder.inttoptr(args[1], full.as_pointer()), align=1)
+            bits = builder.zext(builder.bitcast(present, ir.IntType(lanes)), _I64)
+            return bits
+
+        return types.uint64(types.int64, types.int64), generate
+
+    typer.__name__, typer.__doc__ = name, help
+    return intrinsic(typer)
+
+
+_PACKED = "Write the lanes at one address that are not full of ones to another, without gaps; a bit for each, if it is."
+pack_lanes_16 = _packer(ir.IntType(16), 32, "pack_lanes_16", _PACKED)
+pack_lanes_32 = _packer(_I32, 16, "pack_lanes_32", _PACKED)
+write_places = _write_places_compressed if HAS_COMPRESS else _write_places_one_by_one
 
 
 def _every(byte: str | int) -> ir.Constant:

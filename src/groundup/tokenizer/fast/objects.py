@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from groundup.tokenizer.fast.processor import feature_list, processor_name
 log = logging.getLogger(__name__)
 
 _HASH_BYTES = 32
+_IMPORTED = time.time()
 _PACKAGE = Path(__file__).parent
 _loaded: list[Any] = []  # engines own the memory that the code is in
 
@@ -46,6 +48,7 @@ def addresses(unit: str) -> Mapping[str, int]:
 
     ImportError where there is no Numba, RuntimeError where it fails.
     """
+    _refuse_newer_sources(unit)
     path = cache_directory() / "kernels" / f"{unit}-{_version(unit)}.o"
     code = _read(path)
     if code is None:
@@ -73,6 +76,13 @@ def _entries(unit: str) -> tuple[str, ...]:
         if line.startswith("ENTRIES = "):
             return tuple(line.removeprefix("ENTRIES = ").strip("()").replace('"', "").rstrip(",").split(", "))
     raise RuntimeError(f"{unit}.py has no ENTRIES")
+
+
+def _refuse_newer_sources(unit: str) -> None:
+    """The layout of contexts is in these sources: code of newer ones would not fit what this process has imported."""
+    for name in _sources(unit):
+        if (_PACKAGE / f"{name}.py").stat().st_mtime > _IMPORTED:
+            raise RuntimeError(f"{name}.py changed after this program began; start it again")
 
 
 def _sources(module: str) -> set[str]:

@@ -13,6 +13,8 @@ from groundup.tokenizer.fast.context import (
     APOSTROPHE,
     CHUNK,
     DONE,
+    HAS_APOSTROPHE,
+    HAS_FOREIGN,
     INSIDE,
     MAX_DIGITS,
     NEEDS_STAGE,
@@ -33,6 +35,7 @@ from groundup.tokenizer.fast.machine import (
     trailing_zeros,
     u8_at,
     u64,
+    write_places,
 )
 
 ENTRIES = ("scan_gpt2",)
@@ -53,36 +56,41 @@ def scan_gpt2(context):
 def _mark_starts(context):
     fields = i64_at(context)
     size = fields[CHUNK]
-    letters, number, white = map_of(context, ANY_LETTER), map_of(context, NUMBER), map_of(context, WHITE)
-    space, inside, starts = map_of(context, SPACE), map_of(context, INSIDE), map_of(context, STARTS)
-    apostrophe = map_of(context, APOSTROPHE)
+    white = map_of(context, WHITE)
     # What follows the end counts as white space: a run of it there is one pre-token.
     white[size >> 6] |= ALL << u64(size & 63)
     white[(size >> 6) + 1] = ALL
-    digits_alone = ALL if fields[MAX_DIGITS] == 1 else u64(0)
-    last_letter = last_number = last_other = last_space = last_white = u64(0)
-    any_inside, any_apostrophe = u64(0), u64(0)
-    for word in range((size + 63) >> 6):
+    _mark_runs(context)
+    if fields[HAS_FOREIGN] != 0:
+        _move_to_heads(context)
+    if fields[HAS_APOSTROPHE] != 0:
+        _mark_contractions(context)
+
+
+@kernel
+def _mark_runs(context):
+    """Starts by the classes of a byte and its neighbours. No word depends on the result of another, so the compiler
+    does several at a time."""
+    fields = i64_at(context)
+    letters, number, white = map_of(context, ANY_LETTER), map_of(context, NUMBER), map_of(context, WHITE)
+    space, starts = map_of(context, SPACE), map_of(context, STARTS)
+    alone = ALL if fields[MAX_DIGITS] == 1 else u64(0)  # digits are pre-tokens of their own, and like an end of text
+    for word in range((fields[CHUNK] + 63) >> 6):
         letter, digit, blank = letters[word], number[word], white[word]
         other = ~(letter | digit | blank)
-        after_space = (space[word] << ONE) | last_space
-        same = (letter & ((letter << ONE) | last_letter)) | (other & ((other << ONE) | last_other))
-        same |= digit & ((digit << ONE) | last_number) & ~digits_alone
-        joins_space = after_space & ~(digit & digits_alone)
-        ends_white = white[word + 1] | (number[word + 1] & digits_alone)
-        white_follows = ((blank | (digit & digits_alone)) >> ONE) | (ends_white << u64(63))
-        begins = ~blank & ~(same | joins_space)
-        begins |= blank & ~((blank << ONE) | last_white)
-        begins |= blank & ~white_follows
-        starts[word] = begins
-        any_inside |= inside[word]
-        any_apostrophe |= apostrophe[word]
-        last_letter, last_number, last_other = letter >> u64(63), digit >> u64(63), other >> u64(63)
-        last_space, last_white = space[word] >> u64(63), blank >> u64(63)
-    if any_inside != u64(0):
-        _move_to_heads(context)
-    if any_apostrophe != u64(0):
-        _mark_contractions(context)
+        before = ~(letters[word - 1] | number[word - 1] | white[word - 1]) & (ALL if word > 0 else u64(0))
+        same = (letter & shifted(letter, letters[word - 1])) | (other & shifted(other, before))
+        same |= digit & shifted(digit, number[word - 1]) & ~alone
+        same |= shifted(space[word], space[word - 1]) & ~(digit & alone)
+        ends = (blank | (digit & alone)) >> ONE
+        ends |= (white[word + 1] | (number[word + 1] & alone)) << u64(63)
+        starts[word] = (~blank & ~same) | (blank & ~(shifted(blank, white[word - 1]) & ends))
+
+
+@kernel
+def shifted(bits, before):
+    """Each bit at the place after its own; the last one of the word before comes first."""
+    return (bits << ONE) | (before >> u64(63))
 
 
 @kernel
@@ -143,14 +151,7 @@ def list_places(context):
     count = i64(0)
     for word in range(last + 1):
         bits = starts[word]
-        here = word << 6
-        ones = count_ones(bits)
-        done = i64(0)
-        while done < ones:  # eight at a time whether they are there or not: a loop without surprises for the processor
-            for step in range(8):
-                places[count + done + step] = here + trailing_zeros(bits)
-                bits &= bits - ONE
-            done += 8
-        count += ones
+        write_places(bits, word << 6, fields[PLACES] + 4 * count)
+        count += count_ones(bits)
     places[count] = size
     return count
