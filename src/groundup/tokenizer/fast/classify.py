@@ -13,11 +13,13 @@ from groundup.tokenizer.fast.context import (
     CLASS_PAGES,
     HAS_APOSTROPHE,
     HAS_FOREIGN,
+    HAS_LINE_END,
     HAS_ZERO,
     INSIDE,
     INVALID,
     LENGTH,
     LETTER,
+    LINE_END,
     LOWER,
     MAP_WORDS,
     MAPS,
@@ -90,10 +92,10 @@ def run_end(bits, place):
 
 
 @kernel
-def take_chunk(context, cased):
+def take_chunk(context, cased, lines):
     """Copy the next chunk to the stage and make its maps; its length, or 0 when the stage is too short.
 
-    `cased` says whether the maps of upper and lower case are wanted.
+    `cased` and `lines` say whether the maps of upper and lower case and of line ends are wanted.
 
     A chunk is the rest of the text, or ends where every published pattern ends a pre-token whatever follows. So each
     chunk can be scanned as a text of its own.
@@ -103,7 +105,7 @@ def take_chunk(context, cased):
     size = min(rest, fields[STAGE_SIZE])
     copy(fields[STAGE], fields[TEXT] + fields[POSITION], size)
     fill(fields[STAGE] + size, 0, PADDING)
-    _make_maps(context, size, cased)
+    _make_maps(context, size, cased, lines)
     if size < rest:
         size = _last_boundary(context, size)
     fields[CHUNK] = size
@@ -112,9 +114,9 @@ def take_chunk(context, cased):
 
 
 @kernel
-def _make_maps(context, size, cased):
+def _make_maps(context, size, cased, lines):
     fields = i64_at(context)
-    foreign = _classify_ascii(context, size, cased)
+    foreign = _classify_ascii(context, size, cased, lines)
     if foreign or fields[HAS_FOREIGN]:
         words = (size >> 6) + 2 if foreign else fields[MAP_WORDS]
         fill(fields[MAPS] + LETTER * fields[MAP_WORDS] * 8, 0, words << 3)
@@ -126,14 +128,15 @@ def _make_maps(context, size, cased):
 
 
 @kernel
-def _classify_ascii(context, size, cased):
+def _classify_ascii(context, size, cased, lines):
     """Maps of the ASCII characters; whether there are others, which are marked in STARTS for the next step."""
     fields = i64_at(context)
     white, number = map_of(context, WHITE), map_of(context, NUMBER)
     upper, lower, letters = map_of(context, UPPER), map_of(context, LOWER), map_of(context, ANY_LETTER)
     space, apostrophe, foreign = map_of(context, SPACE), map_of(context, APOSTROPHE), map_of(context, STARTS)
     any_foreign = u64(0)
-    zeros = any_apostrophe = u64(0)
+    line_ends = map_of(context, LINE_END)
+    zeros = any_apostrophe = any_line_end = u64(0)
     last = size >> 6
     for word in range(last + 2):  # up to two words of padding, which have no class
         masks = byte_masks(fields[STAGE] + (word << 6))
@@ -147,11 +150,15 @@ def _classify_ascii(context, size, cased):
         space[word] = masks[5]
         apostrophe[word] = masks[6]
         any_apostrophe |= masks[6]
+        if lines:
+            line_ends[word] = masks[8]
+            any_line_end |= masks[8]
         if word < last:
             zeros |= masks[7]
         elif word == last:
             zeros |= masks[7] & ~(ALL << u64(size & 63))
     fields[HAS_ZERO], fields[HAS_APOSTROPHE] = i64(zeros != u64(0)), i64(any_apostrophe != u64(0))
+    fields[HAS_LINE_END] = i64(any_line_end != u64(0))
     return any_foreign != u64(0)
 
 

@@ -16,15 +16,18 @@ MAPS, MAP_WORDS = range(10, 12)
 CLASS_INDEX, CLASS_PAGES = range(12, 14)
 # The address of the scanner's kernel, and what distinguishes patterns that one scanner serves.
 SCANNER, MAX_DIGITS, END_TAKES_SPACE = range(14, 17)
-# Whether the text had bytes that are not valid UTF-8, and the chunk has apostrophes.
-INVALID, HAS_APOSTROPHE = range(17, 19)
-FRONT_FIELDS = 20
+# Whether the text had bytes that are not valid UTF-8, and the chunk has apostrophes or line ends.
+INVALID, HAS_APOSTROPHE, HAS_LINE_END = range(17, 20)
+FRONT_FIELDS = 24
 
 # Classes of characters, as in the Unicode table, and the maps of that number.
 OTHER, WHITE, NUMBER, UPPER, LOWER, LETTER, MARK = range(7)
 # Maps that are not classes: bytes inside a character, the ASCII space, the apostrophe, any letter, pre-token starts.
 INSIDE, SPACE, APOSTROPHE, ANY_LETTER, STARTS = range(7, 12)
-NUM_MAPS = 12
+# Line ends (\r and \n), those that belong to what is before them, white space up to the last line end of its run, and
+# characters that take the letters behind them along. Only where a scanner wants them.
+LINE_END, TAKEN, BEFORE_LINE_END, PREFIX = range(12, 16)
+NUM_MAPS = 16
 
 PADDING = 128  # bytes of the stage behind its end that may be read
 

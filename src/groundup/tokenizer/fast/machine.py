@@ -192,12 +192,12 @@ def call(typingctx: Any, function: Any, argument: Any) -> Any:
 
 @intrinsic
 def byte_masks(typingctx: Any, address: Any) -> Any:
-    """Eight 64-bit masks of the 64 bytes at an address, bit i for byte i.
+    """Nine 64-bit masks of the 64 bytes at an address, bit i for byte i.
 
-    (not ASCII, upper case, lower case, digit, white space, the space itself, apostrophe, zero); all but the first
-    are of ASCII characters.
+    (not ASCII, upper case, lower case, digit, white space, the space itself, apostrophe, zero, line end); all but the
+    first are of ASCII characters.
     """
-    answer = types.UniTuple(types.uint64, 8)
+    answer = types.UniTuple(types.uint64, 9)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         text = _unaligned_load(builder, args[0], _BLOCK)
@@ -218,6 +218,7 @@ def byte_masks(typingctx: Any, address: Any) -> Any:
             equals(" "),
             equals("'"),
             equals(0),
+            builder.or_(equals("\n"), equals("\r")),
         ]
         return context.make_tuple(builder, answer, [builder.bitcast(vector, _I64) for vector in vectors])
 

@@ -7,7 +7,7 @@ classes of that byte and the ones beside it: shifts and logic on whole words of 
 exception, and rare: they are looked at one by one.
 """
 
-from groundup.tokenizer.fast.classify import ALL, ONE, bit, clear_bit, map_of, set_bit, take_chunk
+from groundup.tokenizer.fast.classify import ALL, ONE, clear_bit, map_of, set_bit, take_chunk
 from groundup.tokenizer.fast.context import (
     ANY_LETTER,
     APOSTROPHE,
@@ -15,11 +15,9 @@ from groundup.tokenizer.fast.context import (
     DONE,
     HAS_APOSTROPHE,
     HAS_FOREIGN,
-    INSIDE,
     MAX_DIGITS,
     NEEDS_STAGE,
     NUMBER,
-    PLACES,
     SPACE,
     STAGE,
     STARTS,
@@ -27,16 +25,14 @@ from groundup.tokenizer.fast.context import (
     WORDS,
 )
 from groundup.tokenizer.fast.machine import (
-    count_ones,
-    i32_at,
     i64,
     i64_at,
     kernel,
     trailing_zeros,
     u8_at,
     u64,
-    write_places,
 )
+from groundup.tokenizer.fast.starts import list_places, move_to_heads, shifted
 
 ENTRIES = ("scan_gpt2",)
 
@@ -45,7 +41,7 @@ ENTRIES = ("scan_gpt2",)
 def scan_gpt2(context):
     """Take a chunk of the text and list its pre-tokens (see context.py). DONE, or NEEDS_STAGE."""
     fields = i64_at(context)
-    if take_chunk(context, False) == 0:
+    if take_chunk(context, False, False) == 0:
         return i64(NEEDS_STAGE)
     _mark_starts(context)
     fields[WORDS] = list_places(context)
@@ -62,7 +58,7 @@ def _mark_starts(context):
     white[(size >> 6) + 1] = ALL
     _mark_runs(context)
     if fields[HAS_FOREIGN] != 0:
-        _move_to_heads(context)
+        move_to_heads(context)
     if fields[HAS_APOSTROPHE] != 0:
         _mark_contractions(context)
 
@@ -85,29 +81,6 @@ def _mark_runs(context):
         ends = (blank | (digit & alone)) >> ONE
         ends |= (white[word + 1] | (number[word + 1] & alone)) << u64(63)
         starts[word] = (~blank & ~same) | (blank & ~(shifted(blank, white[word - 1]) & ends))
-
-
-@kernel
-def shifted(bits, before):
-    """Each bit at the place after its own; the last one of the word before comes first."""
-    return (bits << ONE) | (before >> u64(63))
-
-
-@kernel
-def _move_to_heads(context):
-    """A start that fell on a later byte of a character belongs to its first: the last white space of a run."""
-    fields = i64_at(context)
-    inside, starts, white = map_of(context, INSIDE), map_of(context, STARTS), map_of(context, WHITE)
-    for word in range((fields[CHUNK] + 63) >> 6):
-        wrong = starts[word] & inside[word]
-        while wrong != u64(0):
-            place = (word << 6) + trailing_zeros(wrong)
-            wrong &= wrong - ONE
-            clear_bit(starts, place)
-            if bit(white, place):
-                while bit(inside, place):
-                    place -= 1
-                set_bit(starts, place)
 
 
 @kernel
@@ -139,19 +112,3 @@ def _contraction(address):
     if (first == ord("l") and second == ord("l")) or ((first == ord("v") or first == ord("r")) and second == ord("e")):
         return i64(3)
     return i64(0)
-
-
-@kernel
-def list_places(context):
-    """Write the places of the starts, and the end of the chunk, to PLACES; how many pre-tokens there are."""
-    fields = i64_at(context)
-    size, starts, places = fields[CHUNK], map_of(context, STARTS), i32_at(fields[PLACES])
-    last = (size - 1) >> 6
-    starts[last] &= ALL >> u64(63 - ((size - 1) & 63))
-    count = i64(0)
-    for word in range(last + 1):
-        bits = starts[word]
-        write_places(bits, word << 6, fields[PLACES] + 4 * count)
-        count += count_ones(bits)
-    places[count] = size
-    return count

@@ -46,7 +46,7 @@ HEADS, TAILS, EITHER = UPPER, LOWER, LETTER
 def scan_o200k(context):
     """Take a chunk of the text and list its pre-tokens (see context.py). DONE, or NEEDS_STAGE."""
     fields = i64_at(context)
-    if take_chunk(context, True) == 0:
+    if take_chunk(context, True, False) == 0:
         return i64(NEEDS_STAGE)
     mark_others(context)
     _mark_heads_and_tails(context)
