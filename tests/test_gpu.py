@@ -7,8 +7,8 @@ import torch
 
 from groundup import presets
 from groundup.accounting.memory import training_memory
-from groundup.data.loader import Loader
 from groundup.data import write_shards
+from groundup.data.loader import Loader
 from groundup.inference import Engine
 from groundup.kernels.attention import attention
 from groundup.model.transformer import Transformer

@@ -1,5 +1,6 @@
 """`groundup tokenizer ACTION`: a table of actions. Each file named `cli_tokenizer_` has the longer ones."""
 
+import io
 import sys
 import time
 from pathlib import Path
@@ -39,7 +40,8 @@ def _train_options(parser: Parser) -> None:
     add("--vocab-size", type=whole_number, default=4096, metavar="N",
         help="tokens in the vocabulary (default: %(default)s)")  # fmt: skip
     add("--pattern", default="gpt2",
-        help="gpt2, gpt4, o200k, none or a regular expression (default: %(default)s)")  # fmt: skip
+        help="gpt2, gpt4, o200k, llama3, qwen2, smollm, none or a regular expression "
+             "(default: %(default)s)")  # fmt: skip
     add("--special-tokens", nargs="*", default=["<|endoftext|>"], metavar="TOKEN",
         help="markers that are one token each (default: <|endoftext|>)")  # fmt: skip
     add("--workers", type=whole_number, metavar="N", help="threads that count (default: one for each core)")
@@ -47,7 +49,7 @@ def _train_options(parser: Parser) -> None:
         "--memory",
         type=whole_number,
         metavar="MIB",
-        help="memory that counting and learning may take (default: what the machine has)",
+        help="memory that counting and learning may take (default: no bound but the machine's)",
     )
     add(
         "--state",
@@ -85,9 +87,16 @@ def _encode_options(parser: Parser) -> None:
 def _encode(options: Arguments) -> int:
     from groundup.tokenizer import Tokenizer
 
-    text = sys.stdin.read() if options.text == "-" else options.text
+    text = _standard_input() if options.text == "-" else options.text
     print(*Tokenizer.load(options.tokenizer).encode(text))
     return 0
+
+
+def _standard_input() -> str:
+    """All of it, line ends as they are."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(newline="")
+    return sys.stdin.read()
 
 
 def _decode_options(parser: Parser) -> None:

@@ -23,4 +23,7 @@ def cache_directory() -> Path:
         return Path(env("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "groundup" / "cache"
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "groundup"
-    return Path(env("XDG_CACHE_HOME") or Path.home() / ".cache") / "groundup"
+    try:
+        return Path(env("XDG_CACHE_HOME") or Path.home() / ".cache") / "groundup"
+    except RuntimeError:  # a user without a home: nothing can be kept, and a shared folder is not to be trusted
+        return Path(os.devnull) / "groundup"

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,10 @@ def test_anything_that_changed_meanwhile_is_noticed(tmp_path, trained, monkeypat
     else:
         size = 500
     write_shards(texts, tokenizer, tmp_path / "whole", shard_tokens=size)
+    if change == "texts":
+        with pytest.raises(ValueError, match="ids of other texts; remove it"):
+            write_shards(texts, tokenizer, tmp_path / "set", resume=True)
+        shutil.rmtree(partial)
     write_shards(texts, tokenizer, tmp_path / "set", shard_tokens=size, resume=True)
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "set")
 

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -287,3 +288,55 @@ def test_a_plain_processor_gets_the_same_ids(tmp_path):
         child, input=TEXT, env=environment, capture_output=True, encoding="utf-8", timeout=600, check=False
     )
     assert done.stdout.strip() == "equal", done.stderr
+
+
+def test_a_pair_of_surrogates_is_the_character_that_it_stands_for():
+    tokenizer = small_tokenizer()
+    assert tokenizer.encode("\ud83d\udc4d") == tokenizer.encode("\U0001f44d")
+    assert tokenizer.encode_batch(["\ud83d\udc4d\ud83d"]) == [tokenizer.encode("\U0001f44d\ufffd")]
+
+
+@pytest.mark.parametrize(
+    "piece", [[f"w{number:05d}" for number in range(10_000)], ["x" * 20 + str(n) for n in range(9_999)]]
+)
+def test_a_stream_of_more_words_than_its_tables_hold(piece):
+    tokenizer = small_tokenizer()
+    text = " ".join(piece)
+    assert list(tokenizer.encode_iterable([text])) == plain(tokenizer, text)
+
+
+def test_many_threads_use_one_tokenizer():
+    tokenizer = Tokenizer.train_from_iterator(WORDS * 5, 400)
+    draws = [random.Random(seed) for seed in range(8)]
+    texts = [
+        " ".join("".join(draw.choices("abcdeé中 ", k=draw.randrange(1, 200))) for _ in range(draw.randrange(1, 60)))
+        for draw in draws
+        for _ in range(12)
+    ]
+    expected = [plain(tokenizer, text) for text in texts]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            for _ in range(3):
+                assert list(pool.map(tokenizer.encode, texts)) == expected
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_words_whose_hashes_collide_are_encoded_all_the_same():
+    tokenizer = small_tokenizer()
+    words = [f"ab{chr(97 + number % 26)}{number:04d}" + "\x01" * (number % 7) for number in range(3_000)]
+    text = " ".join(words * 2)
+    assert tokenizer.encode(text) == plain(tokenizer, text)
+
+
+@pytest.mark.parametrize("wrong", [b"bytes", 5, None])
+def test_what_is_no_text(wrong, unchecked):
+    with pytest.raises(TypeError, match="expected str"):
+        small_tokenizer().encode(wrong)
+
+
+def test_one_string_is_no_batch(unchecked):
+    with pytest.raises(ValueError, match="got one string"):
+        small_tokenizer().encode_batch("the cat")

@@ -74,7 +74,7 @@ def test_the_name_changes_with_every_source_that_a_unit_is_made_of(monkeypatch, 
 
 def test_a_failing_compiler_is_named(cache, monkeypatch):
     monkeypatch.setattr(objects.sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="compiling decode failed"):
+    with pytest.raises(ImportError, match="compiling decode failed"):
         works()
 
 

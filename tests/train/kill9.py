@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from groundup.data.loader import Loader
 from groundup.data import write_shards
+from groundup.data.loader import Loader
 from groundup.optim import warmup_stable_decay
 from groundup.train import checkpoint, read_metrics
 from tests.train.small import tiny_model, tiny_run

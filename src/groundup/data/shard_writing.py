@@ -283,9 +283,13 @@ class _Writer:
     def go_to(self, position: dict[str, Any]) -> None:
         """Go on at a position that is there, dropping what was written after it."""
         self.shards, self.tokens = list(position["shards"]), position["tokens"]
+        path, size = self._open_file(position)
+        known = {shard["name"] for shard in self.shards} | {STATE} | ({path.name} if position["open"] else set())
+        for stray in self.folder.iterdir():
+            if stray.name not in known:
+                stray.unlink()
         if not position["open"]:
             return
-        path, size = self._open_file(position)
         os.truncate(path, size)
         with open(path, "rb") as file:
             self._hash = hashlib.file_digest(file, "sha256")
@@ -307,15 +311,14 @@ class _Keeper:
             self._start_afresh()
             return texts, _Counts()
         counts = _Counts(**{field.name: state[field.name] for field in fields(_Counts)})
-        seen = []
-        for text in islice(texts, counts.documents + counts.empty_documents):
-            seen.append(text)
-            self._add(text)
-        if self._digest.hexdigest() != state["digest"] or not self._writer.has(state["position"]):
-            log.warning("%s: the texts or the files changed since; writing starts afresh", self._path.parent)
-            self._digest = hashlib.sha256()
+        if not self._writer.has(state["position"]):
+            log.warning("%s: files are missing or shorter; writing starts afresh", self._path.parent)
             self._start_afresh()
-            return chain(seen, texts), _Counts()
+            return texts, _Counts()
+        for text in islice(texts, counts.documents + counts.empty_documents):
+            self._add(text)
+        if self._digest.hexdigest() != state["digest"]:
+            raise ValueError(f"{self._path.parent}: holds the ids of other texts; remove it to start afresh")
         self._writer.go_to(state["position"])
         log.info("going on after %d documents", counts.documents)
         return texts, counts
@@ -341,7 +344,10 @@ class _Keeper:
         except ValueError as error:
             log.warning("%s; writing starts afresh", error)
             return None
-        return state if state.get("job") == self._job else None
+        if state.get("job") == self._job:
+            return state
+        log.warning("%s: of another tokenizer or size of files; writing starts afresh", self._path.parent)
+        return None
 
     def _start_afresh(self) -> None:
         for path in self._path.parent.iterdir():

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 Range = tuple[int, int, int]  # (number of the file, start, end)
 
-_VERSION = 2
+VERSION = 2
 _SEAL_BYTES, _NUMBER_BYTES = 32, 8
 _EDGE_BYTES = 1 << 16
 
@@ -39,7 +39,7 @@ class Progress:
 def job_of(paths: Sequence[Path], pattern: str, special_tokens: Collection[str], step: int) -> dict[str, Any]:
     """All that counts depend on: the files (size, time, ends), and how they are cut."""
     return {
-        "version": _VERSION,
+        "version": VERSION,
         "files": [_identity(path) for path in paths],
         "pattern": pattern,
         "special_tokens": sorted(special_tokens),

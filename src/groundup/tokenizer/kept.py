@@ -9,30 +9,48 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import groundup
 from groundup.environ import cache_directory
 from groundup.files import write_atomic
 from groundup.tokenizer.definition import Outline
 from groundup.tokenizer.fast.vocabulary_tables import Tables
+from groundup.tokenizer.parts import MAX_FILE_BYTES
 
 log = logging.getLogger(__name__)
 
 SMALLEST = 1 << 14  # tokens: a smaller vocabulary is parsed in no time
 _MOST_FILES = 12
-_FORMAT = "groundup tokenizer tables 1"
 _HASH_BYTES = 32
 
 
-def digest_of(files: Sequence[Path], *arguments: Any) -> str:
-    """What a tokenizer is known by: the content of its files, and the arguments that they were read with."""
-    digest = hashlib.sha256(repr((_FORMAT, arguments)).encode())
+def digest_of(files: Sequence[Path], *arguments: Any) -> str | None:
+    """What a tokenizer is known by: this code, the content of its files, and how they were asked to be read.
+
+    None for what is not kept: a model's file, whose tokenizer is a small part of it, and what is too large or no file.
+    """
+    for file in files:
+        if not file.is_file() or file.suffix == ".gguf" or file.stat().st_size > MAX_FILE_BYTES:
+            return None
+    digest = hashlib.sha256(repr((_code(), arguments)).encode())
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest() + file.suffix.encode())
     return digest.hexdigest()[:32]
+
+
+@cache
+def _code() -> str:
+    """The hash of the sources that decide what comes of a file."""
+    digest = hashlib.sha256(groundup.__version__.encode())
+    folder = Path(__file__).parent
+    for source in sorted((*folder.glob("*.py"), folder / "fast" / "vocabulary_tables.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
 
 
 def load(digest: str) -> tuple[Outline, Tables] | None:

@@ -80,8 +80,13 @@ _TAKEN_APART = (
 
 @cache
 def _boundary() -> regex.Pattern:
-    not_these = f"{_TAKEN_APART}{_unassigned()}"
-    return regex.compile(rf"(?r)(?![{not_these}])[\p{{L}}\p{{N}}](?=[^\p{{L}}\p{{N}}\p{{M}}'])")
+    return regex.compile(rf"(?r)(?![{_TAKEN_APART}{_unassigned()}])[\p{{L}}\p{{N}}](?=[^\p{{L}}\p{{N}}\p{{M}}'])")
+
+
+@cache
+def after_boundary() -> regex.Pattern:
+    """What matches the character behind a place where a cut changes no piece by any published pattern."""
+    return regex.compile(rf"(?<=[\p{{L}}\p{{N}}])(?<![{_TAKEN_APART}{_unassigned()}])[^\p{{L}}\p{{N}}\p{{M}}']")
 
 
 # `regex` may know a newer Unicode than the table that decides (see unicode_classes). What that leaves unassigned is
@@ -112,7 +117,6 @@ _MAX_CHARACTERS = 4096
 _FOREIGN = regex.compile(r"\[\[:|&&|\\[hRXK]")
 _FOREIGN_OUTSIDE_SETS = regex.compile(r"\^|\$|\{\d*,?\d*\}\+")
 _ESCAPE_OR_SET = regex.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*+\]")
-_SURROGATE = regex.compile(r"[\ud800-\udfff]")
 
 
 class Pretokenizer:
@@ -175,7 +179,9 @@ def is_name(pattern: str) -> bool:
 
 
 def well_formed(text: str) -> str:
-    r"""`text` with each surrogate code point, which UTF-8 cannot express, replaced by U+FFFD.
+    r"""`text` without surrogate code points, which UTF-8 cannot express.
+
+    A pair becomes the character that it stands for, as in UTF-16 (and in tiktoken), any other surrogate U+FFFD.
 
     >>> well_formed("a\ud800b") == "a\ufffdb"
     True
@@ -183,7 +189,7 @@ def well_formed(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return _SURROGATE.sub("\ufffd", text)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 

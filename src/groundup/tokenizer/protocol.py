@@ -39,8 +39,12 @@ class BytePair:
 
     tokenizer: Tokenizer
     name: str = "BPE"
-    lossless = True
     unknown = None
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every text comes back."""
+        return self.tokenizer.lossless
 
     @property
     def vocab_size(self) -> int:

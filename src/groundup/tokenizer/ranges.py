@@ -6,12 +6,10 @@ from typing import BinaryIO
 
 import regex
 
-from groundup.tokenizer.pretokenize import Pretokenizer
+from groundup.tokenizer.pretokenize import Pretokenizer, after_boundary
 
 _WINDOW = 1 << 14  # bytes looked through at a time
 _LONGEST_CHARACTER = 4
-# As in pretokenize.safe_chunks: after a letter or number, what cannot continue its pre-token.
-_AFTER_WORD = regex.compile(r"(?<=[\p{L}\p{N}])[^\p{L}\p{N}\p{M}']")
 
 
 class Cutter:
@@ -65,7 +63,7 @@ class Cutter:
     def _candidates(self, text: str) -> Iterator[int]:
         """Ends of words, then of special tokens that are surely read as such."""
         if self._cuts_words:
-            yield from (match.start() for match in _AFTER_WORD.finditer(text))
+            yield from (match.start() for match in after_boundary().finditer(text))
         for match in self._special.finditer(text, overlapped=True):
             if not self._is_spanned(text, match.start()):
                 yield match.end()

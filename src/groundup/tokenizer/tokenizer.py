@@ -90,7 +90,13 @@ class Tokenizer:
     @property
     def vocab(self) -> dict[int, bytes]:
         """Id -> bytes, special tokens included."""
-        return self._definition.vocab
+        return self._recalled_vocab if self._known_tables else self._definition.vocab
+
+    @cached_property
+    def _recalled_vocab(self) -> dict[int, bytes]:
+        assert self._known_tables is not None
+        text, offsets = self._known_tables.token_text.tobytes(), self._known_tables.offsets.tolist()
+        return {token: text[start:end] for token, (start, end) in enumerate(pairwise(offsets)) if end > start}
 
     @property
     def merges(self) -> list[tuple[bytes, bytes]]:
@@ -188,7 +194,7 @@ class Tokenizer:
 
     @property
     def id_type(self) -> type[np.uint16] | type[np.uint32]:
-        """The type of arrays of ids: uint16 where every id fits, else uint32."""
+        """The type of arrays of ids: uint16 for fewer than 65,536 of them, else uint32."""
         return np.uint32 if self.vocab_size >= 1 << 16 else np.uint16
 
     @property
@@ -217,7 +223,7 @@ class Tokenizer:
         return self._encode(well_formed(text), self._allowed(allowed_special))
 
     def encode_array(self, text: str, allowed_special: str | Collection[str] = ()) -> np.ndarray:
-        """`encode` as an array: uint16 where every id fits, else uint32."""
+        """`encode` as an array: uint16 for a vocabulary below 65,536, else uint32."""
         return self.encode_ragged([text], allowed_special, workers=1)[0]
 
     def encode_bytes(self, data: bytes) -> list[int]:
@@ -242,12 +248,12 @@ class Tokenizer:
         self, texts: Iterable[str], allowed_special: str | Collection[str] = (), *, workers: int | None = None
     ) -> list[list[int]]:
         """`encode` of each text, by `workers` threads (default: one for each core)."""
-        texts = list(texts)
+        texts, threads = _listed(texts), check_workers(workers)
         if self._fast is None:
             return [self.encode(text, allowed_special) for text in texts]
         if not allowed_special and self.normalizer is None:
             try:
-                return self._fast.encode_lists(texts, check_workers(workers))
+                return self._fast.encode_lists(texts, threads)
             except UnicodeEncodeError:
                 pass
         ids, offsets = self.encode_ragged(texts, allowed_special, workers=workers)
@@ -256,12 +262,11 @@ class Tokenizer:
     def encode_ragged(
         self, texts: Iterable[str], allowed_special: str | Collection[str] = (), *, workers: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts one after the other (uint16 where every id fits, else uint32), and the offsets.
+        """The ids of all texts one after the other, of `id_type`, and the offsets (int64).
 
-        Text number i has `ids[offsets[i] : offsets[i + 1]]`; offsets are int64.
+        Text number i has `ids[offsets[i] : offsets[i + 1]]`.
         """
-        texts = list(texts)
-        threads = check_workers(workers)
+        texts, threads = _listed(texts), check_workers(workers)
         if self._fast is None:
             found = [self.encode(text, allowed_special) for text in texts]
             ids = np.array([token for text in found for token in text], self.id_type)
@@ -279,12 +284,13 @@ class Tokenizer:
     ) -> np.ndarray:
         """The ids of a UTF-8 file, whole and in memory, with its special tokens read as such. (For a corpus on disk
         see `groundup.data.write_shards`.) Invalid bytes become U+FFFD."""
+        threads = check_workers(workers)
         data = Path(path).read_bytes()
         if self._fast is None or self.normalizer is not None or not self._fast.takes_bytes:
             return self.encode_array(data.decode("utf-8", "replace"), allowed_special)
         allowed = self._allowed(allowed_special)
         spans = ((start, end, self.special_tokens[token]) for start, end, token in allowed.spans(data))
-        ids, is_valid = self._fast.encode_document(data, spans, check_workers(workers))
+        ids, is_valid = self._fast.encode_document(data, spans, threads)
         return ids if is_valid else self.encode_array(data.decode("utf-8", "replace"), allowed_special)
 
     def encode_iterable(self, iterable: Iterable[str], allowed_special: str | Collection[str] = ()) -> Iterator[int]:
@@ -313,7 +319,7 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int] | Array) -> bytes:
         """The bytes of `ids` exactly. An array is decoded by compiled code."""
         if isinstance(ids, Array):
-            return self._decode_array(np.asarray(ids))
+            return self._decode_array(_as_array(ids))
         try:
             return b"".join(map(self.vocab.__getitem__, ids))
         except KeyError as error:
@@ -352,16 +358,19 @@ class Tokenizer:
 
         ValueError, saying what and where, for a file that is damaged or that does what this tokenizer cannot.
         """
-        files = formats.sources(Path(path))
+        path = Path(path).resolve()
+        files = formats.sources(path)
         digest = kept.digest_of(files, pattern, special_tokens)
-        found = kept.load(digest)
-        if found is not None:
+        found = kept.load(digest) if digest else None
+        if digest and found is not None:
             return cls._recalled(*found, partial(_reread, path, pattern, special_tokens, digest))
         try:
             tokenizer = cls.from_parts(formats.load(path, pattern, special_tokens))
         except ValueError as error:
             raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
-        if len(tokenizer.vocab) >= kept.SMALLEST and (tables := tokenizer._tables) is not None:
+        if digest is None or len(tokenizer.vocab) < kept.SMALLEST or (tables := tokenizer._tables) is None:
+            return tokenizer
+        if kept.digest_of(files, pattern, special_tokens) == digest:  # what was parsed is what was hashed
             kept.keep(digest, tokenizer._outline, tables)
         return tokenizer
 
@@ -454,6 +463,7 @@ class Tokenizer:
             return self._all_special
         if isinstance(allowed_special, str):
             raise ValueError(f'allowed_special: expected "all" or a collection of tokens, not {allowed_special!r}')
+        allowed_special = list(allowed_special)
         for token in allowed_special:
             if token not in self.special_tokens:
                 known = nearest(token, self.special_tokens)
@@ -479,6 +489,19 @@ def _num_merges(vocab_size: int, special_tokens: Sequence[str]) -> int:
             f"256 bytes and {needed - 256} special tokens are always there"
         )
     return vocab_size - needed
+
+
+def _listed(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise ValueError("texts: expected an iterable of texts, got one string; write [text]")
+    return list(texts)
+
+
+def _as_array(ids: Array) -> np.ndarray:
+    try:
+        return np.asarray(ids)
+    except TypeError:  # a tensor on a GPU
+        return np.array(ids.tolist())
 
 
 def check_workers(workers: int | None) -> int:

@@ -186,7 +186,7 @@ def count_texts(
     Going on from a `state`, the texts that were counted are read once more, to see that they are the same;
     ValueError when they are not. `progress` is told the bytes so far, and 0 for their unknown total.
     """
-    job = {"texts": True, "pattern": canonical(pattern), "special_tokens": sorted(special_tokens)}
+    job = {"texts": count_state.VERSION, "pattern": canonical(pattern), "special_tokens": sorted(special_tokens)}
     saving = _Saving(Path(state), job) if state else None
     known = saving.load() if saving else count_state.Progress()
     source, seen = iter(texts), _Seen()

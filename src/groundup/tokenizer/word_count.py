@@ -130,6 +130,7 @@ class WordCount:
             self._free.put(self._new_worker())
         self._common: WordTables | PlainTables | None = None
         self._lock = Lock()
+        self._failed: str | None = None
         self._ranges: set[Range] = set()
         self._invalid: dict[int, int] = {}
 
@@ -189,14 +190,23 @@ class WordCount:
     def _deliver(self, worker: "_Worker") -> None:
         """Add a worker's counts to the common ones; the first tables to come are the common ones."""
         with self._lock:
-            if self._common is None:
-                self._common = worker.tables
-                self._common.bound(self._common_bytes)
-            elif len(worker.tables):
-                self._common.add(worker.tables.words())
-            self._ranges |= worker.ranges
-            for number, count in worker.invalid.items():
-                self._invalid[number] = self._invalid.get(number, 0) + count
+            if self._failed:
+                raise ValueError(self._failed)
+            try:
+                self._add(worker)
+            except ValueError as error:
+                self._failed = str(error)
+                raise
+
+    def _add(self, worker: "_Worker") -> None:
+        if self._common is None:
+            self._common = worker.tables
+            self._common.bound(self._common_bytes)
+        elif len(worker.tables):
+            self._common.add(worker.tables.words())
+        self._ranges |= worker.ranges
+        for number, count in worker.invalid.items():
+            self._invalid[number] = self._invalid.get(number, 0) + count
 
 
 class _Worker:
@@ -214,14 +224,14 @@ class _Worker:
         """Count a task into the tables."""
         length = task.size
         task.fill(self._room(length))
-        if isinstance(task, FileRange):
-            if not self.tables.is_utf8(self._buffer, length):
-                length = self._replace_invalid(length, task.range[0])
-            self.ranges.add(task.range)
+        if isinstance(task, FileRange) and not self.tables.is_utf8(self._buffer, length):
+            length = self._replace_invalid(length, task.range[0])
         if isinstance(self.tables, WordTables) and self.tables.can_scan:
             self.tables.count(self._buffer, length)
         else:
             self.tables.add(self._split(self._buffer[:length].tobytes()))
+        if isinstance(task, FileRange):
+            self.ranges.add(task.range)
 
     def _room(self, size: int) -> np.ndarray:
         if len(self._buffer) < size + BLOCK_PADDING:

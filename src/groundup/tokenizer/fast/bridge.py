@@ -98,23 +98,27 @@ class Bridge:
                 addresses.append(address)
                 lengths.append(-1 - token)
             start = end
-        self._encoder.forget_invalid()
         memory = Memory(np.array(addresses, np.int64), np.array(lengths, np.int64))
-        ids, _ = self.encode_memory(memory, workers)
-        return ids, not self._encoder.saw_invalid()
+        ids, _, is_valid = self._encode_memory(memory, workers)
+        return ids, is_valid
 
     def streaming(self) -> Callable[[str], list[int]]:
         """`encode_list` with tables that stay under a megabyte."""
         return self._encoder.small().encode_list if self._scans else self.encode_list
 
     def encode_memory(self, memory: Memory, workers: int) -> tuple[np.ndarray, np.ndarray]:
-        """`encode_ragged` of texts in memory, which the caller keeps. Long texts are cut for several threads."""
+        """`encode_ragged` of texts in memory, which the caller keeps."""
+        ids, offsets, _ = self._encode_memory(memory, workers)
+        return ids, offsets
+
+    def _encode_memory(self, memory: Memory, workers: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """The ids, the offsets, and whether it was valid UTF-8. Long texts are cut for several threads."""
         cut, firsts = _cut_long(memory, workers)
         shares = self._map(self._encoder.encode, cut, workers)
-        ids = self._joined([share for share, _ in shares])
-        starts = np.cumsum([0, *(share.size for share, _ in shares)])
-        offsets = np.concatenate([[0], *(ends + start for (_, ends), start in zip(shares, starts, strict=False))])
-        return ids, offsets[firsts]
+        ids = self._joined([share.ids for share in shares])
+        starts = np.cumsum([0, *(share.ids.size for share in shares)])
+        ends = [share.ends + start for share, start in zip(shares, starts, strict=False)]
+        return ids, np.concatenate([[0], *ends])[firsts], all(share.is_valid for share in shares)
 
     def _find(self, texts: Sequence[str]) -> Memory:
         return Memory(*self._encoder.find(list(texts)))

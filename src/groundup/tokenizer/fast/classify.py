@@ -118,11 +118,11 @@ def _make_maps(context, size, cased, lines):
     fields = i64_at(context)
     foreign = _classify_ascii(context, size, cased, lines)
     if foreign or fields[HAS_FOREIGN]:
-        words = (size >> 6) + 2 if foreign else fields[MAP_WORDS]
+        words = max((size >> 6) + 2, fields[HAS_FOREIGN])  # also what an earlier, longer chunk left
         fill(fields[MAPS] + LETTER * fields[MAP_WORDS] * 8, 0, words << 3)
         fill(fields[MAPS] + MARK * fields[MAP_WORDS] * 8, 0, words << 3)
         fill(fields[MAPS] + INSIDE * fields[MAP_WORDS] * 8, 0, words << 3)
-    fields[HAS_FOREIGN] = i64(foreign)
+    fields[HAS_FOREIGN] = (size >> 6) + 2 if foreign else i64(0)
     if foreign:
         _classify_foreign(context, size)
 

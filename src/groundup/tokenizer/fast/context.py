@@ -7,7 +7,8 @@ time; what uses the pre-tokens (encoding, counting) appends its own fields from 
 # What to read: UTF-8 bytes, and how far they have been read.
 TEXT, LENGTH, POSITION = range(3)
 # The present chunk, copied to the stage so that reading past its end is safe, and its pre-tokens: number j has the
-# bytes PLACES[j] to PLACES[j + 1] of the stage (int32).
+# bytes PLACES[j] to PLACES[j + 1] of the stage (int32). HAS_FOREIGN is the number of words of the maps that characters
+# beyond ASCII may have marked, 0 for none.
 STAGE, STAGE_SIZE, CHUNK, PLACES, WORDS, HAS_ZERO, HAS_FOREIGN = range(3, 10)
 # Bit maps of the stage, MAP_WORDS words of 64 bits each, one after the other in the order of the classes below. The
 # last words of each are never written, so that what is before the first word of the next one is zero.

@@ -136,10 +136,10 @@ class WordTables:
 
     def _make_table(self, table: int, bits: int, slot: int) -> None:
         grown = self._fields[bits] + (2 if self._fields[bits] < _LARGE_BITS else 1)
-        self._fields[bits] = grown if table in self._memory else _FIRST_BITS[bits]
-        size = 1 << int(self._fields[bits])
-        self._check_limit(8 * slot * size)
-        self._keep(table, np.zeros((size, slot), np.uint64))
+        grown = int(grown) if table in self._memory else _FIRST_BITS[bits]
+        self._check_limit(8 * slot << grown)
+        self._keep(table, np.zeros((1 << grown, slot), np.uint64))
+        self._fields[bits] = grown  # last, so that an error leaves all as it was
 
     def _check_limit(self, more: int) -> None:
         if self._limit is not None and self.nbytes + more > self._limit:

@@ -2,8 +2,8 @@
 
 # Ids (numbers of ID_BYTES bytes each), and how many they are.
 IDS, ID_BYTES, NUM_IDS = range(3)
-# Tokens: the first 16 bytes of each, zero-padded; length of each (int32), -1 where an id has no token; how many; and
-# where all bytes of each are: TOKEN_TEXT from OFFSETS[id] on (int64).
+# Tokens: 16 bytes from the begin of each, whatever follows a shorter one; length of each (int32), -1 where an id has no
+# token; how many; and where all bytes of each are: TOKEN_TEXT from OFFSETS[id] on (int64).
 ROWS, TOKEN_LENGTHS, VOCAB_SIZE, OFFSETS, TOKEN_TEXT = range(3, 8)
 # Where the bytes go, and how many there are.
 OUTPUT, OUTPUT_SIZE = range(8, 10)

@@ -33,6 +33,7 @@ from groundup.tokenizer.fast.encode_context import (
     LONGS,
     LONGS_USED,
     MISSES,
+    MOST_PROBES,
     NUM_LINES,
     NUM_LONGS,
     OUTPUT,
@@ -253,11 +254,14 @@ def _resolve(context, places_address, number):
 
 @kernel
 def _line_value(context, low, high, address, length):
-    """The value of a pre-token of up to 15 bytes, from the lines or new."""
+    """The value of a pre-token of up to 15 bytes, from the lines or new.
+
+    Words can be made whose hashes collide: after MOST_PROBES lines the value is that of one merged when written.
+    """
     fields = i64_at(context)
     mask = fields[NUM_LINES] - 1
     number = i64(line_of(low, high)) & mask
-    while True:
+    for _ in range(MOST_PROBES):
         line = u64_at(fields[LINES] + number * _LINE_BYTES)
         for entry in (0, 4):
             if line[entry] == low and line[entry + 1] == high:
@@ -268,6 +272,7 @@ def _line_value(context, low, high, address, length):
                 fields[LINES_USED] += 1
                 return line[entry + 2]
         number = (number + 1) & mask
+    return ALL
 
 
 @kernel
@@ -296,10 +301,14 @@ def _long_value(context, address, length):
     mask = fields[NUM_LONGS] - 1
     hashed = hash_bytes(address, length) | u64(1)
     slot = i64(hashed >> u64(16)) & mask
+    probes = i64(0)
     while True:
         row = u64_at(fields[LONGS] + slot * 8 * _LONG_FIELDS)
         if row[0] == u64(0):
             break
+        probes += 1
+        if probes > MOST_PROBES:
+            return ALL
         if row[0] == hashed and i64(row[1]) == length and same_bytes(fields[LONG_TEXT] + i64(row[2]), address, length):
             return row[3]
         slot = (slot + 1) & mask

@@ -45,6 +45,7 @@ LACKS_BYTES = FRONT_FIELDS + 44
 UNRESOLVED = FRONT_FIELDS + 45
 ENCODE_FIELDS = FRONT_FIELDS + 48
 
+MOST_PROBES = 64  # places of a table that are looked at for one pre-token
 BATCH = 1024  # pre-tokens that are looked up together
 GROUP = 256  # of those that the quick table misses
 NO_RANK, NO_ID = 0xFFFFFF, 0xFFFFFFFF

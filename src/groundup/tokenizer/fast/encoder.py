@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,9 +21,10 @@ from groundup.tokenizer.fast.context import (
     PLACES,
     POSITION,
     STAGE,
+    STAGE_SIZE,
     WORDS,
 )
-from groundup.tokenizer.fast.front import SCANNERS, Context
+from groundup.tokenizer.fast.front import MOST_STAGED, SCANNERS, Context
 from groundup.tokenizer.fast.vocabulary_tables import Tables
 
 _HUGE_PAGE = 1 << 21
@@ -38,14 +40,23 @@ class Sizes:
     longs: tuple[int, int] = (1 << 12, 1 << 17)  # of 32 bytes
     long_text: tuple[int, int] = (1 << 18, 1 << 23)  # bytes
     spill: tuple[int, int] = (1 << 16, 1 << 22)  # of 4 bytes
-    output: int = 1 << 12  # ids
+    output: int = 1 << 14  # ids of one short text
 
 
 # A batch must fit into empty tables: longs at least 4 * BATCH, lines BATCH.
-SMALL = Sizes(1 << 12, 11, (1 << 12, 1 << 12), (1 << 12, 1 << 12), (1 << 14, 1 << 14), (1 << 14, 1 << 14), 1 << 10)
+SMALL = Sizes(1 << 12, 11, (1 << 12, 1 << 12), (1 << 12, 1 << 12), (1 << 14, 1 << 14), (1 << 14, 1 << 14), 1 << 15)
 
+_MOST_IDLE = 1 << 22  # bytes of stage or scratch that a context may keep while nobody uses it
 _HAS_LOCK = getattr(sys, "_is_gil_enabled", lambda: True)()
 _FIRST_SCRATCH = at.SCRATCH_PER_BYTE * 1024
+
+
+class Encoded(NamedTuple):
+    """Ids of texts one after the other, where each text ends (int64), and whether all of it was valid UTF-8."""
+
+    ids: np.ndarray
+    ends: np.ndarray
+    is_valid: bool
 
 
 class EncodeContext(Context):
@@ -117,8 +128,19 @@ class EncodeContext(Context):
         elif status == NEEDS_SCRATCH:
             self.make_scratch(at.SCRATCH_PER_BYTE * self._batch_bytes())
 
+    def shrink(self) -> None:
+        """Let go of the output, and of what an unusually long pre-token made grow."""
+        self.fields[at.OUTPUT_COUNT] = 0
+        self.make_output(self._sizes.output)
+        if self.fields[STAGE_SIZE] > self._sizes.stage:
+            self.make_stage(self._sizes.stage)
+        if self.fields[at.SCRATCH_SIZE] > _MOST_IDLE:
+            self.make_scratch(_FIRST_SCRATCH)
+
     def set_pieces(self, data: bytes, ends: np.ndarray) -> None:
-        """Stage a text whose pre-tokens are known, as a scanner would have."""
+        """Stage a text whose pre-tokens are known, as a scanner would have. ValueError for more than places can say."""
+        if len(data) > MOST_STAGED:
+            raise ValueError(f"a text of {len(data):,} bytes without a place to cut; at most {MOST_STAGED:,}")
         self.point(STAGE, np.frombuffer(data + bytes(PADDING), np.uint8))
         places = self.point(PLACES, np.zeros(ends.size + 1, np.int32))
         places[1:] = ends
@@ -159,7 +181,6 @@ class FastEncoder:
         self._list_ids = objects.python_entry("texts", "list_ids", ctypes.c_int64, ctypes.c_int64)
         self._int_objects = np.arange(tables.num_ids).astype(object) if int_objects is None else int_objects
         self._idle: list[EncodeContext] = []
-        self._own = self._new_context()  # for encode_list, which the interpreter's lock guards
 
     @property
     def output_type(self) -> type:
@@ -167,16 +188,17 @@ class FastEncoder:
         return np.uint32 if self.wide else np.uint16
 
     def encode_list(self, text: str) -> list[int]:
-        """The ids of one text as a list. UnicodeEncodeError for surrogates."""
-        own = self._own
-        while _HAS_LOCK:
-            found = self._encode_string(own.address, text)
-            if found is not None:
-                return found
-            if not own.fields[at.STATUS]:
-                break
-            own.grow(int(own.fields[at.STATUS]))
-        return self.encode_lists(*self.find([text]))[0]
+        """The ids of one text as a list. UnicodeEncodeError for surrogates, TypeError for what is no string."""
+        if not isinstance(text, str):
+            raise TypeError(f"text: expected str, not {type(text).__name__}")
+        context = self._take()
+        try:
+            if context.fields[at.OUTPUT_SIZE] < self._sizes.output:
+                context.make_output(self._sizes.output)
+            found = self._encode_string(context.address, text) if _HAS_LOCK else None
+        finally:
+            self._idle.append(context)
+        return self.encode_lists(*self.find([text]))[0] if found is None else found
 
     def find(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Addresses and lengths of the strings' UTF-8, which they keep. UnicodeEncodeError for surrogates."""
@@ -184,8 +206,10 @@ class FastEncoder:
         addresses = context.point(at.TEXTS, np.zeros(len(texts), np.int64))
         lengths = context.point(at.LENGTHS, np.zeros(len(texts), np.int64))
         context.fields[at.NUM_TEXTS] = len(texts)
-        self._find_texts(context.address, texts)
-        self._idle.append(context)
+        try:
+            self._find_texts(context.address, texts)
+        finally:
+            self._idle.append(context)
         return addresses, lengths
 
     def encode_lists(self, addresses: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
@@ -193,17 +217,17 @@ class FastEncoder:
         context = self._encode(addresses, lengths)
         ends = context.kept(at.ENDS).tolist()
         lists = [self._list_ids(context.address, first, end) for first, end in zip([0, *ends], ends, strict=False)]
-        self._idle.append(context)
+        self._give_back(context)
         return lists
 
-    def encode(self, addresses: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of texts in memory (addresses and lengths are int64; the caller keeps the texts), one text after
-        the other, and where each ends (int64). A length of -1 - n means the special token of the id n."""
+    def encode(self, addresses: np.ndarray, lengths: np.ndarray) -> Encoded:
+        """The ids of texts in memory (addresses and lengths are int64; the caller keeps the texts). A length of
+        -1 - n means the special token of the id n."""
         context = self._encode(addresses, lengths)
         ids = context.kept(at.OUTPUT)[: context.fields[at.OUTPUT_COUNT]]
-        ends = context.kept(at.ENDS)
-        self._idle.append(context)
-        return ids, ends
+        found = Encoded(ids, context.kept(at.ENDS), not context.fields[INVALID])
+        self._give_back(context)
+        return found
 
     def encode_pieces(self, data: bytes, ends: np.ndarray) -> np.ndarray:
         """The ids of pre-tokens that end at these places of `data` (int64)."""
@@ -214,7 +238,7 @@ class FastEncoder:
         while status := encode_text(context.address):
             context.grow(status)
         ids = context.kept(at.OUTPUT)[: context.fields[at.OUTPUT_COUNT]]
-        self._idle.append(context)
+        self._give_back(context)
         return ids
 
     def _encode(self, addresses: np.ndarray, lengths: np.ndarray) -> EncodeContext:
@@ -223,6 +247,7 @@ class FastEncoder:
         context.point(at.LENGTHS, lengths)
         context.point(at.ENDS, np.zeros(len(addresses), np.int64))
         context.fields[[at.NUM_TEXTS, at.TEXTS_DONE, at.OUTPUT_COUNT, POSITION]] = len(addresses), 0, 0, -1
+        context.fields[INVALID] = 0
         context.make_output(int(np.maximum(lengths, 1).sum()) // 2 + 1024)
         while status := self._encode_texts(context.address):
             context.grow(status)
@@ -232,20 +257,15 @@ class FastEncoder:
         """An encoder of the same vocabulary whose tables take less than a megabyte."""
         return FastEncoder(self.pattern, self.tables, SMALL, self._int_objects)
 
-    def forget_invalid(self) -> None:
-        """Begin to watch for invalid UTF-8."""
-        for context in self._idle:
-            context.fields[INVALID] = 0
-
-    def saw_invalid(self) -> bool:
-        """Whether any text since `forget_invalid` was not valid UTF-8."""
-        return any(context.fields[INVALID] for context in self._idle)
-
     def _take(self) -> EncodeContext:
         try:
             return self._idle.pop()
         except IndexError:
             return self._new_context()
+
+    def _give_back(self, context: EncodeContext) -> None:
+        context.shrink()
+        self._idle.append(context)
 
     def _new_context(self) -> EncodeContext:
         return EncodeContext(self.pattern, self.tables, self.wide, self._int_objects, self._sizes)

@@ -18,6 +18,7 @@ SCANNERS = {
     "qwen2": ("scan_cl100k", 1, 0),
     "o200k": ("scan_o200k", 3, 0),
 }
+MOST_STAGED = 1 << 30  # bytes: places are 32-bit numbers
 _STAGE_BYTES = 1 << 15  # of text at a time: all that belongs to it stays in the second-level cache
 
 
@@ -42,18 +43,21 @@ class Context:
 
     def point(self, field: int, array: np.ndarray) -> np.ndarray:
         """Let a field hold the address of an array, and keep the array."""
-        self._kept[field] = array
-        self.fields[field] = array.ctypes.data
+        address = array.ctypes.data
+        self._kept[field], self.fields[field] = array, address
         return array
 
     def make_stage(self, size: int) -> None:
         """Room for chunks of `size` bytes: the copy of the text, its bit maps, the places of its pre-tokens."""
+        if size > MOST_STAGED:
+            raise ValueError(f"a text of more than {MOST_STAGED:,} bytes without a place to cut")
         words = size // 64 + 4
-        self.fields[at.STAGE_SIZE] = size
-        self.fields[at.MAP_WORDS] = words
-        self.point(at.STAGE, np.zeros(size + 2 * at.PADDING + 64, np.uint8))
-        self.point(at.MAPS, np.zeros(at.NUM_MAPS * words, np.uint64))
-        self.point(at.PLACES, np.empty(size + 128, np.int32))
+        stage, maps = np.zeros(size + 2 * at.PADDING + 64, np.uint8), np.zeros(at.NUM_MAPS * words, np.uint64)
+        places = np.empty(size + 128, np.int32)
+        self.point(at.STAGE, stage)
+        self.point(at.MAPS, maps)
+        self.point(at.PLACES, places)
+        self.fields[[at.STAGE_SIZE, at.MAP_WORDS, at.HAS_FOREIGN]] = size, words, 0
 
     def grow_stage(self) -> None:
         """Twice the room, for a text without a place to cut within the present one."""

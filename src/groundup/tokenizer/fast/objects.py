@@ -14,7 +14,6 @@ import importlib.util
 import logging
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,13 +30,14 @@ from groundup.tokenizer.fast.processor import feature_list, processor_name
 log = logging.getLogger(__name__)
 
 _HASH_BYTES = 32
-_IMPORTED = time.time()
 _PACKAGE = Path(__file__).parent
 _loaded: list[Any] = []  # engines own the memory that the code is in
 
 
 def prepare(*units: str) -> None:
     """Load units, compiling at the same time those that have to be."""
+    for unit in units:
+        _version(unit)
     with ThreadPoolExecutor(len(units)) as pool:
         list(pool.map(addresses, units))
 
@@ -46,9 +46,9 @@ def prepare(*units: str) -> None:
 def addresses(unit: str) -> Mapping[str, int]:
     """Entry -> address of its machine code, from the cache or compiled now.
 
-    ImportError where there is no Numba, RuntimeError where it fails.
+    ImportError where there is no Numba, or where it fails.
     """
-    _refuse_newer_sources(unit)
+    _refuse_newer_sources()
     path = cache_directory() / "kernels" / f"{unit}-{_version(unit)}.o"
     code = _read(path)
     if code is None:
@@ -78,11 +78,14 @@ def _entries(unit: str) -> tuple[str, ...]:
     raise RuntimeError(f"{unit}.py has no ENTRIES")
 
 
-def _refuse_newer_sources(unit: str) -> None:
-    """The layout of contexts is in these sources: code of newer ones would not fit what this process has imported."""
-    for name in _sources(unit):
-        if (_PACKAGE / f"{name}.py").stat().st_mtime > _IMPORTED:
-            raise RuntimeError(f"{name}.py changed after this program began; start it again")
+def _refuse_newer_sources() -> None:
+    """The layout of contexts is in the sources: code of newer ones would not fit what this process has imported."""
+    if _newest_source() > _IMPORTED:
+        raise RuntimeError(f"{_PACKAGE}: a file changed after this program began; start it again")
+
+
+def _newest_source() -> float:
+    return max(source.stat().st_mtime for source in _PACKAGE.glob("*.py"))
 
 
 def _sources(module: str) -> set[str]:
@@ -162,7 +165,7 @@ def _compile(unit: str) -> bytes:
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
         message = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-        raise RuntimeError(f"compiling {unit} failed: {' '.join(message)}; see `groundup doctor`")
+        raise ImportError(f"compiling {unit} failed: {' '.join(message)}; see `groundup doctor`")
     return done.stdout
 
 
@@ -174,3 +177,6 @@ def _load(code: bytes, names: tuple[str, ...]) -> dict[str, int]:
     engine.finalize_object()
     _loaded.append(engine)
     return {name: engine.get_function_address(name) for name in names}
+
+
+_IMPORTED = _newest_source()

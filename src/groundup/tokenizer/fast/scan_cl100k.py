@@ -148,7 +148,7 @@ def _mark_digits(context):
     fields = i64_at(context)
     number, starts = map_of(context, NUMBER), map_of(context, STARTS)
     for word in range((fields[CHUNK] + 63) >> 6):
-        runs = number[word] & starts[word]
+        runs = number[word] & ~shifted(number[word], number[word - 1])
         while runs != u64(0):
             place = (word << 6) + trailing_zeros(runs)
             runs &= runs - ONE
