@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-import groundup
+from groundup import __version__
 from groundup.environ import cache_directory
 from groundup.files import write_atomic
 from groundup.tokenizer.definition import Outline
@@ -46,7 +46,7 @@ def digest_of(files: Sequence[Path], *arguments: Any) -> str | None:
 @cache
 def _code() -> str:
     """The hash of the sources that decide what comes of a file."""
-    digest = hashlib.sha256(groundup.__version__.encode())
+    digest = hashlib.sha256(__version__.encode())
     folder = Path(__file__).parent
     for source in sorted((*folder.glob("*.py"), folder / "fast" / "vocabulary_tables.py")):
         digest.update(source.read_bytes())
