@@ -28,6 +28,15 @@ def test_arrays_decode_as_lists_do(tokenizer, ids, kind):
     assert tokenizer.decode(np.array(ids, kind)) == expected.decode("utf-8", "replace")
 
 
+def test_long_lists(tokenizer):
+    ids = [65, 257, 259, 256] * 100
+    expected = b"".join(VOCAB[token] for token in ids)
+    assert tokenizer.decode_bytes(ids) == tokenizer.decode_bytes(iter(ids)) == expected
+    for wrong in (258, -1, 1 << 70):
+        with pytest.raises(ValueError, match=f"id {wrong}: not in the vocabulary"):
+            tokenizer.decode_bytes([*ids, wrong])
+
+
 def test_strided_arrays_and_tensors(tokenizer):
     ids = np.array([104, 0, 257, 0, 256, 0, 105], np.int64)
     expected = b"h" + LONG + VOCAB[256] + b"i"

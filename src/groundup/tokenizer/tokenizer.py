@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 _SURROGATE = regex.compile(r"[\ud800-\udfff]")
+_FEW_IDS = 64  # of a list, which are decoded without making an array of them
 _STREAM_CHARACTERS, _STREAM_PIECES = 1 << 13, 1 << 11  # what encode_iterable holds at a time
 
 
@@ -320,6 +322,12 @@ class Tokenizer:
         """The bytes of `ids` exactly. An array is decoded by compiled code."""
         if isinstance(ids, Array):
             return self._decode_array(_as_array(ids))
+        ids = list(ids)
+        if len(ids) > _FEW_IDS and self._fast is not None:
+            try:
+                return self._decode_array(np.frombuffer(array("q", ids), np.int64))
+            except (TypeError, OverflowError):
+                pass  # what is wrong is said below
         try:
             return b"".join(map(self.vocab.__getitem__, ids))
         except KeyError as error:
