@@ -203,7 +203,7 @@ def test_all_strings_of_three_bytes_come_back():
         threes = np.array([[first, a, b] for a in range(256) for b in range(256)], np.uint8)
         addresses = threes.ctypes.data + 3 * np.arange(1 << 16)
         assert tokenizer._fast is not None
-        ids, ends = tokenizer._fast._encoder.encode(addresses, np.full(1 << 16, 3))
+        ids, ends, _ = tokenizer._fast._encoder.encode(addresses, np.full(1 << 16, 3))
         lengths = np.array([len(tokenizer.vocab[token]) for token in range(256 + len(tokenizer.merges))])[ids]
         assert tokenizer.decode_bytes(ids) == threes.tobytes()
         assert (np.diff(np.concatenate([[0], np.cumsum(lengths)[ends - 1]])) == 3).all()
