@@ -13,7 +13,8 @@ from groundup.tokenizer.counting import PretokenCounter
 
 pytest.importorskip("llvmlite")
 
-from groundup.tokenizer.fast.counts import BLOCK_PADDING, TEXT_END, WordTables
+from groundup.tokenizer.fast.counts import TEXT_END, WordTables
+from groundup.tokenizer.fast.front import BLOCK_PADDING
 from groundup.tokenizer.fast.front import SCANNERS
 from groundup.tokenizer.fast.merges import words_of
 from tests.tokenizer.awkward import texts

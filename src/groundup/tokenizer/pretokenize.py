@@ -4,7 +4,6 @@ A *pattern* is one of the published ones (`PATTERNS`), "none" (the whole text is
 regular expression of your own. The `regex` module matches, so `\p{L}` and `\s` follow its Unicode tables.
 """
 
-import re
 from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from itertools import accumulate, pairwise
@@ -201,11 +200,9 @@ class SpecialSplitter:
     """
 
     def __init__(self, tokens: Collection[str]) -> None:
-        longest_first = sorted(tokens, key=len, reverse=True)
+        self.tokens = longest_first = sorted(tokens, key=len, reverse=True)
         self.longest = len(longest_first[0]) if longest_first else 0
         self._regex = regex.compile("|".join(map(regex.escape, longest_first))) if longest_first else None
-        in_utf8 = b"|".join(re.escape(token.encode()) for token in longest_first)
-        self._bytes_regex = re.compile(in_utf8) if longest_first else None
 
     def split(self, text: str) -> Iterator[tuple[str, bool]]:
         """(part, is it a special token) in order, without empty parts."""
@@ -217,12 +214,6 @@ class SpecialSplitter:
             start = match.end()
         if start < len(text):
             yield text[start:], False
-
-    def spans(self, data: bytes) -> Iterator[tuple[int, int, str]]:
-        """(start, end, token) of the special tokens in UTF-8."""
-        if self._bytes_regex is not None:
-            for match in self._bytes_regex.finditer(data):
-                yield match.start(), match.end(), match.group().decode()
 
     def last_end(self, text: str) -> int:
         """Where the last special token ends that no continuation of `text` can change, or 0."""

@@ -1,15 +1,41 @@
 """Byte ranges of a file that can be counted in any order: cut where no pre-token and no special token is cut."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import regex
 
 from groundup.tokenizer.pretokenize import Pretokenizer, after_boundary
 
 _WINDOW = 1 << 14  # bytes looked through at a time
 _LONGEST_CHARACTER = 4
+
+
+@dataclass(frozen=True)
+class FileRange:
+    """Some bytes of a file, which need not be UTF-8."""
+
+    path: Path
+    range: tuple[int, int, int]  # number of the file, start, end
+
+    @property
+    def size(self) -> int:
+        """Bytes to read."""
+        return self.range[2] - self.range[1]
+
+    def fill(self, buffer: np.ndarray) -> None:
+        """Write these bytes to the beginning of a buffer. OSError when they are not there any more."""
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.range[1])
+            rest: Any = buffer[: self.size]
+            while len(rest):
+                count = file.readinto(rest)
+                if not count:
+                    raise OSError(f"{self.path}: became shorter while it was read")
+                rest = rest[count:]
 
 
 class Cutter:

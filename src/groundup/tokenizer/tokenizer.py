@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 _SURROGATE = regex.compile(r"[\ud800-\udfff]")
-_FEW_IDS = 64  # of a list, which are decoded without making an array of them
 _STREAM_CHARACTERS, _STREAM_PIECES = 1 << 13, 1 << 11  # what encode_iterable holds at a time
 
 
@@ -226,6 +224,11 @@ class Tokenizer:
 
     def encode_array(self, text: str, allowed_special: str | Collection[str] = ()) -> np.ndarray:
         """`encode` as an array: uint16 for a vocabulary below 65,536, else uint32."""
+        if not allowed_special and self.normalizer is None and (fast := self._fast) is not None:
+            try:
+                return fast.encode_array(text)
+            except UnicodeEncodeError:  # surrogates
+                pass
         return self.encode_ragged([text], allowed_special, workers=1)[0]
 
     def encode_bytes(self, data: bytes) -> list[int]:
@@ -286,14 +289,11 @@ class Tokenizer:
     ) -> np.ndarray:
         """The ids of a UTF-8 file, whole and in memory, with its special tokens read as such. (For a corpus on disk
         see `groundup.data.write_shards`.) Invalid bytes become U+FFFD."""
-        threads = check_workers(workers)
-        data = Path(path).read_bytes()
-        if self._fast is None or self.normalizer is not None or not self._fast.takes_bytes:
-            return self.encode_array(data.decode("utf-8", "replace"), allowed_special)
-        allowed = self._allowed(allowed_special)
-        spans = ((start, end, self.special_tokens[token]) for start, end, token in allowed.spans(data))
-        ids, is_valid = self._fast.encode_document(data, spans, threads)
-        return ids if is_valid else self.encode_array(data.decode("utf-8", "replace"), allowed_special)
+        path, threads = Path(path), check_workers(workers)
+        allowed = {token: self.special_tokens[token] for token in self._allowed(allowed_special).tokens}
+        if self._fast is None or self.normalizer is not None or not self._fast.takes_bytes or not path.is_file():
+            return self.encode_array(path.read_bytes().decode("utf-8", "replace"), allowed)
+        return self._fast.encode_file(path, allowed, threads)
 
     def encode_iterable(self, iterable: Iterable[str], allowed_special: str | Collection[str] = ()) -> Iterator[int]:
         """The ids of one text that comes in parts (the lines of an open file), wherever the parts are cut.
@@ -319,15 +319,13 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int] | Array) -> bytes:
-        """The bytes of `ids` exactly. An array is decoded by compiled code."""
-        if isinstance(ids, Array):
-            return self._decode_array(_as_array(ids))
-        ids = list(ids)
-        if len(ids) > _FEW_IDS and self._fast is not None:
-            try:
-                return self._decode_array(np.frombuffer(array("q", ids), np.int64))
-            except (TypeError, OverflowError):
-                pass  # what is wrong is said below
+        """The bytes of `ids` exactly."""
+        if type(ids) is not list:
+            if isinstance(ids, Array):
+                return self._decode_array(_as_array(ids))
+            ids = list(ids)
+        if self._fast is not None and (data := self._decoder.decode_list(ids)) is not None:
+            return data
         try:
             return b"".join(map(self.vocab.__getitem__, ids))
         except KeyError as error:

@@ -7,21 +7,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from groundup.tokenizer.count_state import Progress, Range
 from groundup.tokenizer.counting import PretokenCounter
-from groundup.tokenizer.fast.counts import BLOCK_PADDING, TEXT_END, WordTables, can_count
-from groundup.tokenizer.fast.front import SCANNERS
+from groundup.tokenizer.fast.counts import TEXT_END, WordTables, can_count
+from groundup.tokenizer.fast.front import BLOCK_PADDING, SCANNERS
 from groundup.tokenizer.fast.merges import Words, words_of
 from groundup.tokenizer.fast.objects import prepare
 from groundup.tokenizer.plain_tables import PlainTables
 from groundup.tokenizer.pretokenize import canonical, well_formed
+from groundup.tokenizer.ranges import FileRange
 
 logger = logging.getLogger(__name__)
 
@@ -42,30 +42,6 @@ class Task(Protocol):
     def fill(self, buffer: np.ndarray) -> None:
         """Write these bytes to the beginning of a buffer."""
         ...
-
-
-@dataclass(frozen=True)
-class FileRange:
-    """Some bytes of a file, which need not be UTF-8."""
-
-    path: Path
-    range: Range
-
-    @property
-    def size(self) -> int:
-        """Bytes to read."""
-        return self.range[2] - self.range[1]
-
-    def fill(self, buffer: np.ndarray) -> None:
-        """Read them. OSError when they are not there any more."""
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(self.range[1])
-            rest: Any = buffer[: self.size]
-            while len(rest):
-                count = file.readinto(rest)
-                if not count:
-                    raise OSError(f"{self.path}: became shorter while it was read")
-                rest = rest[count:]
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 import ctypes
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from groundup.tokenizer.fast.encoder import FastEncoder
+from groundup.tokenizer.fast.file_encoder import FileEncoder
 from groundup.tokenizer.fast.front import SCANNERS
 from groundup.tokenizer.fast.vocabulary_tables import Tables
 from groundup.tokenizer.pretokenize import Pretokenizer
@@ -39,6 +41,10 @@ class Bridge:
     def encode_list(self, text: str) -> list[int]:
         """The ids of a text. UnicodeEncodeError for surrogates."""
         return self._encoder.encode_list(text) if self._scans else self._by_pieces(text).tolist()
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The same as an array, by one thread."""
+        return self._encoder.encode_array(text) if self._scans else self._by_pieces(text)
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of bytes that need not be UTF-8; only for patterns with a scanner."""
@@ -84,23 +90,9 @@ class Bridge:
         ]
         return self._joined(found), np.cumsum([0, *map(len, found)])
 
-    def encode_document(
-        self, data: bytes, specials: Iterable[tuple[int, int, int]], workers: int
-    ) -> tuple[np.ndarray, bool]:
-        """The ids of UTF-8 with special tokens at (start, end, id), in order; and whether it was valid UTF-8."""
-        address = np.frombuffer(data, np.uint8).ctypes.data
-        addresses, lengths, start = [], [], 0
-        for begin, end, token in (*specials, (len(data), len(data), None)):
-            if begin > start:
-                addresses.append(address + start)
-                lengths.append(begin - start)
-            if token is not None:
-                addresses.append(address)
-                lengths.append(-1 - token)
-            start = end
-        memory = Memory(np.array(addresses, np.int64), np.array(lengths, np.int64))
-        ids, _, is_valid = self._encode_memory(memory, workers)
-        return ids, is_valid
+    def encode_file(self, path: Path, special_tokens: Mapping[str, int], workers: int) -> np.ndarray:
+        """The ids of a file of UTF-8; only where it `takes_bytes`. OSError when it cannot be read."""
+        return FileEncoder(self._encoder, self._pretokenizer.pattern, special_tokens).encode(path, workers)
 
     def streaming(self) -> Callable[[str], list[int]]:
         """`encode_list` with tables that stay under a megabyte."""

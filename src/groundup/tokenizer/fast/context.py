@@ -19,7 +19,14 @@ CLASS_INDEX, CLASS_PAGES = range(12, 14)
 SCANNER, MAX_DIGITS, END_TAKES_SPACE = range(14, 17)
 # Whether the text had bytes that are not valid UTF-8, and the chunk has apostrophes or line ends.
 INVALID, HAS_APOSTROPHE, HAS_LINE_END = range(17, 20)
-FRONT_FIELDS = 24
+# A block: texts and, between them, special tokens. TEXT is its address and BLOCK_LENGTH its bytes; LENGTH is then where
+# the present text ends in it, before the special token with the id FOUND (-1 for none), and NEXT_TEXT where the next
+# one begins.
+BLOCK_LENGTH, NEXT_TEXT, FOUND = range(20, 23)
+# The special tokens, the longest first: (place in SPECIAL_BYTES, size, id) of each, and the bytes that they begin with
+# (int64 all).
+SPECIALS, NUM_SPECIALS, SPECIAL_BYTES, FIRST_BYTES, NUM_FIRST_BYTES = range(23, 28)
+FRONT_FIELDS = 28
 
 # Classes of characters, as in the Unicode table, and the maps of that number.
 OTHER, WHITE, NUMBER, UPPER, LOWER, LETTER, MARK = range(7)

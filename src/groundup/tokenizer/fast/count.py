@@ -5,6 +5,7 @@ branches, which lists all others. The others then go in batches: first the memor
 they are counted.
 """
 
+from groundup.tokenizer.fast.blocks import next_text
 from groundup.tokenizer.fast.context import HAS_ZERO, LENGTH, PLACES, POSITION, SCANNER, STAGE, WORDS
 from groundup.tokenizer.fast.count_context import (
     BATCH,
@@ -30,9 +31,8 @@ from groundup.tokenizer.fast.count_tables import list_words as list_words
 from groundup.tokenizer.fast.count_tables import refill_huge as refill_huge
 from groundup.tokenizer.fast.count_tables import refill_long as refill_long
 from groundup.tokenizer.fast.count_tables import refill_short as refill_short
-from groundup.tokenizer.fast.count_text import is_utf8 as is_utf8
-from groundup.tokenizer.fast.count_text import next_text
 from groundup.tokenizer.fast.machine import call, i32_at, i64, i64_at, kernel, load_u64, low_bytes, u64, u64_at
+from groundup.tokenizer.fast.utf8 import is_utf8 as is_utf8
 
 ENTRIES = ("is_utf8", "count_block", "add_words", "list_words", "refill_short", "refill_long", "refill_huge")
 

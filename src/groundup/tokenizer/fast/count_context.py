@@ -4,13 +4,6 @@ from groundup.tokenizer.fast.context import FRONT_FIELDS
 
 # fmt: off
 (
-    BLOCK_LENGTH,    # bytes at TEXT; LENGTH is where the present text, up to a special token, ends in them
-    NEXT_TEXT,       # where the text after that special token begins
-    SPECIALS,        # address of (where in SPECIAL_BYTES it begins, its size) of each special token, the longest first
-    NUM_SPECIALS,
-    SPECIAL_BYTES,   # address of the special tokens, one after the other
-    FIRST_BYTES,     # address of int64: the bytes that special tokens begin with
-    NUM_FIRST_BYTES,
     MISSES,          # address of the words of the chunk that are yet to be counted: start | size << 32
     NUM_MISSES,
     NEXT_MISS,
@@ -35,9 +28,9 @@ from groundup.tokenizer.fast.context import FRONT_FIELDS
     WORDS_LISTED,
     NEXT_WORD,       # where in them to go on
     NEEDED,          # bytes of ARENA that were missing
-) = range(FRONT_FIELDS, FRONT_FIELDS + 31)
+) = range(FRONT_FIELDS, FRONT_FIELDS + 24)
 # fmt: on
-COUNT_FIELDS = FRONT_FIELDS + 31
+COUNT_FIELDS = FRONT_FIELDS + 24
 
 BATCH = 128  # words that are looked up together, so that the memory of one is fetched while others are counted
 SHORT_SLOT, LONG_SLOT, HUGE_SLOT = 2, 4, 4  # 64-bit numbers in a slot

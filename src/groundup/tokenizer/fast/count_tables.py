@@ -4,6 +4,7 @@ A word of at most 8 bytes is its own key, filled up with zeros: a word that ends
 shorter one, so it goes to the table whose keys hold the length.
 """
 
+from groundup.tokenizer.fast.byte_strings import hash_bytes, same_bytes
 from groundup.tokenizer.fast.count_context import (
     ARENA,
     ARENA_SIZE,
@@ -117,7 +118,7 @@ def _add_long(fields, low, high, count):
 
 @kernel
 def _add_huge(fields, address, size, count):
-    digest = i64(_hash(address, size))
+    digest = i64(hash_bytes(address, size))
     slot = _huge_slot(fields, digest, address, size)
     entry = i64_at(fields[HUGE] + slot * HUGE_SLOT * 8)
     if entry[2] != 0:
@@ -145,15 +146,6 @@ def _huge_slot(fields, digest, address, size):
         if entry[0] == digest and entry[2] == size and same_bytes(fields[ARENA] + entry[1], address, size):
             return slot
         slot = (slot + 1) & mask
-
-
-@kernel
-def same_bytes(address, other, size):
-    one, two = u8_at(address), u8_at(other)
-    index = i64(0)
-    while index < size and one[index] == two[index]:
-        index += 1
-    return index == size
 
 
 # --- keys
@@ -185,18 +177,6 @@ def _home(key, bits):
 @kernel
 def _mix(low, high):
     return low ^ (high * _OTHER_FACTOR)
-
-
-@kernel
-def _hash(address, size):
-    """Of the bytes of a word of 8 bytes or more; the last eight overlap the ones before."""
-    digest = u64(size)
-    place = i64(0)
-    while place < size:
-        digest = (digest ^ load_u64(address + min(place, size - 8))) * FACTOR
-        digest ^= digest >> u64(29)
-        place += 8
-    return digest ^ (digest >> u64(32))
 
 
 # --- room

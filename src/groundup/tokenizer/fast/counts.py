@@ -6,11 +6,10 @@ import numpy as np
 
 from groundup.tokenizer.fast import context as front
 from groundup.tokenizer.fast import count_context as at
-from groundup.tokenizer.fast.front import SCANNERS, Context
+from groundup.tokenizer.fast.front import SCANNERS, Context, Specials
 from groundup.tokenizer.fast.merges import PADDING, Words, room_for_words
 from groundup.tokenizer.fast.objects import entry
 
-BLOCK_PADDING = 64  # bytes behind the end of a block that may be read
 TEXT_END = b"\xff"  # no byte of UTF-8: what separates texts that are put together in one block
 _KERNELS = ("is_utf8", "count_block", "add_words", "list_words", "refill_short", "refill_long", "refill_huge")
 _TABLES = (at.SHORT, at.LONG, at.HUGE, at.ARENA)
@@ -38,7 +37,8 @@ class WordTables:
         self._fields = self._front.fields if self._front else np.zeros(at.COUNT_FIELDS, np.int64)
         self._memory: dict[int, np.ndarray] = {}
         self._room_for_misses()
-        self._set_specials([token.encode("utf-8", "surrogatepass") for token in special_tokens])
+        separators = [TEXT_END, *(token.encode("utf-8", "surrogatepass") for token in special_tokens)]
+        self._specials = Specials.of(dict.fromkeys(separators, -1))
         self._make_table(at.SHORT, at.SHORT_BITS, at.SHORT_SLOT)
         self._make_table(at.LONG, at.LONG_BITS, at.LONG_SLOT)
         self._make_table(at.HUGE, at.HUGE_BITS, at.HUGE_SLOT)
@@ -54,12 +54,14 @@ class WordTables:
 
         Texts end at special tokens and at TEXT_END.
         """
-        self._set_block(block, length)
+        assert self._front, "only where `can_scan`"
+        self._front.read_block(block, length, self._specials)
         self._call("count_block")
 
     def is_utf8(self, block: np.ndarray, length: int) -> bool:
         """Whether a block, as `count` takes it, is valid UTF-8."""
-        self._set_block(block, length)
+        self._keep(front.TEXT, block)
+        self._fields[front.BLOCK_LENGTH] = length
         return self._kernels["is_utf8"](self._fields.ctypes.data) == 1
 
     def add(self, words: Words) -> None:
@@ -89,24 +91,10 @@ class WordTables:
         """Memory of the tables."""
         return sum(self._memory[table].nbytes for table in _TABLES if table in self._memory)
 
-    def _set_block(self, block: np.ndarray, length: int) -> None:
-        self._keep(front.TEXT, block)
-        self._fields[at.BLOCK_LENGTH] = length
-        self._fields[[front.LENGTH, front.POSITION, at.NEXT_TEXT]] = 0
-
     def _set_words(self, words: Words) -> None:
         self._keep(at.WORD_TEXT, words.text)
         self._keep(at.WORD_ENDS, words.ends)
         self._keep(at.WORD_COUNTS, words.counts)
-
-    def _set_specials(self, tokens: list[bytes]) -> None:
-        longest_first = sorted([TEXT_END, *tokens], key=len, reverse=True)
-        sizes = np.array([len(token) for token in longest_first], np.int64)
-        self._keep(at.SPECIALS, np.stack([np.cumsum(sizes) - sizes, sizes], axis=1))
-        self._keep(at.SPECIAL_BYTES, np.frombuffer(b"".join(longest_first), np.uint8))
-        self._keep(at.FIRST_BYTES, np.array(sorted({token[0] for token in longest_first}), np.int64))
-        self._fields[at.NUM_SPECIALS] = len(longest_first)
-        self._fields[at.NUM_FIRST_BYTES] = len(self._memory[at.FIRST_BYTES])
 
     def _keep(self, field: int, array: np.ndarray) -> None:
         self._memory[field] = array

@@ -1,8 +1,12 @@
 """From ids to bytes: 16 bytes at a time whatever a token's length, the next token overwriting what was too much."""
 
 from groundup.tokenizer.fast.decode_context import (
+    BATCH,
+    BATCH_IDS,
+    DECODE_FIELDS,
     ID_BYTES,
     IDS,
+    NONE,
     NUM_IDS,
     OFFSETS,
     OUTPUT,
@@ -13,22 +17,35 @@ from groundup.tokenizer.fast.decode_context import (
     TOKEN_TEXT,
     VOCAB_SIZE,
 )
-from groundup.tokenizer.fast.machine import copy, copy_16, i32_at, i64, i64_at, kernel, u16_at, u32_at
+from groundup.tokenizer.fast.interpreter import (
+    allocate,
+    content_of,
+    forget_exception,
+    item_of,
+    new_bytes,
+    number_of,
+    own,
+    release,
+    size_of,
+)
+from groundup.tokenizer.fast.machine import copy, copy_16, i64, i64_at, kernel, u8_at, u16_at, u32_at, u64, u64_at
 
-ENTRIES = ("decoded_size", "decode")
+ENTRIES = ("decoded_size", "decode", "decode_list")
 
 
 @kernel
 def decoded_size(context):
     """How many bytes the ids stand for; -1 - n when id number n has no token."""
     fields = i64_at(context)
-    lengths, vocab_size = i32_at(fields[TOKEN_LENGTHS]), fields[VOCAB_SIZE]
     size = i64(0)
-    for number in range(fields[NUM_IDS]):
-        token = _id(context, number)
-        if token < 0 or token >= vocab_size or lengths[token] < 0:
-            return -1 - number
-        size += i64(lengths[token])
+    for first in range(0, fields[NUM_IDS], BATCH):
+        count = min(i64(BATCH), fields[NUM_IDS] - first)
+        of_batch = _short_size(context, count) if _load(context, first, count) else i64(-1)
+        if of_batch < 0:
+            of_batch = _exact_size(context, first, count)
+        if of_batch < 0:
+            return of_batch
+        size += of_batch
     return size
 
 
@@ -36,17 +53,96 @@ def decoded_size(context):
 def decode(context):
     """Write the bytes of the ids to OUTPUT, which has exactly the room for them. All ids have a token."""
     fields = i64_at(context)
-    lengths, rows = i32_at(fields[TOKEN_LENGTHS]), fields[ROWS]
     place, end = fields[OUTPUT], fields[OUTPUT] + fields[OUTPUT_SIZE]
-    for number in range(fields[NUM_IDS]):
-        token = _id(context, number)
-        length = i64(lengths[token])
-        if length <= ROW_BYTES and place + ROW_BYTES <= end:
-            copy_16(place, rows + token * ROW_BYTES)
-        else:
-            copy(place, fields[TOKEN_TEXT] + i64_at(fields[OFFSETS])[token], length)
-        place += length
+    for first in range(0, fields[NUM_IDS], BATCH):
+        count = min(i64(BATCH), fields[NUM_IDS] - first)
+        _load(context, first, count)
+        behind = _write_short(context, place, count) if end - place >= BATCH * ROW_BYTES else i64(0)
+        place = behind if behind != 0 else _write_exactly(context, place, first, count)
     return place - fields[OUTPUT]
+
+
+@kernel
+def _load(context, first, count):
+    """Make some ids a batch; False if there is one that is larger than any."""
+    fields = i64_at(context)
+    source, width = fields[IDS] + first * fields[ID_BYTES], fields[ID_BYTES]
+    ids = u32_at(context + 8 * BATCH_IDS)
+    largest = u64(0)
+    if width == 2:
+        for place in range(count):
+            ids[place] = u16_at(source)[place]
+            largest = max(largest, u64(u16_at(source)[place]))
+    elif width == 4:
+        for place in range(count):
+            ids[place] = u32_at(source)[place]
+            largest = max(largest, u64(u32_at(source)[place]))
+    else:
+        for place in range(count):
+            ids[place] = u64_at(source)[place]
+            largest = max(largest, u64_at(source)[place])
+    return largest < u64(fields[VOCAB_SIZE])
+
+
+@kernel
+def _short_size(context, count):
+    """How many bytes a batch stands for; -1 if one of its ids has no token of up to 16 bytes."""
+    lengths, ids = u8_at(i64_at(context)[TOKEN_LENGTHS]), u32_at(context + 8 * BATCH_IDS)
+    size, are_short = i64(0), True
+    for number in range(count):
+        length = i64(lengths[ids[number]])
+        size += length
+        are_short &= length != 0
+    return size if are_short else i64(-1)
+
+
+@kernel
+def _exact_size(context, first, count):
+    """How many bytes some ids stand for, whatever they are; -1 - n when id number n has no token."""
+    size = i64(0)
+    for number in range(first, first + count):
+        length = _length(context, _id(context, number))
+        if length == 0:
+            return -1 - number
+        size += length
+    return size
+
+
+@kernel
+def _length(context, token):
+    """The bytes of a token; 0 for an id without one."""
+    fields = i64_at(context)
+    if token < 0 or token >= fields[VOCAB_SIZE]:
+        return i64(0)
+    offsets = i64_at(fields[OFFSETS])
+    return offsets[token + 1] - offsets[token]
+
+
+@kernel
+def _write_short(context, place, count):
+    """Write a batch of tokens of up to 16 bytes; where it ends, or 0 if there is a longer one."""
+    fields = i64_at(context)
+    rows, lengths, ids = fields[ROWS], u8_at(fields[TOKEN_LENGTHS]), u32_at(context + 8 * BATCH_IDS)
+    are_short = True
+    for number in range(count):
+        token = i64(ids[number])
+        length = i64(lengths[token])
+        copy_16(place, rows + token * ROW_BYTES)
+        place += length
+        are_short &= length != 0
+    return place if are_short else i64(0)
+
+
+@kernel
+def _write_exactly(context, place, first, count):
+    """Write some tokens and not a byte more; where they end."""
+    fields = i64_at(context)
+    for number in range(first, first + count):
+        token = _id(context, number)
+        length = _length(context, token)
+        copy(place, fields[TOKEN_TEXT] + i64_at(fields[OFFSETS])[token], length)
+        place += length
+    return place
 
 
 @kernel
@@ -57,3 +153,52 @@ def _id(context, number):
     if fields[ID_BYTES] == 4:
         return i64(u32_at(fields[IDS])[number])
     return i64_at(fields[IDS])[number]
+
+
+@kernel
+def decode_list(owner, items):
+    """The bytes of a list of ids; None if one is no id. The owner is an int object, the address of a context.
+
+    Nothing is written to that context: getting an id can run Python code, which may decode something else.
+    """
+    tables = number_of(owner)
+    count = size_of(items)
+    if count < 0:
+        return i64(0)
+    context = allocate(8 * (DECODE_FIELDS + count))
+    if context == 0:
+        return _none(tables)
+    copy(context, tables, 8 * BATCH_IDS)
+    fields = i64_at(context)
+    fields[IDS], fields[ID_BYTES], fields[NUM_IDS] = context + 8 * DECODE_FIELDS, 8, count
+    size = decoded_size(context) if _read(context, items) else i64(-1)
+    if size < 0:
+        data = _none(tables)
+    else:
+        data = new_bytes(0, size)
+        if data != 0:
+            fields[OUTPUT], fields[OUTPUT_SIZE] = content_of(data), size
+            decode(context)
+    release(context)
+    return data
+
+
+@kernel
+def _read(context, items):
+    """Put the values of a list to IDS; False if one is no int, or too large to be an id."""
+    fields = i64_at(context)
+    ids = i64_at(fields[IDS])
+    for place in range(fields[NUM_IDS]):
+        item = item_of(items, place)
+        ids[place] = number_of(item) if item != 0 else i64(-1)
+        if ids[place] < 0:
+            forget_exception()
+            return False
+    return True
+
+
+@kernel
+def _none(context):
+    none = i64_at(context)[NONE]
+    own(none)
+    return none

@@ -1,6 +1,7 @@
-"""The Python side of decoding: arrays of ids in, bytes out."""
+"""The Python side of decoding: arrays or lists of ids in, bytes out."""
 
 import ctypes
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,40 +11,44 @@ from groundup.tokenizer.fast.vocabulary_tables import Tables
 
 _new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
 _new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
-_address_of_bytes = ctypes.pythonapi.PyBytes_AsString
-_address_of_bytes.restype, _address_of_bytes.argtypes = ctypes.c_void_p, (ctypes.py_object,)
+_content_of = ctypes.pythonapi.PyBytes_AsString
+_content_of.restype, _content_of.argtypes = ctypes.c_void_p, (ctypes.py_object,)
 
 
 class FastDecoder:
     """Decodes by a table of the tokens' bytes; any number of threads may use it."""
 
     def __init__(self, tables: Tables) -> None:
-        self._text, self._offsets = tables.token_text, tables.offsets
-        lengths = np.diff(self._offsets)
-        self._lengths = np.where(lengths == 0, -1, lengths).astype(np.int32)  # no token is empty: the id is unused
-        self._rows = _first_bytes(self._text, self._offsets)
+        lengths = np.diff(tables.offsets)
+        self._arrays = {
+            at.ROWS: _first_bytes(tables.token_text, tables.offsets),
+            at.TOKEN_LENGTHS: np.where(lengths > at.ROW_BYTES, 0, lengths).astype(np.uint8),
+            at.OFFSETS: tables.offsets,
+            at.TOKEN_TEXT: tables.token_text,
+        }
+        self._fields = np.zeros(at.DECODE_FIELDS, np.int64)
+        for field, array in self._arrays.items():
+            self._fields[field] = array.ctypes.data
+        self._fields[[at.VOCAB_SIZE, at.NONE]] = lengths.size, id(None)
         self._decoded_size = objects.entry("decode", "decoded_size")
         self._decode = objects.entry("decode", "decode")
+        # The bytes of a list; None if an item is no id.
+        self.decode_list: Callable[[list[int]], bytes | None] = objects.method(
+            "decode", "decode_list", self._fields.ctypes.data
+        )
 
     def decode(self, ids: np.ndarray) -> bytes:
         """The bytes of ids (integers, one axis). IndexError with the place of an id that is none."""
         if ids.dtype not in (np.uint16, np.uint32, np.int64):
             ids = ids.astype(np.int64)
         ids = np.ascontiguousarray(ids)
-        fields = np.zeros(at.DECODE_FIELDS, np.int64)
+        fields = self._fields.copy()
         fields[[at.IDS, at.ID_BYTES, at.NUM_IDS]] = ids.ctypes.data, ids.itemsize, ids.size
-        fields[[at.ROWS, at.TOKEN_LENGTHS, at.VOCAB_SIZE, at.OFFSETS, at.TOKEN_TEXT]] = (
-            self._rows.ctypes.data,
-            self._lengths.ctypes.data,
-            self._lengths.size,
-            self._offsets.ctypes.data,
-            self._text.ctypes.data,
-        )
         size = self._decoded_size(fields.ctypes.data)
         if size < 0:
             raise IndexError(-1 - size)
         data = _new_bytes(None, size)
-        fields[[at.OUTPUT, at.OUTPUT_SIZE]] = _address_of_bytes(data), size
+        fields[[at.OUTPUT, at.OUTPUT_SIZE]] = _content_of(data), size
         self._decode(fields.ctypes.data)
         return data
 

@@ -6,6 +6,7 @@ entries, as long as a cache line, fetched while other misses are being prepared.
 each of them and branch on none, since what comes next in a text cannot be predicted.
 """
 
+from groundup.tokenizer.fast.byte_strings import hash_bytes, same_bytes
 from groundup.tokenizer.fast.classify import ALL, ONE
 from groundup.tokenizer.fast.context import (
     DONE,
@@ -74,7 +75,7 @@ from groundup.tokenizer.fast.machine import (
     u64,
     u64_at,
 )
-from groundup.tokenizer.fast.merge import hash_bytes, merge, same_bytes
+from groundup.tokenizer.fast.merge import merge
 
 ENTRIES = ("encode_text",)
 

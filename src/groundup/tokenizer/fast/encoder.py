@@ -1,8 +1,8 @@
 """The Python side of encoding: contexts for as many threads as ask, room that grows, texts in and arrays out."""
 
 import ctypes
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,8 @@ from groundup.tokenizer.fast.context import (
     STAGE_SIZE,
     WORDS,
 )
-from groundup.tokenizer.fast.front import MOST_STAGED, SCANNERS, Context
+from groundup.tokenizer.fast.front import MOST_STAGED, SCANNERS, Context, Specials
+from groundup.tokenizer.fast.strings import StringEncoder
 from groundup.tokenizer.fast.vocabulary_tables import Tables
 
 _HUGE_PAGE = 1 << 21
@@ -42,12 +43,16 @@ class Sizes:
     spill: tuple[int, int] = (1 << 16, 1 << 22)  # of 4 bytes
     output: int = 1 << 14  # ids of one short text
 
+    def doubled(self, times: int) -> "Sizes":
+        """Tables that begin so many times twice as large, within their bounds."""
+        bounded = {name: getattr(self, name) for name in ("lines", "longs", "long_text", "spill")}
+        return replace(self, **{name: (min(low << times, high), high) for name, (low, high) in bounded.items()})
+
 
 # A batch must fit into empty tables: longs at least 4 * BATCH, lines BATCH.
 SMALL = Sizes(1 << 12, 11, (1 << 12, 1 << 12), (1 << 12, 1 << 12), (1 << 14, 1 << 14), (1 << 14, 1 << 14), 1 << 15)
 
 _MOST_IDLE = 1 << 22  # bytes of stage or scratch that a context may keep while nobody uses it
-_HAS_LOCK = getattr(sys, "_is_gil_enabled", lambda: True)()
 _FIRST_SCRATCH = at.SCRATCH_PER_BYTE * 1024
 
 
@@ -176,7 +181,7 @@ class FastEncoder:
         self.wide = tables.num_ids >= 1 << 16
         objects.prepare("texts", "encode", *([SCANNERS[pattern][0]] if pattern else []))
         self._encode_texts = objects.entry("texts", "encode_texts")
-        self._encode_string = objects.python_entry("texts", "encode_string", ctypes.py_object)
+        self._encode_block = objects.entry("texts", "encode_block")
         self._find_texts = objects.python_entry("texts", "find_texts", ctypes.py_object)
         self._list_ids = objects.python_entry("texts", "list_ids", ctypes.c_int64, ctypes.c_int64)
         self._int_objects = np.arange(tables.num_ids).astype(object) if int_objects is None else int_objects
@@ -189,16 +194,23 @@ class FastEncoder:
 
     def encode_list(self, text: str) -> list[int]:
         """The ids of one text as a list. UnicodeEncodeError for surrogates, TypeError for what is no string."""
-        if not isinstance(text, str):
-            raise TypeError(f"text: expected str, not {type(text).__name__}")
-        context = self._take()
         try:
-            if context.fields[at.OUTPUT_SIZE] < self._sizes.output:
-                context.make_output(self._sizes.output)
-            found = self._encode_string(context.address, text) if _HAS_LOCK else None
-        finally:
-            self._idle.append(context)
-        return self.encode_lists(*self.find([text]))[0] if found is None else found
+            found = self._strings.to_list(text)
+            return self.encode_lists(*self._found_long(text))[0] if found is None else found
+        except TypeError:
+            raise TypeError(f"text: expected str, not {type(text).__name__}") from None
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of one text as an array. Errors as those of `encode_list`."""
+        try:
+            found = self._strings.to_bytes(text)
+            return self.encode(*self._found_long(text)).ids if found is None else np.frombuffer(found, self.output_type)
+        except TypeError:
+            raise TypeError(f"text: expected str, not {type(text).__name__}") from None
+
+    def _found_long(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        self._strings.make_room()
+        return self.find([text])
 
     def find(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Addresses and lengths of the strings' UTF-8, which they keep. UnicodeEncodeError for surrogates."""
@@ -229,6 +241,22 @@ class FastEncoder:
         self._give_back(context)
         return found
 
+    def encode_block(
+        self, block: np.ndarray, length: int, specials: Specials, output: np.ndarray
+    ) -> tuple[np.ndarray, bool]:
+        """The ids of a block, see `Context.read_block`, and whether it was valid UTF-8. They are in `output` (of
+        `output_type`), or in a larger array if they did not fit."""
+        context = self._take()
+        context.read_block(block, length, specials)
+        context.fields[[INVALID, WORDS, at.WORDS_DONE, at.OUTPUT_COUNT]] = 0
+        context.point(at.OUTPUT, output)
+        context.fields[at.OUTPUT_SIZE] = output.size
+        while status := self._encode_block(context.address):
+            context.grow(status)
+        ids, is_valid = context.kept(at.OUTPUT)[: context.fields[at.OUTPUT_COUNT]], not context.fields[INVALID]
+        self._give_back(context)
+        return ids, is_valid
+
     def encode_pieces(self, data: bytes, ends: np.ndarray) -> np.ndarray:
         """The ids of pre-tokens that end at these places of `data` (int64)."""
         context = self._take()
@@ -256,6 +284,14 @@ class FastEncoder:
     def small(self) -> "FastEncoder":
         """An encoder of the same vocabulary whose tables take less than a megabyte."""
         return FastEncoder(self.pattern, self.tables, SMALL, self._int_objects)
+
+    @cached_property
+    def _strings(self) -> StringEncoder:
+        return StringEncoder(
+            lambda doublings: EncodeContext(
+                self.pattern, self.tables, self.wide, self._int_objects, self._sizes.doubled(doublings)
+            )
+        )
 
     def _take(self) -> EncodeContext:
         try:

@@ -1,7 +1,8 @@
 """The Python side of the scanners: the memory of a context, and splitting a text for those who want the pieces."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,29 @@ SCANNERS = {
 }
 MOST_STAGED = 1 << 30  # bytes: places are 32-bit numbers
 _STAGE_BYTES = 1 << 15  # of text at a time: all that belongs to it stays in the second-level cache
+
+
+BLOCK_PADDING = 64  # bytes behind the end of a block that may be read
+
+
+class Specials(NamedTuple):
+    """The special tokens of a block, as blocks.py reads them."""
+
+    rows: np.ndarray  # int64 [tokens, 3]
+    text: np.ndarray  # uint8
+    first_bytes: np.ndarray  # int64
+
+    @classmethod
+    def of(cls, tokens: Mapping[bytes, int]) -> "Specials":
+        """Of the ids of these tokens, -1 for one that only separates texts."""
+        longest_first = sorted(tokens, key=len, reverse=True)
+        sizes = np.array([len(token) for token in longest_first], np.int64)
+        ids = np.array([tokens[token] for token in longest_first], np.int64)
+        return cls(
+            rows=np.stack([np.cumsum(sizes) - sizes, sizes, ids], axis=1),
+            text=np.frombuffer(b"".join(longest_first), np.uint8),
+            first_bytes=np.array(sorted({token[0] for token in longest_first}), np.int64),
+        )
 
 
 class Context:
@@ -68,6 +92,15 @@ class Context:
         self.point(at.TEXT, text)
         self.fields[at.LENGTH] = text.size
         self.fields[at.POSITION] = 0
+
+    def read_block(self, block: np.ndarray, length: int, specials: Specials) -> None:
+        """Begin with a new block (uint8): `length` bytes of UTF-8 and BLOCK_PADDING more."""
+        self.point(at.TEXT, block)
+        self.fields[[at.BLOCK_LENGTH, at.NEXT_TEXT, at.FOUND, at.LENGTH, at.POSITION]] = length, 0, -1, 0, 0
+        self.point(at.SPECIALS, specials.rows)
+        self.point(at.SPECIAL_BYTES, specials.text)
+        self.point(at.FIRST_BYTES, specials.first_bytes)
+        self.fields[[at.NUM_SPECIALS, at.NUM_FIRST_BYTES]] = len(specials.rows), specials.first_bytes.size
 
     def kept(self, field: int) -> np.ndarray:
         """The array that a field points to."""

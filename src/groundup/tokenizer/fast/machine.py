@@ -225,6 +225,35 @@ def byte_masks(typingctx: Any, address: Any) -> Any:
     return answer(types.int64), generate
 
 
+@intrinsic
+def equal_bytes(typingctx: Any, address: Any, byte: Any) -> Any:
+    """Bit i tells whether byte i is `byte`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _mask(builder, "==", *args)
+
+    return types.uint64(types.int64, types.int64), generate
+
+
+@intrinsic
+def bytes_from(typingctx: Any, address: Any, byte: Any) -> Any:
+    """Bit i tells whether byte i is at least `byte`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _mask(builder, ">=", *args)
+
+    return types.uint64(types.int64, types.int64), generate
+
+
+def _mask(builder: Any, relation: str, address: Any, byte: Any) -> Any:
+    text = _unaligned_load(builder, address, _BLOCK)
+    undefined = ir.Constant(_BLOCK, ir.Undefined)
+    first = builder.insert_element(undefined, builder.trunc(byte, _I8), ir.Constant(_I32, 0))
+    everywhere = ir.Constant(ir.VectorType(_I32, 64), [0] * 64)
+    vector = builder.shuffle_vector(first, undefined, everywhere)
+    return builder.bitcast(builder.icmp_unsigned(relation, text, vector), _I64)
+
+
 @kernel
 def _write_places_one_by_one(bits, base, target):
     """Write the places of the ones of a word, plus `base`, as int32; up to 7 more places may be overwritten."""

@@ -3,6 +3,7 @@
 Both ways keep to the same rule, the pair of the lowest rank first and of equal ones the leftmost.
 """
 
+from groundup.tokenizer.fast.byte_strings import hash_bytes, same_bytes
 from groundup.tokenizer.fast.encode_context import (
     BYTE_IDS,
     BYTE_PAIRS,
@@ -26,7 +27,6 @@ from groundup.tokenizer.fast.machine import (
     i64,
     i64_at,
     kernel,
-    load_u64,
     u8_at,
     u32_at,
     u64,
@@ -101,32 +101,6 @@ def token_of(context, address, length):
             return token
         slot = (slot + 1) & mask
     return i64(-1)
-
-
-@kernel
-def hash_bytes(address, length):
-    """A 64-bit hash of bytes; memory behind them may be read."""
-    state = u64(length) * _MULTIPLIER
-    place = i64(0)
-    while place + 8 <= length:
-        state = (state ^ load_u64(address + place)) * _MULTIPLIER
-        state ^= state >> u64(29)
-        place += 8
-    if place < length:
-        rest = load_u64(address + place) & ((u64(1) << u64((length - place) << 3)) - u64(1))
-        state = (state ^ rest) * _MULTIPLIER
-        state ^= state >> u64(29)
-    return state ^ (state >> u64(32))
-
-
-@kernel
-def same_bytes(one, other, length):
-    """Whether two places hold the same bytes."""
-    a, b = u8_at(one), u8_at(other)
-    for place in range(length):
-        if a[place] != b[place]:
-            return False
-    return True
 
 
 @kernel

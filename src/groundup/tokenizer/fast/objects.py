@@ -70,6 +70,30 @@ def python_entry(unit: str, name: str, *takes: Any) -> Any:
     return ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_int64, *takes)(addresses(unit)[name])
 
 
+class _MethodDefinition(ctypes.Structure):
+    """CPython's PyMethodDef."""
+
+    _fields_ = [  # noqa: RUF012 ctypes reads it
+        ("name", ctypes.c_char_p),
+        ("function", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    ]
+
+
+def method(unit: str, name: str, owner: Any) -> Any:
+    """A kernel that takes two Python objects, the owner and an argument, as a function of the argument."""
+    new_method = ctypes.pythonapi.PyCFunction_NewEx
+    new_method.restype, new_method.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
+    return new_method(ctypes.addressof(_definition(unit, name)), owner, None)
+
+
+@cache  # a definition has to live as long as any method made of it
+def _definition(unit: str, name: str) -> _MethodDefinition:
+    takes_one_argument = 0x0008  # METH_O
+    return _MethodDefinition(name.encode(), addresses(unit)[name], takes_one_argument, None)
+
+
 def _entries(unit: str) -> tuple[str, ...]:
     """What a unit lists in ENTRIES, without importing it: that would import Numba."""
     for line in (_PACKAGE / f"{unit}.py").read_text(encoding="utf-8").splitlines():

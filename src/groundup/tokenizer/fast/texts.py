@@ -4,12 +4,8 @@ For a short text the work of getting in and out of Python costs more than the en
 and gives the list, by functions of CPython's stable ABI (PEP 384), with the interpreter's lock held.
 """
 
-from typing import Any
-
-from llvmlite import ir
-from numba import types
-
-from groundup.tokenizer.fast.context import DONE, LENGTH, NEEDS_OUTPUT, POSITION, TEXT, WORDS
+from groundup.tokenizer.fast.blocks import next_text
+from groundup.tokenizer.fast.context import DONE, FOUND, LENGTH, NEEDS_OUTPUT, POSITION, TEXT, WORDS
 from groundup.tokenizer.fast.encode_context import (
     ENCODE_TEXT,
     ENDS,
@@ -27,56 +23,13 @@ from groundup.tokenizer.fast.encode_context import (
     TEXTS_DONE,
     WORDS_DONE,
 )
-from groundup.tokenizer.fast.machine import call, i64, i64_at, intrinsic, kernel, u16_at, u32_at
+from groundup.tokenizer.fast.interpreter import item_of, new_bytearray, new_list, number_of, own, put_item, utf8_of
+from groundup.tokenizer.fast.machine import call, i64, i64_at, kernel, u16_at, u32_at
 
-ENTRIES = ("encode_texts", "find_texts", "encode_string", "list_ids")
+ENTRIES = ("encode_texts", "encode_block", "find_texts", "encode_string", "encode_string_to_bytes", "list_ids")
 
+_FAILED, _LACKS_ROOM, _ENCODED = range(3)  # with an exception set; with STATUS saying what must grow
 LONGEST_STRING = 1 << 16  # bytes: for a longer text other threads should not have to wait
-
-
-def _python_function(name: str, returns: Any, takes: tuple[Any, ...]) -> Any:
-    def typer(typingctx: Any, *arguments: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            module = builder.module
-            kinds = [context.get_value_type(kind) for kind in takes]
-            kind = ir.FunctionType(ir.VoidType() if returns is types.void else ir.IntType(64), kinds)
-            function = module.globals.get(name) or ir.Function(module, kind, name)
-            result = builder.call(function, args)
-            return context.get_dummy_value() if returns is types.void else result
-
-        return returns(*takes), generate
-
-    return typer
-
-
-@intrinsic
-def utf8_of(typingctx: Any, string: Any, length: Any) -> Any:
-    """The address of a string's UTF-8, its length going to an address; 0 with an exception set if it has none."""
-    return _python_function("PyUnicode_AsUTF8AndSize", types.int64, (types.int64, types.int64))(typingctx)
-
-
-@intrinsic
-def item_of(typingctx: Any, items: Any, place: Any) -> Any:
-    """An item of a list, of which the list keeps the reference."""
-    return _python_function("PyList_GetItem", types.int64, (types.int64, types.int64))(typingctx)
-
-
-@intrinsic
-def new_list(typingctx: Any, length: Any) -> Any:
-    """A list of so many empty places."""
-    return _python_function("PyList_New", types.int64, (types.int64,))(typingctx)
-
-
-@intrinsic
-def put_item(typingctx: Any, to: Any, place: Any, item: Any) -> Any:
-    """Fill a place of a new list; takes over the reference to the item."""
-    return _python_function("PyList_SetItem", types.int64, (types.int64, types.int64, types.int64))(typingctx)
-
-
-@intrinsic
-def own(typingctx: Any, item: Any) -> Any:
-    """Take a reference to an object."""
-    return _python_function("Py_IncRef", types.void, (types.int64,))(typingctx)
 
 
 @kernel
@@ -99,6 +52,20 @@ def encode_texts(context):
         fields[TEXTS_DONE] = number + 1
         fields[POSITION] = -1
     return i64(DONE)
+
+
+@kernel
+def encode_block(context):
+    """Encode a block, texts and special tokens, from where it is. DONE, or what must grow before another call."""
+    fields = i64_at(context)
+    while True:
+        status = call(fields[ENCODE_TEXT], context)
+        if status == DONE and fields[FOUND] >= 0:
+            status = _put_id(context, fields[FOUND])
+        if status != DONE:
+            return status
+        if not next_text(fields):
+            return i64(DONE)
 
 
 @kernel
@@ -131,21 +98,43 @@ def find_texts(context, strings):
 
 
 @kernel
-def encode_string(context, string):
-    """The ids of a string as a list; None if it is too long, or room is lacking (STATUS says which)."""
+def encode_string(owner, string):
+    """The ids of a string as a list; None if it is too long, or room is lacking (STATUS says which).
+
+    The owner is an int object, the address of the context.
+    """
+    context = number_of(owner)
+    outcome = _encode_short(context, string)
+    if outcome == _ENCODED:
+        return list_ids(context, 0, i64_at(context)[OUTPUT_COUNT])
+    return _none(context) if outcome == _LACKS_ROOM else i64(0)
+
+
+@kernel
+def encode_string_to_bytes(owner, string):
+    """The same as a bytearray, of 2 or 4 bytes for each id."""
+    context = number_of(owner)
+    fields = i64_at(context)
+    outcome = _encode_short(context, string)
+    if outcome == _ENCODED:
+        return new_bytearray(fields[OUTPUT], fields[OUTPUT_COUNT] * (fields[LANE_BITS] >> 3))
+    return _none(context) if outcome == _LACKS_ROOM else i64(0)
+
+
+@kernel
+def _encode_short(context, string):
+    """Encode a string to OUTPUT."""
     fields = i64_at(context)
     text = utf8_of(string, context + 8 * STRING_LENGTH)
     if text == 0:
-        return i64(0)
+        return i64(_FAILED)
     fields[STATUS] = DONE
     if fields[STRING_LENGTH] > LONGEST_STRING:
-        return _none(context)
+        return i64(_LACKS_ROOM)
     fields[TEXT], fields[LENGTH], fields[POSITION] = text, fields[STRING_LENGTH], 0
     fields[WORDS] = fields[WORDS_DONE] = fields[OUTPUT_COUNT] = 0
     fields[STATUS] = call(fields[ENCODE_TEXT], context)
-    if fields[STATUS] != DONE:
-        return _none(context)
-    return list_ids(context, 0, fields[OUTPUT_COUNT])
+    return i64(_ENCODED) if fields[STATUS] == DONE else i64(_LACKS_ROOM)
 
 
 @kernel
