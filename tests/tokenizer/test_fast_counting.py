@@ -14,8 +14,7 @@ from groundup.tokenizer.counting import PretokenCounter
 pytest.importorskip("llvmlite")
 
 from groundup.tokenizer.fast.counts import TEXT_END, WordTables
-from groundup.tokenizer.fast.front import BLOCK_PADDING
-from groundup.tokenizer.fast.front import SCANNERS
+from groundup.tokenizer.fast.front import BLOCK_PADDING, SCANNERS
 from groundup.tokenizer.fast.merges import words_of
 from tests.tokenizer.awkward import texts
 

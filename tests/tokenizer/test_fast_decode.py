@@ -1,4 +1,4 @@
-"""Decoding of arrays against decoding of lists."""
+"""Decoding by compiled code against joining the bytes of tokens."""
 
 import numpy as np
 import pytest
@@ -63,3 +63,40 @@ def test_nothing_is_written_behind_the_end(tokenizer, last):
     for count in range(40):
         ids = np.array([65] * count + [last], np.uint32)
         assert tokenizer.decode_bytes(ids) == b"A" * count + VOCAB[last]
+
+
+class Odd:
+    """An int to those who ask for one, which does something else meanwhile."""
+
+    def __init__(self, value: int, act) -> None:
+        self._value, self._act = value, act
+
+    def __index__(self) -> int:
+        self._act()
+        return self._value
+
+
+def test_ids_that_run_code_while_they_are_read(tokenizer):
+    inner = []
+    ids = [72, Odd(257, lambda: inner.append(tokenizer._decoder.decode_list([256] * 50))), 105]
+    assert tokenizer._decoder.decode_list(ids) == b"H" + LONG + b"i"
+    assert inner == [VOCAB[256] * 50]
+
+
+def test_a_list_that_becomes_shorter_while_it_is_read(tokenizer):
+    ids: list = [72] * 100
+    ids[3] = Odd(257, ids.clear)
+    assert tokenizer._decoder.decode_list(ids) is None
+
+
+def test_what_is_no_id_is_left_to_python(tokenizer, unchecked):
+    class Failing:
+        def __index__(self) -> int:
+            raise RuntimeError("no")
+
+    for wrong in (1.5, "a", None, Failing(), [], -1, 1 << 80, 258):
+        assert tokenizer._decoder.decode_list([65, wrong]) is None
+    assert tokenizer._decoder.decode_list([]) == b""
+    assert tokenizer._decoder.decode_list([True, np.int64(65)]) == b"\x01A"
+    with pytest.raises(ValueError, match="id 1.5: not in the vocabulary"):
+        tokenizer.decode_bytes([65, 1.5])

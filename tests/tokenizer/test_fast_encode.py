@@ -1,17 +1,20 @@
 """Encoding by compiled code against encoding in plain Python."""
 
+import os
 import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundup.tokenizer import PATTERNS, Tokenizer
+from groundup.tokenizer import PATTERNS, Tokenizer, ranges
 from groundup.tokenizer.fast import encode_context as at
+from groundup.tokenizer.fast import file_encoder
 from groundup.tokenizer.fast.bridge import Bridge
 from groundup.tokenizer.fast.encoder import EncodeContext, FastEncoder, Sizes
 from groundup.tokenizer.fast.merge import MERGE_MULTIPLIER
@@ -226,6 +229,67 @@ def test_a_file_that_is_not_utf8_is_read_with_replacements(tmp_path, broken):
         assert tokenizer.encode_file(tmp_path / "file").tolist() == tokenizer.encode(content.decode("utf-8", "replace"))
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(file_encoder, "STEP", 1_000)
+    monkeypatch.setattr(ranges, "_WINDOW", 64)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_file_of_many_blocks_is_one_text(tmp_path, trained, small_blocks, workers):
+    parts = trained.parts()
+    tokenizer = Tokenizer(parts.vocab, parts.merges, ["<|endoftext|>", "\n\n---\n", "<|end"], trained.pattern)
+    texts = [text.encode("utf-8", "replace").decode() for text in (*AWKWARD, *fuzzed_strings(21, 300), "a" * 5_000)]
+    for separator in ("<|endoftext|>", "\n\n---\n", " <|end", " and ", ""):
+        text = separator.join(texts)
+        (tmp_path / "file").write_bytes(text.encode())
+        for allowed in ("all", ["<|end"], ()):
+            ids = tokenizer.encode_file(tmp_path / "file", allowed, workers=workers)
+            assert ids.tolist() == tokenizer.encode(text, allowed)
+            assert ids.dtype == tokenizer.id_type and ids.flags.owndata
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_blocks_that_are_not_utf8_are_read_with_replacements(tmp_path, small_blocks, workers):
+    tokenizer, draw = small_tokenizer(), random.Random(9)
+    data = b"".join(
+        draw.choice(
+            [b" the cat", b"<|endoftext|>", b"\xff", b"\xe4\xb8", "\u4e2d\ufffd".encode(), b"\xed\xa0\x80", b"\n"]
+        )
+        for _ in range(20_000)
+    )
+    (tmp_path / "file").write_bytes(data)
+    ids = tokenizer.encode_file(tmp_path / "file", workers=workers)
+    assert ids.tolist() == tokenizer.encode(data.decode("utf-8", "replace"), "all")
+
+
+def test_a_file_of_more_ids_than_guessed(tmp_path):
+    tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)}, [])
+    (tmp_path / "file").write_bytes(b"one two " * 400_000)
+    assert (
+        tokenizer.encode_file(tmp_path / "file").tobytes()
+        == np.frombuffer(b"one two " * 400_000, "u1").astype("u2").tobytes()
+    )
+
+
+def test_what_is_no_plain_file_is_read_whole(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit((tmp_path / "pipe").write_bytes, b"the cat<|endoftext|>")
+        assert small_tokenizer().encode_file(tmp_path / "pipe").tolist() == small_tokenizer().encode(
+            "the cat<|endoftext|>", "all"
+        )
+        writing.result()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_file_that_becomes_shorter_is_an_error(tmp_path, small_blocks, monkeypatch, workers):
+    (tmp_path / "file").write_bytes(b"the cat " * 10_000)
+    monkeypatch.setattr(ranges.FileRange, "size", property(lambda self: 10**6))
+    with pytest.raises(OSError, match="became shorter"):
+        small_tokenizer().encode_file(tmp_path / "file", workers=workers)
+
+
 def test_normalized_text_is_encoded_between_special_tokens():
     plain_one = small_tokenizer()
     parts = plain_one.parts()
@@ -322,6 +386,32 @@ def test_many_threads_use_one_tokenizer():
                 assert list(pool.map(tokenizer.encode, texts)) == expected
     finally:
         sys.setswitchinterval(before)
+
+
+def test_short_texts_of_more_words_than_tables_hold_come_from_new_tables(trained):
+    encoder = FastEncoder(trained.pattern, trained._tables, replace(TINY, output=1 << 12))
+    draw = random.Random(6)
+    texts = [
+        " ".join("".join(draw.choices("abcdefgh", k=draw.randrange(1, 14))) for _ in range(30)) for _ in range(500)
+    ]
+    expected = [plain(trained, text) for text in texts]
+    first = encoder._strings.to_list
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(encoder.encode_list, texts)) == expected
+            assert [ids.tolist() for ids in pool.map(encoder.encode_array, texts)] == expected
+    finally:
+        sys.setswitchinterval(before)
+    assert encoder._strings.to_list is not first
+
+
+@pytest.mark.parametrize("text", ["", "x", "the cat", "x" * 70_000, "\u4e2d" * 30_000, "a b " * 30_000, " " * 70_000])
+def test_short_and_long_texts_alike(trained, text):
+    ids = trained.encode_array(text)
+    assert ids.tolist() == trained.encode(text) == plain(trained, text)
+    assert ids.dtype == trained.id_type and ids.flags.writeable
 
 
 def test_words_whose_hashes_collide_are_encoded_all_the_same():
