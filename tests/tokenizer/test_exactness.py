@@ -96,15 +96,16 @@ def test_pieces_equal_the_regex_module_on_all_short_strings_of_key_characters(pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_pieces_equal_the_regex_module_on_a_million_fuzzed_strings(pattern):
-    assert_exact(compare_fuzzed(pieces_trial(pattern), 3, 1_000_000), 1_000_000)
+def test_pieces_equal_the_regex_module_on_fuzzed_strings(pattern):
+    """For a million of them: `python -m tests.tokenizer.exactness --reference regex:gpt2 --strings 1000000`."""
+    assert_exact(compare_fuzzed(pieces_trial(pattern), 3, 30_000), 30_000)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_pieces_equal_the_regex_module_on_all_strings_of_six_key_characters(pattern):
-    strings = map("".join, itertools.product(" \naA1'!s\u0301/", repeat=6))
-    assert_exact(compare(pieces_trial(pattern), strings), 10**6)
+def test_pieces_equal_the_regex_module_on_all_strings_of_five_key_characters(pattern):
+    strings = map("".join, itertools.product(" \naA1'!s\u0301/", repeat=5))
+    assert_exact(compare(pieces_trial(pattern), strings), 10**5)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Byte ranges of a file that can be counted or encoded in any order: cut where no pre-token and no special token is cut."""
+"""Byte ranges of a file that are independent of each other: cut where no pre-token and no special token is cut."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
