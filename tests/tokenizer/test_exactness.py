@@ -96,7 +96,7 @@ def test_pieces_equal_the_regex_module_on_all_short_strings_of_key_characters(pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_pieces_equal_the_regex_module_on_fuzzed_strings(pattern):
+def test_pieces_equal_the_regex_module_on_many_fuzzed_strings(pattern):
     """For a million of them: `python -m tests.tokenizer.exactness --reference regex:gpt2 --strings 1000000`."""
     assert_exact(compare_fuzzed(pieces_trial(pattern), 3, 30_000), 30_000)
 

@@ -7,11 +7,11 @@ and LLVM, the processor), so it is never stale; its content is checked by SHA-25
 it takes about 30 ms, and needs neither Numba nor pickle.
 """
 
-import ast
 import ctypes
 import hashlib
 import importlib.util
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,6 +30,10 @@ from groundup.tokenizer.fast.processor import feature_list, processor_name
 log = logging.getLogger(__name__)
 
 _HASH_BYTES = 32
+_IMPORT = re.compile(
+    rf"^[ \t]*from {re.escape(str(__package__))}(?:\.(\w+) import| import \(([\w\s,]+)\)| import ([\w ,]+)$)",
+    re.MULTILINE,
+)
 _PACKAGE = Path(__file__).parent
 _loaded: list[Any] = []  # engines own the memory that the code is in
 
@@ -119,16 +123,16 @@ def _sources(module: str) -> set[str]:
         name = pending.pop()
         if name not in found:
             found.add(name)
-            tree = ast.parse((_PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
-            pending += [imported for node in ast.walk(tree) for imported in _imported(node)]
+            pending += _imported((_PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
     return found
 
 
-def _imported(node: ast.AST) -> list[str]:
-    if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(str(__package__)):
-        return []
-    inner = (node.module or "").removeprefix(f"{__package__}").lstrip(".")
-    return [inner] if inner else [alias.name for alias in node.names]
+def _imported(source: str) -> list[str]:
+    """The modules of this package that a source imports. (Parsing it would take longer than encoding 10 MB.)"""
+    names = []
+    for module, *lists in _IMPORT.findall(source):
+        names += [module] if module else [part.split()[0] for part in "".join(lists).split(",") if part.strip()]
+    return names
 
 
 @cache
