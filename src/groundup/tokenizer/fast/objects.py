@@ -12,13 +12,11 @@ import hashlib
 import importlib.util
 import logging
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +142,17 @@ def _version(unit: str) -> str:
     for name in sorted({*_sources(unit), *_sources("compiling")}):
         digest.update(name.encode() + b"\0" + (_PACKAGE / f"{name}.py").read_bytes())
     processor = f"{processor_name()} {feature_list()}"
-    versions = [metadata.version("numba"), metadata.version("llvmlite"), llvm.get_process_triple()]
-    digest.update("\0".join([unit, processor, *versions]).encode())
+    digest.update("\0".join([unit, processor, llvm.get_process_triple()]).encode())
+    digest.update(_version_file("numba") + b"\0" + _version_file("llvmlite"))
     return digest.hexdigest()[:16]
+
+
+def _version_file(package: str) -> bytes:
+    """What says the version of a package, without importing it. ImportError where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{package} is not installed; pip install {package}")
+    return Path(spec.origin).with_name("_version.py").read_bytes()
 
 
 def _read(path: Path) -> bytes | None:
@@ -185,8 +191,8 @@ def _keep(path: Path, code: bytes) -> None:
 
 def _compile(unit: str) -> bytes:
     """Compile in a process of its own: Numba then takes no memory and no time to import in this one."""
-    if importlib.util.find_spec("numba") is None:
-        raise ImportError("numba is not installed; pip install numba")
+    import subprocess
+
     log.warning("compiling %s for this processor, once; this takes some seconds", unit.replace("_", " "))
     program = "import sys; sys.path[:0] = sys.argv[2:]; from groundup.tokenizer.fast.compiling import main; main()"
     command = [sys.executable, "-c", program, unit, *sys.path]
