@@ -146,7 +146,7 @@ TINY = Sizes(1 << 10, 4, (1 << 10, 1 << 10), (1 << 12, 1 << 12), (1 << 11, 1 << 
 def test_tables_that_are_full_forget_everything_and_nothing_is_wrong(trained, monkeypatch):
     forgotten = []
     monkeypatch.setattr(
-        EncodeContext, "_grow_cache", lambda self, grow=EncodeContext._grow_cache: forgotten.append(grow(self))
+        EncodeContext, "_forget", lambda self, forget=EncodeContext._forget: forgotten.append(forget(self))
     )
     encoder = FastEncoder(trained.pattern, trained._tables, TINY)
     draw = random.Random(5)

@@ -40,4 +40,4 @@ NUM_MAPS = 16
 PADDING = 128  # bytes of the stage behind its end that may be read
 
 # Answers of kernels: done, or what must grow before they are called again.
-DONE, NEEDS_STAGE, NEEDS_OUTPUT, NEEDS_CACHE, NEEDS_SCRATCH = range(5)
+DONE, NEEDS_STAGE, NEEDS_OUTPUT, NEEDS_SCRATCH = range(4)

@@ -12,7 +12,6 @@ from groundup.tokenizer.fast.context import (
     DONE,
     HAS_ZERO,
     LENGTH,
-    NEEDS_CACHE,
     NEEDS_OUTPUT,
     NEEDS_SCRATCH,
     PLACES,
@@ -35,8 +34,14 @@ from groundup.tokenizer.fast.encode_context import (
     LONGS_USED,
     MISSES,
     MOST_PROBES,
+    NEEDS_LINES,
+    NEEDS_LONG_TEXT,
+    NEEDS_LONGS,
+    NEEDS_SPILL,
     NUM_LINES,
     NUM_LONGS,
+    OLD_SIZE,
+    OLD_TABLE,
     OUTPUT,
     OUTPUT_COUNT,
     OUTPUT_SIZE,
@@ -77,7 +82,7 @@ from groundup.tokenizer.fast.machine import (
 )
 from groundup.tokenizer.fast.merge import merge
 
-ENTRIES = ("encode_text",)
+ENTRIES = ("encode_text", "refill_lines", "refill_longs")
 
 _MULTIPLIER = u64(0x9E37_79B9_7F4A_7C15)
 _HIGH_MULTIPLIER = u64(0xC2B2_AE3D_27D4_EB4F)
@@ -128,13 +133,14 @@ def _room(context, first, count):
     size = i64(places[first + count]) - i64(places[first])
     if fields[OUTPUT_SIZE] - fields[OUTPUT_COUNT] < size + 64:
         return i64(NEEDS_OUTPUT)
-    full = (fields[LINES_USED] + count) * 10 > fields[NUM_LINES] * 14 or (fields[LONGS_USED] + count) * 2 > fields[
-        NUM_LONGS
-    ]
-    if full or fields[LONG_TEXT_USED] + size + 64 > fields[LONG_TEXT_SIZE]:
-        return i64(NEEDS_CACHE)
+    if (fields[LINES_USED] + count) * 10 > fields[NUM_LINES] * 14:
+        return i64(NEEDS_LINES)
+    if (fields[LONGS_USED] + count) * 2 > fields[NUM_LONGS]:
+        return i64(NEEDS_LONGS)
+    if fields[LONG_TEXT_USED] + size + 64 > fields[LONG_TEXT_SIZE]:
+        return i64(NEEDS_LONG_TEXT)
     if fields[SPILL_USED] + size + count + 64 > fields[SPILL_SIZE]:
-        return i64(NEEDS_CACHE)
+        return i64(NEEDS_SPILL)
     if size * SCRATCH_PER_BYTE > fields[SCRATCH_SIZE]:
         longest = i64(0)
         for word in range(first, first + count):
@@ -319,6 +325,51 @@ def _long_value(context, address, length):
     fields[LONG_TEXT_USED] += length
     fields[LONGS_USED] += 1
     return value
+
+
+@kernel
+def refill_lines(context):
+    """Move the pre-tokens of OLD_TABLE to the lines, which are empty and more."""
+    fields = i64_at(context)
+    fields[LINES_USED] = 0
+    for place in range(2 * fields[OLD_SIZE]):
+        old = u64_at(fields[OLD_TABLE] + place * (_LINE_BYTES // 2))
+        if old[1] != u64(0):
+            _put_into_lines(context, old)
+    return i64(DONE)
+
+
+@kernel
+def _put_into_lines(context, old):
+    """Put an entry into the first free place, or forget it."""
+    fields = i64_at(context)
+    mask = fields[NUM_LINES] - 1
+    number = i64(line_of(old[0], old[1])) & mask
+    for _ in range(MOST_PROBES):
+        line = u64_at(fields[LINES] + number * _LINE_BYTES)
+        for entry in (0, 4):
+            if line[entry + 1] == u64(0):
+                line[entry], line[entry + 1], line[entry + 2] = old[0], old[1], old[2]
+                fields[LINES_USED] += 1
+                return
+        number = (number + 1) & mask
+
+
+@kernel
+def refill_longs(context):
+    """Move the pre-tokens of OLD_TABLE to the table of long ones, which is empty and larger."""
+    fields = i64_at(context)
+    mask = fields[NUM_LONGS] - 1
+    for place in range(fields[OLD_SIZE]):
+        old = u64_at(fields[OLD_TABLE] + place * 8 * _LONG_FIELDS)
+        if old[0] != u64(0):
+            slot = i64(old[0] >> u64(16)) & mask
+            while u64_at(fields[LONGS] + slot * 8 * _LONG_FIELDS)[0] != u64(0):
+                slot = (slot + 1) & mask
+            copy(
+                fields[LONGS] + slot * 8 * _LONG_FIELDS, fields[OLD_TABLE] + place * 8 * _LONG_FIELDS, 8 * _LONG_FIELDS
+            )
+    return i64(DONE)
 
 
 @kernel

@@ -43,7 +43,12 @@ ENCODE_TEXT, STATUS = range(FRONT_FIELDS + 42, FRONT_FIELDS + 44)
 LACKS_BYTES = FRONT_FIELDS + 44
 # Of a group of missed pre-tokens, those that are not in their first line (int32).
 UNRESOLVED = FRONT_FIELDS + 45
+# A table that became too small, and how many lines or rows it has.
+OLD_TABLE, OLD_SIZE = range(FRONT_FIELDS + 46, FRONT_FIELDS + 48)
 ENCODE_FIELDS = FRONT_FIELDS + 48
+
+# Answers of kernels beside those of the front: which table is full.
+NEEDS_LINES, NEEDS_LONGS, NEEDS_LONG_TEXT, NEEDS_SPILL = range(32, 36)
 
 MOST_PROBES = 64  # places of a table that are looked at for one pre-token
 BATCH = 1024  # pre-tokens that are looked up together

@@ -13,7 +13,6 @@ from groundup.tokenizer.fast.context import (
     HAS_ZERO,
     INVALID,
     LENGTH,
-    NEEDS_CACHE,
     NEEDS_OUTPUT,
     NEEDS_SCRATCH,
     NEEDS_STAGE,
@@ -65,7 +64,7 @@ class Encoded(NamedTuple):
 
 
 class EncodeContext(Context):
-    """A context with the tables of what was encoded before. They are bounded: full, they forget everything."""
+    """A context with the tables of what was encoded before. They grow up to their bounds; full, they forget it all."""
 
     def __init__(self, pattern: str | None, tables: Tables, wide: bool, int_objects: np.ndarray, sizes: Sizes) -> None:
         super().__init__(pattern, at.ENCODE_FIELDS, sizes.stage)
@@ -128,10 +127,18 @@ class EncodeContext(Context):
         elif status == NEEDS_OUTPUT:
             wanted = self._batch_bytes() + int(self.fields[at.OUTPUT_COUNT])
             self.make_output(2 * wanted + 1024)
-        elif status == NEEDS_CACHE:
-            self._grow_cache()
         elif status == NEEDS_SCRATCH:
             self.make_scratch(at.SCRATCH_PER_BYTE * self._batch_bytes())
+        elif status == at.NEEDS_LINES and self.fields[at.NUM_LINES] < self._sizes.lines[1]:
+            self._refill("refill_lines", at.LINES, at.NUM_LINES, 8)
+        elif status == at.NEEDS_LONGS and self.fields[at.NUM_LONGS] < self._sizes.longs[1]:
+            self._refill("refill_longs", at.LONGS, at.NUM_LONGS, 4)
+        elif status == at.NEEDS_LONG_TEXT and self.fields[at.LONG_TEXT_SIZE] < self._sizes.long_text[1]:
+            self._lengthen(at.LONG_TEXT, at.LONG_TEXT_SIZE)
+        elif status == at.NEEDS_SPILL and self.fields[at.SPILL_SIZE] < self._sizes.spill[1]:
+            self._lengthen(at.SPILL, at.SPILL_SIZE)
+        else:
+            self._forget()
 
     def shrink(self) -> None:
         """Let go of the output, and of what an unusually long pre-token made grow."""
@@ -157,14 +164,31 @@ class EncodeContext(Context):
         last = min(first + at.BATCH, int(self.fields[WORDS]))
         return int(places[last] - places[first])
 
-    def _grow_cache(self) -> None:
-        """Twice the tables, up to their bounds; then only as large as one batch demands."""
-        fields, sizes, batch = self.fields, self._sizes, self._batch_bytes()
+    def _refill(self, name: str, table: int, count: int, width: int) -> None:
+        """Twice the lines or rows of a table, of `width` 64-bit numbers each."""
+        old, old_count = self.kept(table), int(self.fields[count])
+        self.fields[[at.OLD_TABLE, at.OLD_SIZE]] = self.fields[table], old_count
+        self.point(table, _aligned_zeros(2 * old_count * width))
+        self.fields[count] = 2 * old_count
+        objects.entry("encode", name)(self.address)
+        del old  # not before it was read
+
+    def _lengthen(self, field: int, size: int) -> None:
+        """Twice the room for what is there."""
+        old = self.kept(field)
+        longer = np.empty(2 * old.size, old.dtype)
+        longer[: old.size] = old
+        self.point(field, longer)
+        self.fields[size] = longer.size
+
+    def _forget(self) -> None:
+        """Empty tables: as large as now, or as this batch demands."""
+        batch = self._batch_bytes()
         self.make_cache(
-            min(2 * int(fields[at.NUM_LINES]), sizes.lines[1]),
-            min(2 * int(fields[at.NUM_LONGS]), sizes.longs[1]),
-            max(min(2 * int(fields[at.LONG_TEXT_SIZE]), sizes.long_text[1]), batch + 1024),
-            max(min(2 * int(fields[at.SPILL_SIZE]), sizes.spill[1]), 2 * batch + 4096),
+            int(self.fields[at.NUM_LINES]),
+            int(self.fields[at.NUM_LONGS]),
+            max(min(int(self.fields[at.LONG_TEXT_SIZE]), self._sizes.long_text[1]), batch + 1024),
+            max(min(int(self.fields[at.SPILL_SIZE]), self._sizes.spill[1]), 2 * batch + 4096),
         )
 
 

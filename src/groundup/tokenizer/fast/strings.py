@@ -10,9 +10,9 @@ from typing import Any
 
 from groundup.tokenizer.fast import encode_context as at
 from groundup.tokenizer.fast import objects
-from groundup.tokenizer.fast.context import NEEDS_CACHE
 
 _HAS_LOCK = getattr(sys, "_is_gil_enabled", lambda: True)()
+_TABLES_ARE_FULL = (at.NEEDS_LINES, at.NEEDS_LONGS, at.NEEDS_LONG_TEXT, at.NEEDS_SPILL)
 _MOST_DOUBLINGS = 16  # the bounds of the tables are reached before
 
 
@@ -46,6 +46,6 @@ class StringEncoder:
 
     def make_room(self) -> None:
         """To be called after a None: more room in the tables, if it was that."""
-        if self._address.context.fields[at.STATUS] == NEEDS_CACHE:
+        if self._address.context.fields[at.STATUS] in _TABLES_ARE_FULL:
             self._doublings = min(self._doublings + 1, _MOST_DOUBLINGS)
             self._begin()
