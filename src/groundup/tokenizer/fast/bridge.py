@@ -96,7 +96,7 @@ class Bridge:
 
     def streaming(self) -> Callable[[str], list[int]]:
         """`encode_list` with tables that stay under a megabyte."""
-        return self._encoder.small().encode_list if self._scans else self.encode_list
+        return self._encoder.small().encode_long if self._scans else self.encode_list
 
     def encode_memory(self, memory: Memory, workers: int) -> tuple[np.ndarray, np.ndarray]:
         """`encode_ragged` of texts in memory, which the caller keeps."""

@@ -219,22 +219,26 @@ class FastEncoder:
     def encode_list(self, text: str) -> list[int]:
         """The ids of one text as a list. UnicodeEncodeError for surrogates, TypeError for what is no string."""
         try:
-            found = self._strings.to_list(text)
-            return self.encode_lists(*self._found_long(text))[0] if found is None else found
+            if (found := self._strings.to_list(text)) is None:
+                self._strings.make_room()
+                found = self.encode_long(text)
+            return found
         except TypeError:
             raise TypeError(f"text: expected str, not {type(text).__name__}") from None
 
     def encode_array(self, text: str) -> np.ndarray:
         """The ids of one text as an array. Errors as those of `encode_list`."""
         try:
-            found = self._strings.to_bytes(text)
-            return self.encode(*self._found_long(text)).ids if found is None else np.frombuffer(found, self.output_type)
+            if (found := self._strings.to_bytes(text)) is not None:
+                return np.frombuffer(found, self.output_type)
+            self._strings.make_room()
+            return self.encode(*self.find([text])).ids
         except TypeError:
             raise TypeError(f"text: expected str, not {type(text).__name__}") from None
 
-    def _found_long(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        self._strings.make_room()
-        return self.find([text])
+    def encode_long(self, text: str) -> list[int]:
+        """`encode_list` without the tables for short texts."""
+        return self.encode_lists(*self.find([text]))[0]
 
     def find(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Addresses and lengths of the strings' UTF-8, which they keep. UnicodeEncodeError for surrogates."""
