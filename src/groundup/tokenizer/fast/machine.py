@@ -225,6 +225,20 @@ def byte_masks(typingctx: Any, address: Any) -> Any:
     return answer(types.int64), generate
 
 
+@intrinsic
+def equal_bytes(typingctx: Any, address: Any, byte: Any) -> Any:
+    """A mask of the 64 bytes at an address: bit i where byte i is this one."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        text = _unaligned_load(builder, args[0], _BLOCK)
+        nothing = ir.Constant(_BLOCK, ir.Undefined)
+        first = builder.insert_element(nothing, builder.trunc(args[1], _I8), ir.Constant(_I32, 0))
+        everywhere = builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_I32, 64), [0] * 64))
+        return builder.bitcast(builder.icmp_unsigned("==", text, everywhere), _I64)
+
+    return types.uint64(types.int64, types.int64), generate
+
+
 @kernel
 def _write_places_one_by_one(bits, base, target):
     """Write the places of the ones of a word, plus `base`, as int32; up to 7 more places may be overwritten."""
