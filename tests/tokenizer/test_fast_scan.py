@@ -1,5 +1,6 @@
 """The scanners against the `regex` module, also where a text is cut into chunks."""
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -93,6 +94,67 @@ def test_bytes_that_are_no_text_are_characters_of_their_own(pattern):
     assert [len(piece.decode("utf-8", "surrogateescape")) for piece in pieces] == [
         len(piece) for piece in Pretokenizer(pattern).split(stood_in)
     ]
+
+
+@pytest.mark.parametrize("pattern", ["cl100k", "o200k"])
+def test_all_short_texts_of_the_characters_that_matter(pattern):
+    """One after the other without a gap, so that they also lie at every place of the words of the maps."""
+    text = "".join(map("".join, itertools.product("Aa中\u0301's! /\n1", repeat=5)))
+    assert decoded(pattern, text) == split_by_regex(pattern)(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("aBcDE", ["a", "Bc", "DE"]),
+        ("ABc", ["ABc"]),
+        ("A中B", ["A中", "B"]),  # back to the last letter that may end a word
+        ("A中Bc", ["A中Bc"]),
+        ("a中A中AB", ["a中", "A中", "AB"]),
+        ("A\u0301B", ["A\u0301", "B"]),
+        ("1\u0301AB", ["1", "\u0301", "AB"]),
+        ("1\u0301ABc", ["1", "\u0301ABc"]),
+        ("!\u0301a", ["!\u0301a"]),
+        ("!!\u0301a", ["!!\u0301", "a"]),
+        (" !\u0301!a", [" !\u0301!", "a"]),
+        ("\u0301!\u0301a", ["\u0301", "!\u0301a"]),
+        (" \u0301a", [" \u0301a"]),
+        ("!!\u0301\n/!\u0301", ["!!\u0301\n/", "!\u0301"]),  # a slash that is taken is no sign before the next
+        ("!\u0301\n/!\u0301", ["!\u0301", "\n", "/!\u0301"]),
+        ("!/\n//\n/a", ["!/\n//\n/", "a"]),
+        ("a/\na\n/b", ["a", "/\n", "a", "\n", "/b"]),
+        ("it'store", ["it's", "tore"]),
+        ("a's's's", ["a's", "'s's"]),
+        ("a'LLL", ["a'LL", "L"]),
+        ("a's中Ab", ["a's", "中Ab"]),  # what a contraction takes is not before the letters behind it
+        ("a's\u0301b", ["a's", "\u0301b"]),
+        ("a\u0301'\u017f1", ["a\u0301'\u017f", "1"]),
+        ("1's", ["1", "'s"]),
+        ("!\u0301's", ["!\u0301's"]),
+        ("!!\u0301's", ["!!\u0301'", "s"]),
+    ],
+)
+def test_words_of_gpt4o(text, pieces):
+    assert decoded("o200k", text) == pieces
+    for offset in range(1, 66):
+        assert decoded("o200k", "\n" * offset + text)[1:] == pieces
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["a" + "中" * 100, "A" * 200, "!"],
+        ["A" + "中" * 100 + "A" * 200 + "b", "!"],
+        ["A" + "中" * 100, "A" * 200, "!"],
+        [" !" + "\u0301" * 200, "a"],
+        ["!" + "\u0301" * 200 + "a", "!"],
+        [" !" + "!\u0301" * 200 + "\n/" * 200, "!\u0301a"],
+        ["a" * 200 + "'ll", "a", "Aa"],
+    ],
+)
+def test_long_runs_of_gpt4o(pieces):
+    for offset in range(64):
+        assert decoded("o200k", "".join(["\n" * (offset + 1), *pieces]))[1:] == pieces
 
 
 @pytest.mark.slow

@@ -32,8 +32,9 @@ FRONT_FIELDS = 28
 OTHER, WHITE, NUMBER, UPPER, LOWER, LETTER, MARK = range(7)
 # Maps that are not classes: bytes inside a character, the ASCII space, the apostrophe, any letter, pre-token starts.
 INSIDE, SPACE, APOSTROPHE, ANY_LETTER, STARTS = range(7, 12)
-# Line ends (\r and \n), those that belong to what is before them, white space up to the last line end of its run, and
-# characters that take the letters behind them along. Only where a scanner wants them.
+# Line ends (\r and \n), what belongs to the characters before it whatever its class (line ends behind signs; see the
+# scanners), white space up to the last line end of its run, and characters that take the letters behind them along.
+# Only where a scanner wants them.
 LINE_END, TAKEN, BEFORE_LINE_END, PREFIX = range(12, 16)
 NUM_MAPS = 16
 
