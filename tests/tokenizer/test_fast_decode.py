@@ -76,6 +76,21 @@ class Odd:
         return self._value
 
 
+@pytest.mark.parametrize("changed", [[257] * 300, [65] * 299 + [1 << 20], [65] * 299 + [-1], [65] * 300])
+def test_ids_that_are_changed_after_their_size_was_found(tokenizer, changed, monkeypatch):
+    ids = np.array([66, 256, 257] * 100)
+    decoder = tokenizer._decoder
+
+    def size_then_change(address: int, size=decoder._decoded_size) -> int:
+        found = size(address)
+        ids[:] = changed
+        return found
+
+    monkeypatch.setattr(decoder, "_decoded_size", size_then_change)
+    with pytest.raises(RuntimeError, match="changed while they were decoded"):
+        decoder.decode(ids)
+
+
 def test_ids_that_run_code_while_they_are_read(tokenizer):
     inner = []
     ids = [72, Odd(257, lambda: inner.append(tokenizer._decoder.decode_list([256] * 50))), 105]

@@ -1,11 +1,14 @@
 """Encoding by compiled code against encoding in plain Python."""
 
+import gc
 import os
 import random
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,6 +266,30 @@ def test_blocks_that_are_not_utf8_are_read_with_replacements(tmp_path, small_blo
     assert ids.tolist() == tokenizer.encode(data.decode("utf-8", "replace"), "all")
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_special_tokens_that_overlap_are_cut_as_in_one_text(tmp_path, small_blocks, seed):
+    draw = random.Random(seed)
+    tokenizer = Tokenizer.train_from_iterator(WORDS * 5, 300, ["<<<<<<|", "|>>>>>>", "<|a|>", "|><|b"])
+    pieces = ["<<<<<<|", ">>>>>>", "|>>>>>>", "<|a|>", "<|b", "-", "=="]
+    text = "".join(draw.choices(pieces, weights=[3, 3, 2, 2, 2, 60, 20], k=6_000))
+    (tmp_path / "file").write_text(text)
+    assert tokenizer.encode_file(tmp_path / "file", workers=1).tolist() == tokenizer.encode(text, "all")
+
+
+def test_special_tokens_by_the_hundred(tmp_path):
+    names = [f"<|reserved_{number}|>" for number in range(300)] + ["<x", "é", "\u4e2d\u6587", "[INST]"]
+    tokenizer = Tokenizer.train_from_iterator(WORDS * 5, 700, names)
+    draw = random.Random(3)
+    text = "".join(draw.choices([*names, *WORDS, "<|reserved_", "<p>", "\u4e2d", "\n", " "], k=20_000))
+    (tmp_path / "file").write_text(text)
+    assert tokenizer.encode_file(tmp_path / "file").tolist() == tokenizer.encode(text, "all")
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo")
+def test_a_file_whose_size_is_not_known_before_it_is_read():
+    assert len(small_tokenizer().encode_file("/proc/cpuinfo")) > 10
+
+
 def test_a_file_of_more_ids_than_guessed(tmp_path):
     tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)}, [])
     (tmp_path / "file").write_bytes(b"one two " * 400_000)
@@ -405,6 +432,50 @@ def test_short_texts_of_more_words_than_tables_hold_come_from_new_tables(trained
     finally:
         sys.setswitchinterval(before)
     assert encoder._strings.to_list is not first
+
+
+def test_garbage_collected_while_a_list_is_made_may_encode_too():
+    tokenizer = small_tokenizer()
+    expected = tokenizer.encode("the cat sat")
+    others = []
+
+    class Encoding:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            others.append(tokenizer.encode("naïve über-cats") == tokenizer.encode_array("naïve über-cats").tolist())
+
+    kept, thresholds = [], gc.get_threshold()
+    gc.set_threshold(7, 2, 2)
+    try:
+        for _ in range(3_000):
+            Encoding()
+            kept.append(tokenizer.encode("the cat sat"))
+    finally:
+        gc.set_threshold(*thresholds)
+    assert len(others) > 1_000 and all(others)
+    assert all(ids == expected for ids in kept)
+
+
+def test_a_tokenizer_is_freed_when_nobody_has_it():
+    tokenizer = Tokenizer.train_from_iterator(WORDS * 5, 300)
+    tokenizer.encode("the cat")
+    encoder = weakref.ref(tokenizer._fast._encoder)
+    gc.disable()
+    try:
+        del tokenizer
+        assert encoder() is None
+    finally:
+        gc.enable()
+
+
+def test_what_one_long_text_needed_is_given_back(tmp_path):
+    tokenizer = Tokenizer.train_from_iterator(WORDS * 5, 300)
+    (tmp_path / "file").write_bytes(b"-" * 10_000_000)
+    tokenizer.encode_file(tmp_path / "file", workers=1)
+    (context,) = tokenizer._fast._encoder._idle
+    assert sum(array.nbytes for array in context._kept.values()) < 60_000_000
 
 
 @pytest.mark.parametrize("text", ["", "x", "the cat", "x" * 70_000, "\u4e2d" * 30_000, "a b " * 30_000, " " * 70_000])

@@ -67,7 +67,7 @@ class Cutter:
     def _next_cut(self, file: BinaryIO, start: int, size: int) -> int:
         """The first place from `start` on where the file can be cut; its size when there is none."""
         while start < size and self._cuts:
-            begin = max(0, start - self._margin)
+            begin = max(0, start - 2 * self._margin)  # a token before the cut, and what may span its begin
             file.seek(begin)
             data = file.read(start - begin + _WINDOW + self._margin)
             cut = self._cut_within(data, start - begin, min(start - begin + _WINDOW, len(data)))

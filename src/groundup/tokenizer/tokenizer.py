@@ -275,7 +275,7 @@ class Tokenizer:
         if self._fast is None:
             found = [self.encode(text, allowed_special) for text in texts]
             ids = np.array([token for text in found for token in text], self.id_type)
-            return ids, np.cumsum([0, *map(len, found)])
+            return ids, np.cumsum([0, *map(len, found)], dtype=np.int64)
         if not allowed_special and self.normalizer is None:
             try:
                 return self._fast.encode_ragged(texts, threads)
@@ -287,8 +287,9 @@ class Tokenizer:
     def encode_file(
         self, path: str | Path, allowed_special: str | Collection[str] = "all", *, workers: int | None = None
     ) -> np.ndarray:
-        """The ids of a UTF-8 file, whole and in memory, with its special tokens read as such. (For a corpus on disk
-        see `groundup.data.write_shards`.) Invalid bytes become U+FFFD."""
+        """The ids of a UTF-8 file in one array, with its special tokens read as such. (For a corpus on disk see
+        `groundup.data.write_shards`.) Invalid bytes become U+FFFD. With a published pattern the text is read a
+        megabyte at a time, or as much as it takes to the next place to cut."""
         path, threads = Path(path), check_workers(workers)
         allowed = {token: self.special_tokens[token] for token in self._allowed(allowed_special).tokens}
         if self._fast is None or self.normalizer is not None or not self._fast.takes_bytes or not path.is_file():

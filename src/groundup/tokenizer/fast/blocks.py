@@ -2,6 +2,7 @@
 
 from groundup.tokenizer.fast.byte_strings import same_bytes
 from groundup.tokenizer.fast.context import (
+    BEGINNINGS,
     BLOCK_LENGTH,
     FIRST_BYTES,
     FOUND,
@@ -14,7 +15,7 @@ from groundup.tokenizer.fast.context import (
     SPECIALS,
     TEXT,
 )
-from groundup.tokenizer.fast.machine import equal_bytes, i64, i64_at, kernel, trailing_zeros, u64
+from groundup.tokenizer.fast.machine import equal_bytes, i64, i64_at, kernel, trailing_zeros, u8_at, u16_at, u64
 
 _SPECIAL_FIELDS = 3
 
@@ -61,6 +62,8 @@ def _next_candidate(fields, place):
 def _special_at(fields, place):
     """The number of the longest special token at a place of the block, or -1."""
     rest = fields[BLOCK_LENGTH] - place
+    if u8_at(fields[BEGINNINGS])[u16_at(fields[TEXT] + place)[0]] == 0:
+        return i64(-1)
     for number in range(fields[NUM_SPECIALS]):
         special = i64_at(fields[SPECIALS] + 8 * _SPECIAL_FIELDS * number)
         size = special[1]

@@ -49,7 +49,7 @@ class Bridge:
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of bytes that need not be UTF-8; only for patterns with a scanner."""
         array = np.frombuffer(data, np.uint8)
-        return self._encoder.encode_lists(np.array([array.ctypes.data]), np.array([array.size]))[0]
+        return self._encoder.encode_lists(np.array([array.ctypes.data], np.int64), np.array([array.size], np.int64))[0]
 
     @property
     def takes_bytes(self) -> bool:
@@ -68,14 +68,14 @@ class Bridge:
         """The ids of all texts, one after the other, and where each begins, with the end of the last (int64)."""
         if not self._scans:
             found = [self._by_pieces(text) for text in texts]
-            return self._joined(found), np.cumsum([0, *map(len, found)])
+            return self._joined(found), np.cumsum([0, *map(len, found)], dtype=np.int64)
         return self.encode_memory(self._find(texts), workers)
 
     def encode_parts(self, texts: Sequence[Sequence[Part]], workers: int) -> tuple[np.ndarray, np.ndarray]:
         """The same for texts in parts, of which some are special tokens."""
         parts = [part for text in texts for part in text]
         ids, offsets = self._encode_flat(parts, workers)
-        firsts = np.cumsum([0, *map(len, texts)])
+        firsts = np.cumsum([0, *map(len, texts)], dtype=np.int64)
         return ids, offsets[firsts]
 
     def _encode_flat(self, parts: Sequence[Part], workers: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +88,7 @@ class Bridge:
             self._by_pieces(part) if isinstance(part, str) else np.array([part], self._encoder.output_type)
             for part in parts
         ]
-        return self._joined(found), np.cumsum([0, *map(len, found)])
+        return self._joined(found), np.cumsum([0, *map(len, found)], dtype=np.int64)
 
     def encode_file(self, path: Path, special_tokens: Mapping[str, int], workers: int) -> np.ndarray:
         """The ids of a file of UTF-8; only where it `takes_bytes`. OSError when it cannot be read."""
@@ -108,7 +108,7 @@ class Bridge:
         cut, firsts = _cut_long(memory, workers)
         shares = self._map(self._encoder.encode, cut, workers)
         ids = self._joined([share.ids for share in shares])
-        starts = np.cumsum([0, *(share.ids.size for share in shares)])
+        starts = np.cumsum([0, *(share.ids.size for share in shares)], dtype=np.int64)
         ends = [share.ends + start for share, start in zip(shares, starts, strict=False)]
         return ids, np.concatenate([[0], *ends])[firsts], all(share.is_valid for share in shares)
 
@@ -135,7 +135,9 @@ class Bridge:
         found = []
         for block in self._pretokenizer.blocks(text):
             pieces = [piece.encode() for piece in self._pretokenizer.split(block)]
-            found.append(self._encoder.encode_pieces(b"".join(pieces), np.cumsum([0, *map(len, pieces)])[1:]))
+            found.append(
+                self._encoder.encode_pieces(b"".join(pieces), np.cumsum([0, *map(len, pieces)], dtype=np.int64)[1:])
+            )
         return self._joined(found)
 
 

@@ -26,7 +26,9 @@ BLOCK_LENGTH, NEXT_TEXT, FOUND = range(20, 23)
 # The special tokens, the longest first: (place in SPECIAL_BYTES, size, id) of each, and the bytes that they begin with
 # (int64 all).
 SPECIALS, NUM_SPECIALS, SPECIAL_BYTES, FIRST_BYTES, NUM_FIRST_BYTES = range(23, 28)
-FRONT_FIELDS = 28
+# Whether any begins with two bytes, at first | second << 8 (uint8).
+BEGINNINGS = 28
+FRONT_FIELDS = 29
 
 # Classes of characters, as in the Unicode table, and the maps of that number.
 OTHER, WHITE, NUMBER, UPPER, LOWER, LETTER, MARK = range(7)

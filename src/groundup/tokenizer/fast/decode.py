@@ -51,14 +51,20 @@ def decoded_size(context):
 
 @kernel
 def decode(context):
-    """Write the bytes of the ids to OUTPUT, which has exactly the room for them. All ids have a token."""
+    """Write the bytes of the ids to OUTPUT, which has exactly the room for them; how many they are.
+
+    -1 if they do not fit, or there is none for an id: somebody changed the ids after their size was found.
+    """
     fields = i64_at(context)
     place, end = fields[OUTPUT], fields[OUTPUT] + fields[OUTPUT_SIZE]
     for first in range(0, fields[NUM_IDS], BATCH):
         count = min(i64(BATCH), fields[NUM_IDS] - first)
-        _load(context, first, count)
-        behind = _write_short(context, place, count) if end - place >= BATCH * ROW_BYTES else i64(0)
-        place = behind if behind != 0 else _write_exactly(context, place, first, count)
+        behind = i64(0)
+        if _load(context, first, count) and end - place >= BATCH * ROW_BYTES:
+            behind = _write_short(context, place, count)
+        place = behind if behind != 0 else _write_exactly(context, place, end, first, count)
+        if place == 0:
+            return i64(-1)
     return place - fields[OUTPUT]
 
 
@@ -134,12 +140,14 @@ def _write_short(context, place, count):
 
 
 @kernel
-def _write_exactly(context, place, first, count):
-    """Write some tokens and not a byte more; where they end."""
+def _write_exactly(context, place, end, first, count):
+    """Write some tokens and not a byte more; where they end, or 0 if they do not fit."""
     fields = i64_at(context)
     for number in range(first, first + count):
         token = _id(context, number)
         length = _length(context, token)
+        if length == 0 or length > end - place:
+            return i64(0)
         copy(place, fields[TOKEN_TEXT] + i64_at(fields[OFFSETS])[token], length)
         place += length
     return place

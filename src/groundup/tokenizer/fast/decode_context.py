@@ -9,7 +9,7 @@ ROWS, TOKEN_LENGTHS, VOCAB_SIZE, OFFSETS, TOKEN_TEXT = range(3, 8)
 OUTPUT, OUTPUT_SIZE = range(8, 10)
 # The address of Python's None.
 NONE = 10
-# Behind the fields: room for a batch of ids as uint32.
+# Behind the fields, and a place for one more: room for a batch of ids as uint32.
 BATCH_IDS = 12
 BATCH = 64
 DECODE_FIELDS = BATCH_IDS + BATCH // 2

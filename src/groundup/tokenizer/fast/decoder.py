@@ -9,10 +9,8 @@ from groundup.tokenizer.fast import decode_context as at
 from groundup.tokenizer.fast import objects
 from groundup.tokenizer.fast.vocabulary_tables import Tables
 
-_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
-_new_bytes.restype, _new_bytes.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
-_content_of = ctypes.pythonapi.PyBytes_AsString
-_content_of.restype, _content_of.argtypes = ctypes.c_void_p, (ctypes.py_object,)
+_new_bytes = objects.python_function("PyBytes_FromStringAndSize", ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
+_content_of = objects.python_function("PyBytes_AsString", ctypes.c_void_p, ctypes.py_object)
 
 
 class FastDecoder:
@@ -34,7 +32,7 @@ class FastDecoder:
         self._decode = objects.entry("decode", "decode")
         # The bytes of a list; None if an item is no id.
         self.decode_list: Callable[[list[int]], bytes | None] = objects.method(
-            "decode", "decode_list", self._fields.ctypes.data
+            "decode", "decode_list", objects.Address.of(self._fields.ctypes.data, (self._fields, self._arrays))
         )
 
     def decode(self, ids: np.ndarray) -> bytes:
@@ -49,7 +47,8 @@ class FastDecoder:
             raise IndexError(-1 - size)
         data = _new_bytes(None, size)
         fields[[at.OUTPUT, at.OUTPUT_SIZE]] = _content_of(data), size
-        self._decode(fields.ctypes.data)
+        if self._decode(fields.ctypes.data) != size:
+            raise RuntimeError("ids: they were changed while they were decoded")
         return data
 
 

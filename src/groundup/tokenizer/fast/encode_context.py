@@ -3,7 +3,7 @@
 A *value* is what a pre-token encodes to, in 64 bits: four lanes of 16 bits or, for ids that need more, two of 32. Its
 ids stand in the lowest lanes and all other lanes are full of ones. With ones in the lowest lane, the rest is the place
 in SPILL where the number of the ids and the ids are; and a value all of ones is a pre-token so long that it is merged
-when its ids are written.
+when its ids are written (or one that found no place in the tables, or has no ids at all).
 """
 
 from groundup.tokenizer.fast.context import FRONT_FIELDS
@@ -45,7 +45,11 @@ LACKS_BYTES = FRONT_FIELDS + 44
 UNRESOLVED = FRONT_FIELDS + 45
 # A table that became too small, and how many lines or rows it has.
 OLD_TABLE, OLD_SIZE = range(FRONT_FIELDS + 46, FRONT_FIELDS + 48)
-ENCODE_FIELDS = FRONT_FIELDS + 48
+# Whether the context is at work on a string (encode_string), which whoever else comes by has to respect.
+BUSY = FRONT_FIELDS + 48
+ENCODE_FIELDS = FRONT_FIELDS + 49
+
+LONGEST_STRING = 1 << 16  # bytes: for a longer text other threads should not have to wait
 
 # Answers of kernels beside those of the front: which table is full.
 NEEDS_LINES, NEEDS_LONGS, NEEDS_LONG_TEXT, NEEDS_SPILL = range(32, 36)

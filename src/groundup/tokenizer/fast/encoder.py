@@ -21,6 +21,7 @@ from groundup.tokenizer.fast.context import (
     POSITION,
     STAGE,
     STAGE_SIZE,
+    TEXT,
     WORDS,
 )
 from groundup.tokenizer.fast.front import MOST_STAGED, SCANNERS, Context, Specials
@@ -141,11 +142,16 @@ class EncodeContext(Context):
             self._forget()
 
     def shrink(self) -> None:
-        """Let go of the output, and of what an unusually long pre-token made grow."""
+        """Let go of texts and output, and of what an unusually long pre-token made grow."""
+        for field in (TEXT, at.TEXTS, at.LENGTHS, at.ENDS):
+            self._kept.pop(field, None)
         self.fields[at.OUTPUT_COUNT] = 0
         self.make_output(self._sizes.output)
         if self.fields[STAGE_SIZE] > self._sizes.stage:
             self.make_stage(self._sizes.stage)
+        longest = self._sizes.long_text[1], self._sizes.spill[1]
+        if self.fields[at.LONG_TEXT_SIZE] > longest[0] or self.fields[at.SPILL_SIZE] > longest[1]:
+            self.make_cache(int(self.fields[at.NUM_LINES]), int(self.fields[at.NUM_LONGS]), *longest)
         if self.fields[at.SCRATCH_SIZE] > _MOST_IDLE:
             self.make_scratch(_FIRST_SCRATCH)
 
@@ -315,11 +321,9 @@ class FastEncoder:
 
     @cached_property
     def _strings(self) -> StringEncoder:
-        return StringEncoder(
-            lambda doublings: EncodeContext(
-                self.pattern, self.tables, self.wide, self._int_objects, self._sizes.doubled(doublings)
-            )
-        )
+        sizes = replace(self._sizes, output=at.LONGEST_STRING + 128)
+        known = self.pattern, self.tables, self.wide, self._int_objects
+        return StringEncoder(lambda doublings: EncodeContext(*known, sizes.doubled(doublings)))
 
     def _take(self) -> EncodeContext:
         try:

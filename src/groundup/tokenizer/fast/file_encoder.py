@@ -27,6 +27,8 @@ class FileEncoder:
     def encode(self, path: Path, workers: int) -> np.ndarray:
         """The ids of a file, by `workers` threads. OSError when it cannot be read."""
         size = path.stat().st_size
+        if size < STEP:  # or not a size at all, as of the system's own files
+            return self._encode_data(path.read_bytes()).copy()
         workers = max(1, min(workers, size // STEP))
         ids = _Growing(size // _BYTES_PER_ID + 1024, self._encoder.output_type)
         desks: SimpleQueue[_Desk] = SimpleQueue()
@@ -48,9 +50,13 @@ class FileEncoder:
         ids, is_valid = self._encoder.encode_block(desk.block, size, self._specials, desk.ids)
         if is_valid:
             return ids
-        valid = desk.block[:size].tobytes().decode("utf-8", "replace").encode()
+        return self._encode_data(desk.block[:size].tobytes())
+
+    def _encode_data(self, data: bytes) -> np.ndarray:
+        valid = data.decode("utf-8", "replace").encode()
         block = np.frombuffer(valid + bytes(BLOCK_PADDING), np.uint8)
-        return self._encoder.encode_block(block, len(valid), self._specials, desk.ids)[0]
+        room = np.empty(len(valid) // _BYTES_PER_ID + 1024, self._encoder.output_type)
+        return self._encoder.encode_block(block, len(valid), self._specials, room)[0]
 
 
 class _Desk:
@@ -71,7 +77,7 @@ _Encoded = tuple[np.ndarray, _Desk]
 
 
 class _Growing:
-    """An array that is made longer: memory that was never written to costs nothing."""
+    """An array that is made longer. What was never written to takes no memory, where the system does it so."""
 
     def __init__(self, size: int, id_type: type) -> None:
         self._array, self._count = np.empty(size, id_type), 0

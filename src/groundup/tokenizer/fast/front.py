@@ -32,6 +32,7 @@ class Specials(NamedTuple):
     rows: np.ndarray  # int64 [tokens, 3]
     text: np.ndarray  # uint8
     first_bytes: np.ndarray  # int64
+    beginnings: np.ndarray  # uint8 [65536]
 
     @classmethod
     def of(cls, tokens: Mapping[bytes, int]) -> "Specials":
@@ -39,10 +40,14 @@ class Specials(NamedTuple):
         longest_first = sorted(tokens, key=len, reverse=True)
         sizes = np.array([len(token) for token in longest_first], np.int64)
         ids = np.array([tokens[token] for token in longest_first], np.int64)
+        beginnings = np.zeros((256, 256), np.uint8)  # by the second byte, and the first
+        for token in tokens:
+            beginnings[token[1] if len(token) > 1 else slice(None), token[0]] = 1
         return cls(
             rows=np.stack([np.cumsum(sizes) - sizes, sizes, ids], axis=1),
             text=np.frombuffer(b"".join(longest_first), np.uint8),
             first_bytes=np.array(sorted({token[0] for token in longest_first}), np.int64),
+            beginnings=beginnings.reshape(-1),
         )
 
 
@@ -100,6 +105,7 @@ class Context:
         self.point(at.SPECIALS, specials.rows)
         self.point(at.SPECIAL_BYTES, specials.text)
         self.point(at.FIRST_BYTES, specials.first_bytes)
+        self.point(at.BEGINNINGS, specials.beginnings)
         self.fields[[at.NUM_SPECIALS, at.NUM_FIRST_BYTES]] = len(specials.rows), specials.first_bytes.size
 
     def kept(self, field: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from groundup.tokenizer.fast.processor import feature_list, processor_name
 log = logging.getLogger(__name__)
 
 _HASH_BYTES = 32
+_HAS_LOCK = getattr(sys, "_is_gil_enabled", lambda: True)()
 _IMPORT = re.compile(
     rf"^[ \t]*from {re.escape(str(__package__))}(?:\.(\w+) import| import \(([\w\s,]+)\)| import ([\w ,]+)$)",
     re.MULTILINE,
@@ -83,11 +84,33 @@ class _MethodDefinition(ctypes.Structure):
     ]
 
 
-def method(unit: str, name: str, owner: Any) -> Any:
-    """A kernel that takes two Python objects, the owner and an argument, as a function of the argument."""
-    new_method = ctypes.pythonapi.PyCFunction_NewEx
-    new_method.restype, new_method.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
-    return new_method(ctypes.addressof(_definition(unit, name)), owner, None)
+class Address(int):
+    """The address of memory as an int object, and what owns that memory, which lives as long."""
+
+    owner: Any
+
+    @classmethod
+    def of(cls, address: int, owner: Any) -> "Address":
+        """The address of something in memory of `owner`."""
+        made = cls(address)
+        made.owner = owner
+        return made
+
+
+def python_function(name: str, returns: Any, *takes: Any) -> Any:
+    """A function of CPython's interface, with types of its own for its arguments."""
+    return ctypes.PYFUNCTYPE(returns, *takes)((name, ctypes.pythonapi))
+
+
+def method(unit: str, name: str, address: Address) -> Any:
+    """A kernel that takes two Python objects, an address and an argument, as a function of the argument.
+
+    Where Python has no lock, a function that says None, which asks for another way.
+    """
+    if not _HAS_LOCK:
+        return lambda argument: None
+    new = python_function("PyCFunction_NewEx", ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
+    return new(ctypes.addressof(_definition(unit, name)), address, None)
 
 
 @cache  # a definition has to live as long as any method made of it
@@ -152,7 +175,10 @@ def _version_file(package: str) -> bytes:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ImportError(f"{package} is not installed; pip install {package}")
-    return Path(spec.origin).with_name("_version.py").read_bytes()
+    try:
+        return Path(spec.origin).with_name("_version.py").read_bytes()
+    except OSError:  # another way of packing it
+        return Path(spec.origin).read_bytes()
 
 
 def _read(path: Path) -> bytes | None:

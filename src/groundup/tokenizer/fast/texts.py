@@ -7,10 +7,12 @@ and gives the list, by functions of CPython's stable ABI (PEP 384), with the int
 from groundup.tokenizer.fast.blocks import next_text
 from groundup.tokenizer.fast.context import DONE, FOUND, LENGTH, NEEDS_OUTPUT, POSITION, TEXT, WORDS
 from groundup.tokenizer.fast.encode_context import (
+    BUSY,
     ENCODE_TEXT,
     ENDS,
     LANE_BITS,
     LENGTHS,
+    LONGEST_STRING,
     NONE,
     NUM_TEXTS,
     OBJECTS,
@@ -29,7 +31,6 @@ from groundup.tokenizer.fast.machine import call, i64, i64_at, kernel, u16_at, u
 ENTRIES = ("encode_texts", "encode_block", "find_texts", "encode_string", "encode_string_to_bytes", "list_ids")
 
 _FAILED, _LACKS_ROOM, _ENCODED = range(3)  # with an exception set; with STATUS saying what must grow
-LONGEST_STRING = 1 << 16  # bytes: for a longer text other threads should not have to wait
 
 
 @kernel
@@ -101,13 +102,21 @@ def find_texts(context, strings):
 def encode_string(owner, string):
     """The ids of a string as a list; None if it is too long, or room is lacking (STATUS says which).
 
-    The owner is an int object, the address of the context.
+    The owner is an int object, the address of the context. Making a list can start the collection of garbage, which can
+    run any Python code and let other threads run: whoever then finds the context at work is told None.
     """
     context = number_of(owner)
+    fields = i64_at(context)
+    if fields[BUSY] != 0:
+        return _none(context)
+    fields[BUSY] = 1
     outcome = _encode_short(context, string)
     if outcome == _ENCODED:
-        return list_ids(context, 0, i64_at(context)[OUTPUT_COUNT])
-    return _none(context) if outcome == _LACKS_ROOM else i64(0)
+        answer = list_ids(context, 0, fields[OUTPUT_COUNT])
+    else:
+        answer = _none(context) if outcome == _LACKS_ROOM else i64(0)
+    fields[BUSY] = 0
+    return answer
 
 
 @kernel
@@ -115,6 +124,8 @@ def encode_string_to_bytes(owner, string):
     """The same as a bytearray, of 2 or 4 bytes for each id."""
     context = number_of(owner)
     fields = i64_at(context)
+    if fields[BUSY] != 0:
+        return _none(context)
     outcome = _encode_short(context, string)
     if outcome == _ENCODED:
         return new_bytearray(fields[OUTPUT], fields[OUTPUT_COUNT] * (fields[LANE_BITS] >> 3))
@@ -125,10 +136,10 @@ def encode_string_to_bytes(owner, string):
 def _encode_short(context, string):
     """Encode a string to OUTPUT."""
     fields = i64_at(context)
+    fields[STATUS] = DONE
     text = utf8_of(string, context + 8 * STRING_LENGTH)
     if text == 0:
         return i64(_FAILED)
-    fields[STATUS] = DONE
     if fields[STRING_LENGTH] > LONGEST_STRING:
         return i64(_LACKS_ROOM)
     fields[TEXT], fields[LENGTH], fields[POSITION] = text, fields[STRING_LENGTH], 0

@@ -110,7 +110,7 @@ def token_table(tokens: Mapping[bytes, int]) -> np.ndarray:
 
 
 def hash_of(data: bytes) -> int:
-    """`merge.hash_bytes` in Python."""
+    """`byte_strings.hash_bytes` in Python."""
     mask = (1 << 64) - 1
     state = (len(data) * int(_MULTIPLIER)) & mask
     for place in range(0, len(data), 8):
