@@ -8,6 +8,7 @@ from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.pretokenize import PATTERNS, Pretokenizer
 from tests.tokenizer import exactness
 from tests.tokenizer.exactness import (
+    CODES,
     Tally,
     compare,
     compare_file,
@@ -97,8 +98,8 @@ def test_pieces_equal_the_regex_module_on_all_short_strings_of_key_characters(pa
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_pieces_equal_the_regex_module_on_many_fuzzed_strings(pattern):
-    """For a million of them: `python -m tests.tokenizer.exactness --reference regex:gpt2 --strings 1000000`."""
-    assert_exact(compare_fuzzed(pieces_trial(pattern), 3, 30_000), 30_000)
+    """A million in all; for more: `python -m tests.tokenizer.exactness --reference regex:gpt2 --strings 1000000`."""
+    assert_exact(compare_fuzzed(pieces_trial(pattern), 3, 170_000), 170_000)
 
 
 @pytest.mark.slow
@@ -112,12 +113,15 @@ def test_pieces_equal_the_regex_module_on_all_strings_of_five_key_characters(pat
 @pytest.mark.parametrize("name", ["regex:gpt2", "tiktoken:r50k", "huggingface:llama3", "huggingface:smollm2"])
 def test_tables_differ_from_the_reference_only_where_versions_of_unicode_do(name):
     """A code point that is assigned in the version of this Python has the same class in every later version."""
-    differences = table_differences(our_class, trial_or_skip(name).class_of)
-    old = {
-        change: [code for code in codes if unicodedata.category(chr(code)) != "Cn" and code not in RECLASSIFIED]
-        for change, codes in differences.items()
-    }
-    assert not any(old.values()), {change: ranges(codes) for change, codes in old.items()}
+    assigned = [
+        code
+        for code in CODES
+        if code not in RECLASSIFIED
+        and (category := unicodedata.category(chr(code))) != "Cn"
+        and (category != "Co" or code % 64 == 0)  # of the 137,468 for private use some are enough
+    ]
+    differences = table_differences(our_class, trial_or_skip(name).class_of, assigned)
+    assert not differences, {change: ranges(codes) for change, codes in differences.items()}
 
 
 def test_class_of_a_character_is_found_by_how_it_joins_others():

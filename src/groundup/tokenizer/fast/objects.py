@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import logging
 import re
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -217,8 +218,6 @@ def _keep(path: Path, code: bytes) -> None:
 
 def _compile(unit: str) -> bytes:
     """Compile in a process of its own: Numba then takes no memory and no time to import in this one."""
-    import subprocess
-
     log.warning("compiling %s for this processor, once; this takes some seconds", unit.replace("_", " "))
     program = "import sys; sys.path[:0] = sys.argv[2:]; from groundup.tokenizer.fast.compiling import main; main()"
     command = [sys.executable, "-c", program, unit, *sys.path]
