@@ -174,7 +174,7 @@ def test_all_strings_of_three_key_bytes_come_back(trained_by, unchecked):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_many_random_and_truncated_bytes_come_back(trained_by, pattern, unchecked):
     """A million in all."""
-    check_bytes(trained_by(pattern), random_bytes(1 + PATTERNS.index(pattern), 170_000))
+    check_bytes(trained_by(pattern), random_bytes(1 + list(PATTERNS).index(pattern), 170_000))
 
 
 def product(length):
