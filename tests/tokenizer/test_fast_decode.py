@@ -60,9 +60,26 @@ def test_what_is_no_list_of_ids(tokenizer, wrong):
 
 @pytest.mark.parametrize("last", [65, 256, 257])
 def test_nothing_is_written_behind_the_end(tokenizer, last):
-    for count in range(40):
-        ids = np.array([65] * count + [last], np.uint32)
-        assert tokenizer.decode_bytes(ids) == b"A" * count + VOCAB[last]
+    for kind in (np.uint16, np.uint32):
+        for count in (*range(40), *range(1900, 2200, 7)):
+            ids = np.array([65] * count + [last], kind)
+            assert tokenizer.decode_bytes(ids) == b"A" * count + VOCAB[last]
+
+
+@pytest.mark.parametrize("before", [0, 3000])
+def test_numbers_of_16_bits_beyond_the_vocabulary(tokenizer, before):
+    for wrong in (258, 260, 1000, 65_535):
+        with pytest.raises(ValueError, match=f"id {wrong}: not in the vocabulary"):
+            tokenizer.decode_bytes(np.array([65] * before + [wrong, 65], np.uint16))
+
+
+def test_a_vocabulary_of_more_than_16_bits():
+    words = {256 + number: f" {number}".encode() for number in range(66_000)}
+    tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)} | words, [])
+    ids = np.arange(66_256, dtype=np.uint32)
+    expected = [*map(bytes, ([byte] for byte in range(256))), *words.values()]
+    assert tokenizer.decode_bytes(ids) == b"".join(expected)
+    assert tokenizer.decode_bytes(ids[:65_536].astype(np.uint16)) == b"".join(expected[:65_536])
 
 
 class Odd:

@@ -2,11 +2,11 @@
 
 from groundup.tokenizer.fast.decode_context import (
     BATCH,
-    BATCH_IDS,
     DECODE_FIELDS,
     ID_BYTES,
     IDS,
     NONE,
+    NOT_SHORT,
     NUM_IDS,
     OFFSETS,
     OUTPUT,
@@ -40,7 +40,7 @@ def decoded_size(context):
     size = i64(0)
     for first in range(0, fields[NUM_IDS], BATCH):
         count = min(i64(BATCH), fields[NUM_IDS] - first)
-        of_batch = _short_size(context, count) if _load(context, first, count) else i64(-1)
+        of_batch = _short_size(context, first, count)
         if of_batch < 0:
             of_batch = _exact_size(context, first, count)
         if of_batch < 0:
@@ -59,9 +59,7 @@ def decode(context):
     place, end = fields[OUTPUT], fields[OUTPUT] + fields[OUTPUT_SIZE]
     for first in range(0, fields[NUM_IDS], BATCH):
         count = min(i64(BATCH), fields[NUM_IDS] - first)
-        behind = i64(0)
-        if _load(context, first, count) and end - place >= BATCH * ROW_BYTES:
-            behind = _write_short(context, place, count)
+        behind = _write_short(context, place, first, count) if end - place >= BATCH * NOT_SHORT else i64(0)
         place = behind if behind != 0 else _write_exactly(context, place, end, first, count)
         if place == 0:
             return i64(-1)
@@ -69,37 +67,27 @@ def decode(context):
 
 
 @kernel
-def _load(context, first, count):
-    """Make some ids a batch; False if there is one that is larger than any."""
+def _short_size(context, first, count):
+    """How many bytes a batch stands for; -1 if one of its ids has no token of up to 16 bytes."""
     fields = i64_at(context)
-    source, width = fields[IDS] + first * fields[ID_BYTES], fields[ID_BYTES]
-    ids = u32_at(context + 8 * BATCH_IDS)
-    largest = u64(0)
-    if width == 2:
-        for place in range(count):
-            ids[place] = u16_at(source)[place]
-            largest = max(largest, u64(u16_at(source)[place]))
-    elif width == 4:
-        for place in range(count):
-            ids[place] = u32_at(source)[place]
-            largest = max(largest, u64(u32_at(source)[place]))
-    else:
-        for place in range(count):
-            ids[place] = u64_at(source)[place]
-            largest = max(largest, u64_at(source)[place])
-    return largest < u64(fields[VOCAB_SIZE])
+    source = fields[IDS] + first * fields[ID_BYTES]
+    if fields[ID_BYTES] == 2:
+        return _size_of(context, u16_at(source), count)
+    if fields[ID_BYTES] == 4:
+        return _size_of(context, u32_at(source), count)
+    return _size_of(context, u64_at(source), count)
 
 
 @kernel
-def _short_size(context, count):
-    """How many bytes a batch stands for; -1 if one of its ids has no token of up to 16 bytes."""
-    lengths, ids = u8_at(i64_at(context)[TOKEN_LENGTHS]), u32_at(context + 8 * BATCH_IDS)
-    size, are_short = i64(0), True
+def _size_of(context, ids, count):
+    fields = i64_at(context)
+    lengths, behind_last = u8_at(fields[TOKEN_LENGTHS]), u64(fields[VOCAB_SIZE])
+    size, together = i64(0), i64(0)
     for number in range(count):
-        length = i64(lengths[ids[number]])
+        length = i64(lengths[min(u64(ids[number]), behind_last)])
         size += length
-        are_short &= length != 0
-    return size if are_short else i64(-1)
+        together |= length
+    return size if together < NOT_SHORT else i64(-1)
 
 
 @kernel
@@ -125,18 +113,30 @@ def _length(context, token):
 
 
 @kernel
-def _write_short(context, place, count):
+def _write_short(context, place, first, count):
     """Write a batch of tokens of up to 16 bytes; where it ends, or 0 if there is a longer one."""
     fields = i64_at(context)
-    rows, lengths, ids = fields[ROWS], u8_at(fields[TOKEN_LENGTHS]), u32_at(context + 8 * BATCH_IDS)
-    are_short = True
+    source = fields[IDS] + first * fields[ID_BYTES]
+    if fields[ID_BYTES] == 2:
+        return _write(context, place, u16_at(source), count)
+    if fields[ID_BYTES] == 4:
+        return _write(context, place, u32_at(source), count)
+    return _write(context, place, u64_at(source), count)
+
+
+@kernel
+def _write(context, place, ids, count):
+    fields = i64_at(context)
+    rows, lengths, behind_last = fields[ROWS], u8_at(fields[TOKEN_LENGTHS]), u64(fields[VOCAB_SIZE])
+    together = i64(0)
     for number in range(count):
-        token = i64(ids[number])
+        # Looked at anew: another thread may have changed an id since its length was added to the size.
+        token = i64(min(u64(ids[number]), behind_last))
         length = i64(lengths[token])
         copy_16(place, rows + token * ROW_BYTES)
         place += length
-        are_short &= length != 0
-    return place if are_short else i64(0)
+        together |= length
+    return place if together < NOT_SHORT else i64(0)
 
 
 @kernel
@@ -176,7 +176,7 @@ def decode_list(owner, items):
     context = allocate(8 * (DECODE_FIELDS + count))
     if context == 0:
         return _none(tables)
-    copy(context, tables, 8 * BATCH_IDS)
+    copy(context, tables, 8 * DECODE_FIELDS)
     fields = i64_at(context)
     fields[IDS], fields[ID_BYTES], fields[NUM_IDS] = context + 8 * DECODE_FIELDS, 8, count
     size = decoded_size(context) if _read(context, items) else i64(-1)

@@ -7,6 +7,7 @@ import numpy as np
 
 from groundup.tokenizer.fast import decode_context as at
 from groundup.tokenizer.fast import objects
+from groundup.tokenizer.fast.aligned import aligned_zeros
 from groundup.tokenizer.fast.vocabulary_tables import Tables
 
 _new_bytes = objects.python_function("PyBytes_FromStringAndSize", ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
@@ -20,7 +21,7 @@ class FastDecoder:
         lengths = np.diff(tables.offsets)
         self._arrays = {
             at.ROWS: _first_bytes(tables.token_text, tables.offsets),
-            at.TOKEN_LENGTHS: np.where(lengths > at.ROW_BYTES, 0, lengths).astype(np.uint8),
+            at.TOKEN_LENGTHS: _short_lengths(lengths),
             at.OFFSETS: tables.offsets,
             at.TOKEN_TEXT: tables.token_text,
         }
@@ -53,5 +54,16 @@ class FastDecoder:
 
 
 def _first_bytes(text: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The first 16 bytes of each token, and whatever follows where it is shorter. uint8 [tokens, 16]"""
-    return text[np.minimum(offsets[:-1, None] + np.arange(at.ROW_BYTES), text.size - 1)]
+    """The first 16 bytes of each token, and whatever follows where it is shorter. uint8 [tokens + 1, 16]"""
+    tokens = offsets.size - 1
+    rows = aligned_zeros((tokens + 1) * at.ROW_BYTES // 8).view(np.uint8).reshape(-1, at.ROW_BYTES)
+    rows[:tokens] = text[np.minimum(offsets[:-1, None] + np.arange(at.ROW_BYTES), text.size - 1)]
+    return rows
+
+
+def _short_lengths(lengths: np.ndarray) -> np.ndarray:
+    """The length of each token of up to 16 bytes, NOT_SHORT for every other. uint8 [tokens + 1]"""
+    short = np.full(lengths.size + 1, at.NOT_SHORT, np.uint8)
+    is_short = (lengths > 0) & (lengths <= at.ROW_BYTES)
+    short[: lengths.size][is_short] = lengths[is_short]
+    return short

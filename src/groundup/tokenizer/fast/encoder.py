@@ -9,6 +9,7 @@ import numpy as np
 
 from groundup.tokenizer.fast import encode_context as at
 from groundup.tokenizer.fast import objects
+from groundup.tokenizer.fast.aligned import aligned_zeros
 from groundup.tokenizer.fast.context import (
     HAS_ZERO,
     INVALID,
@@ -27,8 +28,6 @@ from groundup.tokenizer.fast.context import (
 from groundup.tokenizer.fast.front import MOST_STAGED, SCANNERS, Context, Specials
 from groundup.tokenizer.fast.strings import StringEncoder
 from groundup.tokenizer.fast.vocabulary_tables import Tables
-
-_HUGE_PAGE = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,8 @@ class EncodeContext(Context):
 
     def make_cache(self, lines: int, longs: int, long_text: int, spill: int) -> None:
         """Empty tables of these sizes."""
-        self.point(at.QUICK, _aligned_zeros((2 << self._sizes.quick_bits) + 2))
-        self.point(at.LINES, _aligned_zeros(8 * lines))
+        self.point(at.QUICK, aligned_zeros((2 << self._sizes.quick_bits) + 2))
+        self.point(at.LINES, aligned_zeros(8 * lines))
         self.point(at.LONGS, np.zeros(4 * longs, np.uint64))
         self.point(at.LONG_TEXT, np.empty(long_text, np.uint8))
         self.point(at.SPILL, np.empty(spill, np.uint32))
@@ -174,7 +173,7 @@ class EncodeContext(Context):
         """Twice the lines or rows of a table, of `width` 64-bit numbers each."""
         old, old_count = self.kept(table), int(self.fields[count])
         self.fields[[at.OLD_TABLE, at.OLD_SIZE]] = self.fields[table], old_count
-        self.point(table, _aligned_zeros(2 * old_count * width))
+        self.point(table, aligned_zeros(2 * old_count * width))
         self.fields[count] = 2 * old_count
         objects.entry("encode", name)(self.address)
         del old  # not before it was read
@@ -337,11 +336,3 @@ class FastEncoder:
 
     def _new_context(self) -> EncodeContext:
         return EncodeContext(self.pattern, self.tables, self.wide, self._int_objects, self._sizes)
-
-
-def _aligned_zeros(count: int) -> np.ndarray:
-    """uint64 zeros at the begin of a huge page, where the system has them: fewer pages, fewer misses of the TLB."""
-    page = _HUGE_PAGE if 8 * count >= _HUGE_PAGE // 4 else 64
-    array = np.zeros(count + 2 * page // 8, np.uint64)  # NumPy asks for huge pages from 4 MB on
-    skip = (-array.ctypes.data % page) // 8
-    return array[skip : skip + count]
