@@ -11,8 +11,7 @@ from groundup.model.position import rotary_tables
 
 def run(layer, x, positions=None):
     positions = torch.arange(x.shape[1])[None] if positions is None else positions
-    rope = layer.config.rope
-    tables = {} if rope is None else rotary_tables(positions, [(rope.theta, layer.config.d_head)])
+    tables = rotary_tables(positions, layer.config.rotary)
     return layer(x, Layout(positions.expand(x.shape[:2]), tables=tables), NoCache())
 
 

@@ -24,6 +24,7 @@ EQUATIONS = {
     "sandwich": lambda b, x, a, f: (y := x + b.mixer_post_norm(a(b.mixer_norm(x)))) + b.ffn_post_norm(f(b.ffn_norm(y))),
     "inner": lambda b, x, a, f: (y := x + b.mixer_post_norm(a(x))) + b.ffn_post_norm(f(y)),
     "parallel": lambda b, x, a, f: x + a(b.mixer_norm(x)) + f(b.mixer_norm(x)),
+    "none": lambda b, x, a, f: (y := x + a(x)) + f(y),
 }
 
 

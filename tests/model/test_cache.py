@@ -33,7 +33,7 @@ def test_no_cache_is_the_identity():
     positions = torch.arange(3)[None]
     k = stream(positions)
     assert NoCache().append(positions, k)[1] is k
-    assert NoCache().state(torch.ones(2)).abs().max() == 0 and NoCache().length == 0
+    assert NoCache().state(torch.ones(2))[0].abs().max() == 0 and NoCache().length == 0
 
 
 @pytest.mark.parametrize("kind", ["dense", "paged"])
@@ -142,11 +142,14 @@ def test_bytes_of_a_real_cache_are_the_formula():
 
 def test_a_state_of_fixed_size_is_kept():
     for cache in (DenseCache(), PagedCache(PagePool(1), 1)):
-        assert cache.state(torch.ones(2)).tolist() == [0, 0]
-        cache.keep(torch.full((2,), 3.0))
-        assert cache.state(torch.ones(2)).tolist() == [3, 3]
+        first, second = cache.state(torch.ones(1, 2), torch.ones(1, 3, 4))
+        assert first.tolist() == [[0, 0]] and second.shape == (1, 3, 4) and cache.length == 0
+        cache.keep(torch.tensor([[0, 1, 2]]), torch.full((1, 2), 3.0), second)
+        cache.keep(torch.tensor([[3, -1, -1]]), torch.full((1, 2), 4.0), second)
+        assert cache.state(first, second)[0].tolist() == [[4, 4]]
+        assert cache.length == 6 and cache.next_positions().tolist() == [[4]]
     counting = CountingCache()
-    counting.keep(torch.zeros(5, 2, 3))
+    counting.keep(torch.arange(5)[:, None], torch.zeros(5, 2, 3))
     assert counting.fixed_bytes == 24
 
 

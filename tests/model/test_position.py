@@ -22,14 +22,14 @@ def test_sinusoids_at_a_distance_are_a_rotation():
 
 def test_layout_rotates_as_apply_rope_does():
     x, positions = torch.randn(2, 3, 4, 8), torch.tensor([[0, 5, 9], [2, 3, 4]])
-    layout = Layout(positions, tables=rotary_tables(positions, [(10_000.0, 8), (500.0, 8)]))
+    layout = Layout(positions, tables=rotary_tables(positions, [(Rope(10_000.0), 8), (Rope(500.0), 8)]))
     torch.testing.assert_close(layout.rotate(x, Rope(500.0)), apply_rope(x, positions, 500.0))
     assert layout.rotate(x, None) is x
 
 
 def test_one_row_of_tables_serves_a_batch():
     x, positions = torch.randn(5, 3, 4, 8), torch.tensor([[0, 5, 9]])
-    layout = Layout(positions.expand(5, 3), tables=rotary_tables(positions, [(10_000.0, 8)]))
+    layout = Layout(positions.expand(5, 3), tables=rotary_tables(positions, [(Rope(10_000.0), 8)]))
     torch.testing.assert_close(layout.rotate(x, Rope()), apply_rope(x, positions.expand(5, 3)))
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from groundup.accounting.params import meta_model
 from groundup.config import nearest
-from groundup.model import PLACEMENTS, AttentionConfig, BlockConfig, MLPConfig, ModelConfig
+from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig
 from groundup.optim.groups import split_for_muon
 
 Kind = Literal["matmul", "attention", "elementwise"]
@@ -72,7 +72,7 @@ def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool)
         case MLPConfig():
             yield from _mlp(block.ffn, d_model, batch * seq)
     elements = batch * seq * d_model
-    yield Operation("norm", "elementwise", len(PLACEMENTS[block.placement]) * NORM_FLOPS[block.norm] * elements)
+    yield Operation("norm", "elementwise", len(block.norms) * NORM_FLOPS[block.norm] * elements)
     yield Operation("residual", "elementwise", 2 * elements)
 
 
@@ -156,7 +156,7 @@ def training_ledger(
 
 
 def _is_read_again(row: Operation, block: BlockConfig) -> bool:
-    return row.name != "down" or bool({"ffn_post_norm", "ffn_out_norm"} & set(PLACEMENTS[block.placement]))
+    return row.name != "down" or bool({"ffn_post_norm", "ffn_out_norm"} & set(block.norms))
 
 
 def optimizer_ledger(config: ModelConfig, optimizer: OptimizerName = "adamw") -> list[Operation]:

@@ -53,6 +53,11 @@ class AttentionConfig:
         if self.softcap is not None and self.softcap <= 0:
             raise ValueError(f"attention: softcap={self.softcap}; expected a positive number, or None")
 
+    @property
+    def rotary(self) -> list[tuple[Rope, int]]:
+        """The rotary embeddings that this mixer asks `Layout.tables` for, each with its number of channels."""
+        return [] if self.rope is None else [(self.rope, self.d_head)]
+
 
 class Attention(nn.Module):
     """Causal self-attention. Head counts are read from the weights, so a slice of heads runs unchanged.

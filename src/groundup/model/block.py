@@ -14,7 +14,7 @@ from groundup.model.feedforward import MLP, MLPConfig
 from groundup.model.norm import NormKind, build_norm
 from groundup.model.position import Layout
 
-Placement = Literal["pre", "post", "sandwich", "inner", "parallel"]
+Placement = Literal["pre", "post", "sandwich", "inner", "parallel", "none"]
 
 PLACEMENTS: dict[str, tuple[str, ...]] = {
     "pre": ("mixer_norm", "ffn_norm"),
@@ -22,18 +22,23 @@ PLACEMENTS: dict[str, tuple[str, ...]] = {
     "sandwich": ("mixer_norm", "mixer_post_norm", "ffn_norm", "ffn_post_norm"),
     "inner": ("mixer_post_norm", "ffn_post_norm"),
     "parallel": ("mixer_norm",),
+    "none": (),
 }
 """The norms that are real in each placement; the other slots pass their input on."""
 
 SLOTS = ("mixer_norm", "mixer_post_norm", "mixer_out_norm", "ffn_norm", "ffn_post_norm", "ffn_out_norm")
 
 
+MixerConfig = AttentionConfig
+FeedForwardConfig = MLPConfig
+
+
 @dataclass(frozen=True)
 class BlockConfig:
-    """A mixer of tokens, a feed-forward layer, and where the norms go (see `Block`)."""
+    """A mixer of tokens, a feed-forward layer (None: the mixer is all, as in Mamba), and where the norms go."""
 
-    mixer: AttentionConfig
-    ffn: MLPConfig
+    mixer: MixerConfig
+    ffn: FeedForwardConfig | None
     norm: NormKind = "rms"
     placement: Placement = "pre"
 
@@ -43,9 +48,16 @@ class BlockConfig:
             raise ValueError(f"block: placement {self.placement!r} is unknown{known}")
         if self.norm not in ("rms", "layer"):
             raise ValueError(f"block: norm {self.norm!r} is unknown{nearest(self.norm, ('rms', 'layer'))}")
+        if self.ffn is None and self.placement == "parallel":
+            raise ValueError("block: placement 'parallel' needs a feed-forward layer beside the mixer; use 'pre'")
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norm slots that are real in this block."""
+        return tuple(slot for slot in PLACEMENTS[self.placement] if self.ffn or not slot.startswith("ffn"))
 
 
-def build_mixer(config: AttentionConfig, d_model: int, norm_eps: float) -> nn.Module:
+def build_mixer(config: MixerConfig, d_model: int, norm_eps: float) -> nn.Module:
     """The registry of mixers."""
     match config:
         case AttentionConfig():
@@ -53,7 +65,7 @@ def build_mixer(config: AttentionConfig, d_model: int, norm_eps: float) -> nn.Mo
     raise AssertionError(f"no mixer for {config!r}")
 
 
-def build_ffn(config: MLPConfig, d_model: int) -> nn.Module:
+def build_ffn(config: FeedForwardConfig, d_model: int) -> nn.Module:
     """The registry of feed-forward layers."""
     match config:
         case MLPConfig():
@@ -70,6 +82,7 @@ class Block(nn.Module):
     sandwich     *    *           Gemma 2, "peri"
     inner             *           OLMo 2
     parallel     *                PaLM, GPT-J: both branches read the same normed x
+    none                          no norm but the final one: diverges unless kept shallow or slow
 
     `dropout` is the share of each branch's output that training sets to zero (Srivastava et al. 2014); no part of
     the architecture, so not of its config.
@@ -87,10 +100,9 @@ class Block(nn.Module):
         self.config = config
         self.dropout = 0.0
         self.mixer = build_mixer(config.mixer, d_model, norm_eps)
-        self.ffn = build_ffn(config.ffn, d_model)
+        self.ffn = None if config.ffn is None else build_ffn(config.ffn, d_model)
         for slot in SLOTS:
-            real = slot in PLACEMENTS[config.placement]
-            norm = build_norm(config.norm, d_model, norm_eps, norm_bias) if real else nn.Identity()
+            norm = build_norm(config.norm, d_model, norm_eps, norm_bias) if slot in config.norms else nn.Identity()
             self.add_module(slot, norm)
 
     def forward(
@@ -99,9 +111,12 @@ class Block(nn.Module):
         h = self.mixer_norm(x)
         mixed = self._drop(self.mixer_post_norm(self.mixer(h, layout, cache)))
         if self.config.placement == "parallel":
-            return x + mixed + self._drop(self.ffn(h))
+            assert self.ffn is not None
+            return x + mixed + self._drop(self.ffn(h, layout))
         x = self.mixer_out_norm(x + mixed)
-        return self.ffn_out_norm(x + self._drop(self.ffn_post_norm(self.ffn(self.ffn_norm(x)))))
+        if self.ffn is None:
+            return x
+        return self.ffn_out_norm(x + self._drop(self.ffn_post_norm(self.ffn(self.ffn_norm(x), layout))))
 
     def _drop(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -2,7 +2,7 @@
 
 Two verbs. `append(positions, *streams)` remembers this call's tokens and returns everything remembered so
 far, with its positions; a stream is (batch, seq, ...), so attention appends keys and values, and a latent
-attention would append its latent. `state()` and `keep()` are for layers with a state of fixed size.
+attention its latent. `state(*likes)` and `keep(positions, *states)` are for layers with states of fixed size.
 """
 
 from typing import Protocol, runtime_checkable
@@ -23,9 +23,9 @@ class Cache(Protocol):
 
     def append(self, positions: Tensor, *streams: Tensor) -> tuple[Tensor, ...]: ...
 
-    def state(self, like: Tensor) -> Tensor: ...
+    def state(self, *likes: Tensor) -> tuple[Tensor, ...]: ...
 
-    def keep(self, state: Tensor) -> None: ...
+    def keep(self, positions: Tensor, *states: Tensor) -> None: ...
 
     def crop(self, length: int) -> None: ...
 
@@ -40,11 +40,11 @@ class NoCache:
     def append(self, positions: Positions, *streams: Tensor) -> tuple[Tensor, ...]:
         return (positions, *streams)
 
-    def state(self, like: Tensor) -> Tensor:
-        """The initial state: zeros shaped as `like`."""
-        return torch.zeros_like(like)
+    def state(self, *likes: Tensor) -> tuple[Tensor, ...]:
+        """The initial states: zeros shaped as `likes`, each (batch, ...)."""
+        return tuple(torch.zeros_like(like) for like in likes)
 
-    def keep(self, state: Tensor) -> None:
+    def keep(self, positions: Positions, *states: Tensor) -> None:
         pass
 
     def crop(self, length: int) -> None:
@@ -52,6 +52,25 @@ class NoCache:
 
     def next_positions(self) -> Int[Tensor, "batch 1"]:
         raise AssertionError("nothing is remembered, so there is no next position")
+
+
+class _States:
+    """A recurrence's states and how far each row has come; there are no slots that could be cropped."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.next_positions: Tensor | None = None
+        self._states: tuple[Tensor, ...] = ()
+
+    def get(self, likes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return self._states or tuple(torch.zeros_like(like) for like in likes)
+
+    def keep(self, positions: Positions, states: tuple[Tensor, ...]) -> None:
+        _refuse_gradients(states)
+        reached = positions.amax(1, keepdim=True) + 1
+        self.next_positions = reached if self.next_positions is None else torch.maximum(self.next_positions, reached)
+        self.length += positions.shape[1]
+        self._states = states
 
 
 class DenseCache:
@@ -63,22 +82,26 @@ class DenseCache:
     """
 
     def __init__(self, capacity: int = 0) -> None:
-        self.length = 0
+        self._used = 0
         self._capacity = capacity
         self._positions: Tensor | None = None
         self._streams: list[Tensor] = []
-        self._state: Tensor | None = None
+        self._states = _States()
+
+    @property
+    def length(self) -> int:
+        return max(self._used, self._states.length)
 
     def append(self, positions: Positions, *streams: Tensor) -> tuple[Tensor, ...]:
         _refuse_gradients(streams)
-        start, self.length = self.length, self.length + positions.shape[1]
-        self._reserve(self.length, positions, streams)
+        start, self._used = self._used, self._used + positions.shape[1]
+        self._reserve(self._used, positions, streams)
         assert self._positions is not None
-        self._positions[:, start : self.length] = positions
+        self._positions[:, start : self._used] = positions
         remembered = [_seq_second(stream) for stream in self._streams]
         for buffer, new in zip(remembered, streams, strict=True):
-            buffer[:, start : self.length] = new
-        return (self._positions[:, : self.length], *(b[:, : self.length] for b in remembered))
+            buffer[:, start : self._used] = new
+        return (self._positions[:, : self._used], *(b[:, : self._used] for b in remembered))
 
     def _reserve(self, needed: int, positions: Tensor, streams: tuple[Tensor, ...]) -> None:
         if self._positions is not None and needed <= self._capacity:
@@ -92,21 +115,23 @@ class DenseCache:
             for buffer, before in zip(self._streams, old, strict=True):
                 _seq_second(buffer)[:, : old_positions.shape[1]] = _seq_second(before)
 
-    def state(self, like: Tensor) -> Tensor:
-        return torch.zeros_like(like) if self._state is None else self._state
+    def state(self, *likes: Tensor) -> tuple[Tensor, ...]:
+        return self._states.get(likes)
 
-    def keep(self, state: Tensor) -> None:
-        self._state = state
+    def keep(self, positions: Positions, *states: Tensor) -> None:
+        self._states.keep(positions, states)
 
     def crop(self, length: int) -> None:
         """Forget every slot from `length` on, such as rejected draft tokens."""
-        assert self._state is None, "a recurrent state cannot be cropped"
-        self.length = min(self.length, length)
+        assert not self._states.length, "a recurrent state cannot be cropped"
+        self._used = min(self._used, length)
 
     def next_positions(self) -> Int[Tensor, "batch 1"]:
         """One past the last position of each row."""
-        assert self._positions is not None and self.length, "the cache is empty"
-        return self._positions[:, : self.length].amax(1, keepdim=True) + 1
+        if self._states.next_positions is not None:
+            return self._states.next_positions
+        assert self._positions is not None and self._used, "the cache is empty"
+        return self._positions[:, : self._used].amax(1, keepdim=True) + 1
 
 
 def _refuse_gradients(streams: tuple[Tensor, ...]) -> None:
@@ -152,11 +177,11 @@ class PagedCache:
         self.lengths = [0] * batch
         self._positions: Tensor | None = None
         self._streams: list[Tensor] = []
-        self._state: Tensor | None = None
+        self._states = _States()
 
     @property
     def length(self) -> int:
-        return max(self.lengths, default=0)
+        return max(self._states.length, *self.lengths, 0)
 
     def append(self, positions: Positions, *streams: Tensor) -> tuple[Tensor, ...]:
         _refuse_gradients(streams)
@@ -189,21 +214,22 @@ class PagedCache:
     def _slots(self, device: torch.device) -> Int[Tensor, "batch length"]:
         """Where each row's tokens are; the slot after the last page is empty for ever, at position -1."""
         empty = self.pool.num_pages * self.pool.page_size
+        longest = max(self.lengths)
         rows = [
-            [self._slot(row, i) for i in range(used)] + [empty] * (self.length - used)
+            [self._slot(row, i) for i in range(used)] + [empty] * (longest - used)
             for row, used in enumerate(self.lengths)
         ]
-        return torch.tensor(rows, dtype=torch.long, device=device).view(len(rows), self.length)
+        return torch.tensor(rows, dtype=torch.long, device=device).view(len(rows), longest)
 
-    def state(self, like: Tensor) -> Tensor:
-        return torch.zeros_like(like) if self._state is None else self._state
+    def state(self, *likes: Tensor) -> tuple[Tensor, ...]:
+        return self._states.get(likes)
 
-    def keep(self, state: Tensor) -> None:
-        self._state = state
+    def keep(self, positions: Positions, *states: Tensor) -> None:
+        self._states.keep(positions, states)
 
     def crop(self, length: int) -> None:
         """Forget every row's tokens from `length` on and give their pages back."""
-        assert self._state is None, "a recurrent state cannot be cropped"
+        assert not self._states.length, "a recurrent state cannot be cropped"
         pages = -(-length // self.pool.page_size)
         for row, table in enumerate(self.tables):
             self.lengths[row] = min(self.lengths[row], length)
@@ -212,6 +238,8 @@ class PagedCache:
 
     def next_positions(self) -> Int[Tensor, "batch 1"]:
         """One past the last position of each row."""
+        if self._states.next_positions is not None:
+            return self._states.next_positions
         assert self._positions is not None and self.length, "the cache is empty"
         return self._positions[self._slots(self._positions.device)].amax(1, keepdim=True) + 1
 
@@ -230,5 +258,5 @@ class CountingCache(NoCache):
         self.bytes_per_token += sum(stream[0, 0].numel() * stream.element_size() for stream in streams)
         return (positions, *streams)
 
-    def keep(self, state: Tensor) -> None:
-        self.fixed_bytes += state[0].numel() * state.element_size()
+    def keep(self, positions: Positions, *states: Tensor) -> None:
+        self.fixed_bytes += sum(state[0].numel() * state.element_size() for state in states)

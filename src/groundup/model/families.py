@@ -37,6 +37,9 @@ ACTIVATION_NAMES = {
 
 def family_of(config: ModelConfig) -> str:
     """The model_type that expresses `config`. ValueError says what in it no Hugging Face class has."""
+    unknown = [part for block in _used_blocks(config) for part in (block.mixer, block.ffn) if not _is_plain(part)]
+    if unknown:
+        raise ValueError(f"no Hugging Face class expresses this model: {unknown[0]!r:.100} in a block")
     mixers = [block.mixer for block in _used_blocks(config)]
     first = mixers[0]
     if isinstance(config.positions, LearnedPositions):
@@ -50,6 +53,15 @@ def family_of(config: ModelConfig) -> str:
     if reasons:
         raise ValueError(f"no Hugging Face class expresses this model: {'; '.join(reasons)}")
     return family
+
+
+def _is_plain(part: object) -> bool:
+    return isinstance(part, AttentionConfig | MLPConfig)
+
+
+def _mlp(block: BlockConfig) -> MLPConfig:
+    assert isinstance(block.ffn, MLPConfig)
+    return block.ffn
 
 
 def _used_blocks(config: ModelConfig) -> tuple[BlockConfig, ...]:
@@ -79,8 +91,8 @@ def _llama_reasons(config: ModelConfig, family: str) -> list[tuple[bool, str]]:
         (block.norm != "rms", "layer norm without learned positions"),
         (config.positions is not None, "sinusoidal positions"),
         (mixer.rope is None, "attention without a rotary embedding or learned positions"),
-        (not block.ffn.gated, "a feed-forward layer without a gate and rotary positions"),
-        (block.ffn.bias and family != "llama", f"feed-forward biases in {ARCHITECTURES[family]}"),
+        (not _mlp(block).gated, "a feed-forward layer without a gate and rotary positions"),
+        (_mlp(block).bias and family != "llama", f"feed-forward biases in {ARCHITECTURES[family]}"),
         (family == "qwen2" and mixer.num_heads * mixer.d_head != config.d_model,
          "biases on q, k, v alone, unless num_heads * d_head = d_model"),
         (family != "qwen2" and mixer.bias != mixer.out_bias, "biases on q, k, v or on the output alone"),
@@ -94,13 +106,13 @@ def _llama_reasons(config: ModelConfig, family: str) -> list[tuple[bool, str]]:
 def _gpt2_reasons(config: ModelConfig) -> list[tuple[bool, str]]:
     block = config.block(0)
     mixer = block.mixer
-    unbiased = not (mixer.bias and mixer.out_bias and block.ffn.bias and config.norm_bias)
+    unbiased = not (mixer.bias and mixer.out_bias and _mlp(block).bias and config.norm_bias)
     windowed = any(block.mixer.window is not None for block in _used_blocks(config))
     return [
         (block.norm != "layer", "RMSNorm with learned positions"),
         (mixer.rope is not None, "rotary and learned positions together"),
         (unbiased, "learned positions without a bias on every linear layer and norm"),
-        (block.ffn.gated, "a gated feed-forward layer with learned positions"),
+        (_mlp(block).gated, "a gated feed-forward layer with learned positions"),
         (mixer.num_kv_heads != mixer.num_heads, "shared key/value heads with learned positions"),
         (mixer.num_heads * mixer.d_head != config.d_model, "learned positions, unless heads fill d_model"),
         (mixer.qk_norm or windowed, "qk_norm or a window with learned positions"),
@@ -113,14 +125,14 @@ def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
     common = {"architectures": [ARCHITECTURES[family]], "model_type": family, "vocab_size": config.vocab_size}
     common["tie_word_embeddings"] = config.tie_embeddings
     block = config.block(0)
-    mixer, act = block.mixer, ACTIVATION_NAMES[block.ffn.activation][0]
+    mixer, act = block.mixer, ACTIVATION_NAMES[_mlp(block).activation][0]
     if family == "gpt2":
         assert isinstance(config.positions, LearnedPositions)
         return common | {
             "n_embd": config.d_model,
             "n_layer": config.num_layers,
             "n_head": mixer.num_heads,
-            "n_inner": block.ffn.d_ff,
+            "n_inner": _mlp(block).d_ff,
             "n_positions": config.positions.max_length,
             "activation_function": "gelu_new" if act == "gelu_pytorch_tanh" else act,
             "layer_norm_epsilon": config.norm_eps,
@@ -129,7 +141,7 @@ def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
     assert mixer.rope is not None
     return common | _windows(config, family) | {
         "hidden_size": config.d_model,
-        "intermediate_size": block.ffn.d_ff,
+        "intermediate_size": _mlp(block).d_ff,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": mixer.num_heads,
         "num_key_value_heads": mixer.num_kv_heads,
@@ -141,7 +153,7 @@ def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": mixer.rope.theta},
         "attention_bias": mixer.bias,
         "attention_dropout": 0.0,
-        "mlp_bias": block.ffn.bias,
+        "mlp_bias": _mlp(block).bias,
     }  # fmt: skip
 
 

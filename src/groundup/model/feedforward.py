@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from groundup import kernels
 from groundup.config import nearest
 from groundup.model.linear import Linear
+from groundup.model.position import Layout
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "sigmoid", "relu2", "identity"]
 
@@ -46,7 +47,9 @@ class MLP(nn.Module):
         self.up = Linear(d_model, config.d_ff, config.bias)
         self.down = Linear(config.d_ff, d_model, config.bias)
 
-    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    def forward(
+        self, x: Float[Tensor, "*batch d_model"], layout: Layout | None = None
+    ) -> Float[Tensor, "*batch d_model"]:
         if self.gate is None:
             return self.down(kernels.activate(self.up(x), self.config.activation))
         return self.down(kernels.gated(self.gate(x), self.up(x), self.config.activation))

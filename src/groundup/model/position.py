@@ -46,13 +46,15 @@ class Layout:
     """Where every token of a batch sits, computed once per forward pass and handed to every layer.
 
     `causal_from_zero` promises positions 0, 1, 2, ... in every row and nothing remembered from before.
-    `tables` holds the (cos, sin) of each rotary embedding in use, by (theta, d_head).
+    `tables` holds the (cos, sin) of each rotary embedding in use, by (rope, d_head). `auxiliary` takes what layers
+    add to the loss of a training step (each a scalar, its coefficient included); None when nobody asks.
     """
 
     positions: Int[Tensor, "batch seq"]
     segments: Int[Tensor, "batch seq"] | None = None
     causal_from_zero: bool = False
-    tables: dict[tuple[float, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    tables: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    auxiliary: list[Tensor] | None = None
 
     def rotate(
         self, x: Float[Tensor, "batch seq heads d_head"], rope: Rope | None
@@ -60,17 +62,17 @@ class Layout:
         """x turned by its tokens' positions; unchanged without a rotary embedding."""
         if rope is None:
             return x
-        return kernels.rotate(x, *self.tables[rope.theta, x.shape[-1]])
+        return kernels.rotate(x, *self.tables[rope, x.shape[-1]])
 
 
 def rotary_tables(
-    positions: Int[Tensor, "batch seq"], keys: Iterable[tuple[float, int]]
-) -> dict[tuple[float, int], tuple[Tensor, Tensor]]:
-    """`Layout.tables` for these (theta, d_head). One row of positions serves a batch that shares it."""
+    positions: Int[Tensor, "batch seq"], keys: Iterable[tuple[Rope, int]]
+) -> dict[tuple[Rope, int], tuple[Tensor, Tensor]]:
+    """`Layout.tables` for these (rope, d_head). One row of positions serves a batch that shares it."""
     device = positions.device
     return {
-        (theta, d_head): kernels.rope_tables(positions, kernels.rope_frequencies(d_head, theta, device))
-        for theta, d_head in keys
+        (rope, d_head): kernels.rope_tables(positions, kernels.rope_frequencies(d_head, rope.theta, device))
+        for rope, d_head in keys
     }
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -105,7 +105,7 @@ class Transformer(nn.Module):
             self.final_norm = build_norm(kind, d_model, config.norm_eps, config.norm_bias)
         self.head = None if config.tie_embeddings else Linear(d_model, config.vocab_size)
         mixers = [config.block(i).mixer for i in layers]
-        self._rotary = sorted({(m.rope.theta, m.d_head) for m in mixers if m.rope is not None})
+        self._rotary = list(dict.fromkeys(key for m in mixers for key in m.rotary))
 
     @property
     def dropout(self) -> float:
@@ -146,14 +146,16 @@ class Transformer(nn.Module):
         positions: Int[Tensor, "batch seq"] | None = None,
         caches: Sequence[Cache] | None = None,
         segments: Int[Tensor, "batch seq"] | None = None,
+        auxiliary: list[Tensor] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """What the head reads: the blocks' output after the final norm.
 
         `positions` continue each row of the caches by default; -1 marks padding. `caches` is one per
         block, as from `new_caches`. `segments` number the documents packed into a row: a token sees only
         its own document. Positions may run on through documents, as rotary embeddings are relative.
+        `auxiliary` is filled with the losses of layers that have one (routers), for the objective to add.
         """
-        layout = self.layout(tokens, positions, caches, segments)
+        layout = replace(self.layout(tokens, positions, caches, segments), auxiliary=auxiliary)
         x = self.run_blocks(self.embed_tokens(tokens, layout), layout, caches)
         return self.final_norm(x)
 
