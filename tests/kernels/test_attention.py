@@ -12,7 +12,9 @@ from groundup.kernels import attention
 module = importlib.import_module("groundup.kernels.attention")
 
 
-def naive(q, k, v, q_pos, k_pos, window=None, segments=None, softcap=None, scale=None):
+def naive(
+    q, k, v, q_pos, k_pos, window=None, segments=None, softcap=None, scale=None, sink_tokens=0, sinks=None, slopes=None
+):
     """The definition, one query at a time, in float64."""
     q, k, v = q.double(), k.double(), v.double()
     batch, q_seq, heads, d_head = q.shape
@@ -25,15 +27,27 @@ def naive(q, k, v, q_pos, k_pos, window=None, segments=None, softcap=None, scale
                 j
                 for j in range(k.shape[1])
                 if 0 <= k_pos[b, j] <= p
-                and (window is None or p - k_pos[b, j] < window)
+                and (window is None or p - k_pos[b, j] < window or offset(k_pos, segments, b, j) < sink_tokens)
                 and (segments is None or segments[b, i] == segments[b, j])
             ]
             for h in range(heads):
                 if seen:
                     scores = k[b, seen, h // groups] @ q[b, i, h] * (scale or 1 / math.sqrt(d_head))
                     scores = scores if softcap is None else softcap * (scores / softcap).tanh()
-                    out[b, i, h] = scores.softmax(0) @ v[b, seen, h // groups]
+                    if slopes is not None:
+                        scores = scores - slopes[h].double() * (p - k_pos[b, seen])
+                    parts = scores.exp()
+                    total = parts.sum() + (0 if sinks is None else sinks[h].double().exp())
+                    out[b, i, h] = parts / total @ v[b, seen, h // groups]
     return out
+
+
+def offset(positions, segments, row, place):
+    """Tokens between the start of this one's document and it."""
+    if segments is None:
+        return positions[row, place]
+    start = min(j for j in range(place + 1) if (segments[row, j : place + 1] == segments[row, place]).all())
+    return positions[row, place] - positions[row, start]
 
 
 def random(q_seq=7, k_seq=None, batch=2, heads=4, kv_heads=2, d_head=8, dtype=torch.float32):
@@ -69,7 +83,14 @@ OPTIONS = {
     "scale": {"scale": 0.3},
     "everything": {"window": 4, "softcap": 2.0, "scale": 0.5, "segments": True},
     "segments": {"segments": True},
-}
+    "sink_tokens": {"window": 2, "sink_tokens": 2},
+    "sink_tokens_of_each_document": {"window": 1, "sink_tokens": 1, "segments": True},
+    "sinks": {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])},
+    "slopes": {"slopes": torch.tensor([1.0, 0.5, 0.25, 0.0])},
+    "all_that_is_new": {
+        "window": 2, "sink_tokens": 1, "sinks": torch.ones(4), "slopes": torch.full((4,), 0.3), "softcap": 1.5,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.usefixtures("path")
@@ -106,7 +127,7 @@ def test_awkward_lengths_against_torch(seq):
 
 
 @pytest.mark.parametrize("seq", [module.LEAST_SPLIT - 1, module.LEAST_SPLIT, module.LEAST_SPLIT + 1])
-@pytest.mark.parametrize("option", ["plain", "window", "softcap"])
+@pytest.mark.parametrize("option", ["plain", "window", "softcap", "slopes", "sinks"])
 def test_skipping_a_quarter_of_the_square_changes_neither_values_nor_gradients(seq, option):
     """Without the promise of positions from zero the whole square is multiplied."""
     q, k, v = random(seq, dtype=torch.float64)
@@ -137,7 +158,7 @@ def test_scattered_positions_with_padding_and_gradients():
 
 
 @pytest.mark.usefixtures("path")
-@pytest.mark.parametrize("option", ["plain", "window", "segments"])
+@pytest.mark.parametrize("option", ["plain", "window", "segments", "sinks", "slopes"])
 def test_gradients_against_the_double_loop(option):
     options = dict(OPTIONS[option])
     segments = torch.tensor([[0, 0, 1, 1, 1]]) if options.pop("segments", None) else None
@@ -200,3 +221,21 @@ def test_compiles_into_one_graph(options, dtype):
     compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
     expected = attention(q, k, v, counted(5), counted(5), **options)
     torch.testing.assert_close(compiled(q, k, v, counted(5), counted(5), **options), expected)
+
+
+def test_sinks_and_slopes_have_gradients():
+    """By finite differences."""
+    q, k, v = random(3, batch=1, dtype=torch.float64)
+    sinks, slopes = (torch.rand(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def run(sinks, slopes):
+        return attention(q, k, v, counted(3, 1), counted(3, 1), sinks=sinks, slopes=slopes)
+
+    assert torch.autograd.gradcheck(run, (sinks, slopes))
+
+
+def test_a_sink_of_minus_infinity_is_none():
+    q, k, v = random(5)
+    sinks = torch.full((4,), -torch.inf)
+    expected = attention(q, k, v, counted(5), counted(5))
+    torch.testing.assert_close(attention(q, k, v, counted(5), counted(5), sinks=sinks), expected)

@@ -59,7 +59,7 @@ def test_a_slice_of_heads_runs_the_same_code_and_slices_add_up():
     for rank in range(2):
         half = Attention(config, 16)
         half.load_state_dict(whole.state_dict())
-        for name, how in Attention.shard.items():
+        for name, how in whole.shard.items():
             if how in ("col", "row"):
                 linear = getattr(half, name)
                 linear.weight = torch.nn.Parameter(linear.weight.detach().chunk(2, int(how == "row"))[rank])

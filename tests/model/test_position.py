@@ -49,3 +49,23 @@ def test_a_rotation_needs_a_positive_base(theta):
 def test_a_table_needs_a_row():
     with pytest.raises(ValueError, match="max_length=0; expected at least 1"):
         LearnedPositions(0)
+
+
+def test_a_fraction_of_the_channels_turns():
+    x, positions = torch.randn(2, 3, 4, 8), torch.arange(3).expand(2, 3)
+    rope = Rope(100.0, fraction=0.5)
+    turned = Layout(positions, tables=rotary_tables(positions, [(rope, 8)])).rotate(x, rope)
+    torch.testing.assert_close(turned[..., :4], apply_rope(x[..., :4], positions, 100.0))
+    assert torch.equal(turned[..., 4:], x[..., 4:])
+
+
+@pytest.mark.parametrize(("channels", "fraction", "word"), [(7, 1.0, "odd"), (8, 0.4, "odd"), (8, 0.1, "nothing")])
+def test_channels_that_make_no_pairs(channels, fraction, word):
+    with pytest.raises(ValueError, match=rf"d_head={channels}.* is {word}, .* pairs; use"):
+        Rope(fraction=fraction).check(channels, "d_head")
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
+def test_a_fraction_is_a_share(fraction):
+    with pytest.raises(ValueError, match="fraction"):
+        Rope(fraction=fraction)

@@ -13,6 +13,7 @@ from groundup.model import (
     PLACEMENTS,
     AttentionConfig,
     BlockConfig,
+    LatentAttentionConfig,
     LearnedPositions,
     MLPConfig,
     ModelConfig,
@@ -20,6 +21,7 @@ from groundup.model import (
     SinusoidalPositions,
     Transformer,
 )
+from groundup.model.rope_scaling import YarnScaling
 
 VOCAB, D_MODEL = 50, 16
 
@@ -33,6 +35,13 @@ MIXERS = {
     "softcap": AttentionConfig(4, 2, 4, softcap=1.5),
     "bias": AttentionConfig(4, 2, 4, bias=True, out_bias=True),
     "wide_heads": AttentionConfig(2, 2, 12, rope=Rope(500.0)),
+    "sink_tokens": AttentionConfig(4, 2, 4, window=2, sink_tokens=1),
+    "sinks": AttentionConfig(4, 2, 4, sinks=True),
+    "alibi": AttentionConfig(4, 2, 4, rope=None, alibi=True),
+    "qk_norm_whole": AttentionConfig(4, 2, 4, qk_norm="whole", scale=0.3),
+    "yarn": AttentionConfig(4, 2, 8, rope=Rope(100.0, fraction=0.5, scaling=YarnScaling(4.0, 8))),
+    "latent": LatentAttentionConfig(4, kv_rank=8, d_nope=4, d_rope=2, d_value=6),
+    "latent_queries": LatentAttentionConfig(2, kv_rank=32, d_nope=8, d_rope=4, d_value=8, q_rank=12),
 }
 
 FFNS = (

@@ -13,7 +13,7 @@ from typing import Literal
 
 from groundup.accounting.params import meta_model
 from groundup.config import nearest
-from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig
+from groundup.model import AttentionConfig, BlockConfig, LatentAttentionConfig, MLPConfig, ModelConfig
 from groundup.optim.groups import split_for_muon
 
 Kind = Literal["matmul", "attention", "elementwise"]
@@ -68,6 +68,8 @@ def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool)
     match block.mixer:
         case AttentionConfig():
             yield from _attention(block.mixer, d_model, seq, batch, causal)
+        case LatentAttentionConfig():
+            yield from _latent_attention(block.mixer, d_model, seq, batch, causal)
     match block.ffn:
         case MLPConfig():
             yield from _mlp(block.ffn, d_model, batch * seq)
@@ -81,7 +83,7 @@ def _attention(mixer: AttentionConfig, d_model: int, seq: int, batch: int, causa
     yield Operation("wq", "matmul", 2 * tokens * d_model * width)
     yield Operation("wk", "matmul", 2 * tokens * d_model * kv_width)
     yield Operation("wv", "matmul", 2 * tokens * d_model * kv_width)
-    pairs = batch * (visible_pairs(seq, mixer.window) if causal else seq * seq)
+    pairs = batch * (visible_pairs(seq, mixer.window, mixer.sink_tokens) if causal else seq * seq)
     if mixer.qk_norm:
         yield Operation("qk_norm", "elementwise", NORM_FLOPS["rms"] * tokens * (width + kv_width))
     yield Operation("scores", "attention", 2 * pairs * width)
@@ -89,9 +91,33 @@ def _attention(mixer: AttentionConfig, d_model: int, seq: int, batch: int, causa
         yield Operation("softcap", "elementwise", SOFTCAP_FLOPS * pairs * mixer.num_heads)
     yield Operation("values", "attention", 2 * pairs * width)
     yield Operation("softmax", "elementwise", SOFTMAX_FLOPS * pairs * mixer.num_heads)
+    if mixer.alibi:
+        yield Operation("alibi", "elementwise", 2 * pairs * mixer.num_heads)
     if mixer.rope is not None:
-        yield Operation("rope", "elementwise", ROPE_FLOPS * tokens * (width + kv_width))
+        yield Operation("rope", "elementwise", int(ROPE_FLOPS * mixer.rope.fraction * tokens * (width + kv_width)))
     yield Operation("wo", "matmul", 2 * tokens * width * d_model)
+
+
+def _latent_attention(
+    mixer: LatentAttentionConfig, d_model: int, seq: int, batch: int, causal: bool
+) -> Iterator[Operation]:
+    """The expanded form, which training and prefill run."""
+    tokens, heads, d_qk = batch * seq, mixer.num_heads, mixer.d_nope + mixer.d_rope
+    if mixer.q_rank is None:
+        yield Operation("wq", "matmul", 2 * tokens * d_model * heads * d_qk)
+    else:
+        yield Operation("wq_down", "matmul", 2 * tokens * d_model * mixer.q_rank)
+        yield Operation("wq_up", "matmul", 2 * tokens * mixer.q_rank * heads * d_qk)
+    yield Operation("wkv_down", "matmul", 2 * tokens * d_model * mixer.kv_rank)
+    yield Operation("wk_rope", "matmul", 2 * tokens * d_model * mixer.d_rope)
+    yield Operation("wkv_up", "matmul", 2 * tokens * mixer.kv_rank * heads * (mixer.d_nope + mixer.d_value))
+    yield Operation("latent_norm", "elementwise", NORM_FLOPS["rms"] * tokens * (mixer.kv_rank + (mixer.q_rank or 0)))
+    yield Operation("rope", "elementwise", ROPE_FLOPS * tokens * (heads + 1) * mixer.d_rope)
+    pairs = batch * (visible_pairs(seq, mixer.window) if causal else seq * seq)
+    yield Operation("scores", "attention", 2 * pairs * heads * d_qk)
+    yield Operation("values", "attention", 2 * pairs * heads * mixer.d_value)
+    yield Operation("softmax", "elementwise", SOFTMAX_FLOPS * pairs * heads)
+    yield Operation("wo", "matmul", 2 * tokens * heads * mixer.d_value * d_model)
 
 
 def _mlp(ffn: MLPConfig, d_model: int, tokens: int) -> Iterator[Operation]:
@@ -100,15 +126,19 @@ def _mlp(ffn: MLPConfig, d_model: int, tokens: int) -> Iterator[Operation]:
     yield Operation("activation", "elementwise", (ACTIVATION_FLOPS + ffn.gated) * tokens * ffn.d_ff)
 
 
-def visible_pairs(seq: int, window: int | None = None) -> int:
-    """Query-key pairs under the causal mask: seq (seq + 1) / 2, or fewer with a window.
+def visible_pairs(seq: int, window: int | None = None, sink_tokens: int = 0) -> int:
+    """Query-key pairs under the causal mask: seq (seq + 1) / 2, or fewer with a window, whose sinks stay visible.
 
-    >>> visible_pairs(4), visible_pairs(4, window=2)
-    (10, 7)
+    >>> visible_pairs(4), visible_pairs(4, window=2), visible_pairs(4, window=2, sink_tokens=1)
+    (10, 7, 9)
     """
     if window is None or window >= seq:
         return seq * (seq + 1) // 2
-    return window * (window + 1) // 2 + (seq - window) * window
+    in_window = window * (window + 1) // 2 + (seq - window) * window
+    # Query i, from 0, has left i + 1 - window tokens behind its window; up to sink_tokens of them are seen.
+    behind = seq - window
+    partly = min(behind, sink_tokens)
+    return in_window + partly * (partly + 1) // 2 + (behind - partly) * sink_tokens
 
 
 def forward_flops(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -> int:

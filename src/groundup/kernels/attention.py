@@ -1,5 +1,7 @@
 """Softmax attention whose mask is a function of positions. The only file that knows fast paths for it."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -19,21 +21,34 @@ def visible(
     k_pos: Int[Tensor, "#batch k_seq"],
     *,
     window: int | None = None,
+    sink_tokens: int = 0,
     q_segments: Int[Tensor, "#batch q_seq"] | None = None,
     k_segments: Int[Tensor, "#batch k_seq"] | None = None,
 ) -> Bool[Tensor, "batch q_seq k_seq"]:
     """Key j is visible to query i iff 0 <= k_pos[j] <= q_pos[i], inside the window, in the same segment.
 
-    A window of w shows a token itself and the w - 1 before it. A padding or empty slot has k_pos = -1.
+    A window of w shows a token itself and the w - 1 before it; the first `sink_tokens` of the document stay visible
+    from outside of it (Xiao et al. 2023, arXiv:2309.17453). A padding or empty slot has k_pos = -1.
     """
     distance = q_pos[:, :, None] - k_pos[:, None, :]
     mask = (distance >= 0) & (k_pos >= 0)[:, None, :]
     if window is not None:
-        mask = mask & (distance < window)
+        near = distance < window
+        mask = mask & (near | (_offsets(k_pos, k_segments) < sink_tokens)[:, None, :] if sink_tokens else near)
     if q_segments is not None:
         assert k_segments is not None, "segments of the queries need segments of the keys"
         mask = mask & (q_segments[:, :, None] == k_segments[:, None, :])
     return mask
+
+
+def _offsets(positions: Int[Tensor, "#batch seq"], segments: Int[Tensor, "#batch seq"] | None) -> Tensor:
+    """How far each token is from the start of its document: positions may run on from one to the next."""
+    if segments is None:
+        return positions
+    places = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    is_start = torch.cat([torch.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], 1).bool()
+    positions = positions.expand(segments.shape)
+    return positions - positions.gather(1, places.masked_fill(~is_start, 0).cummax(1).values)
 
 
 @op
@@ -45,10 +60,13 @@ def attention(
     k_pos: Int[Tensor, "batch k_seq"],
     *,
     window: int | None = None,
+    sink_tokens: int = 0,
     q_segments: Int[Tensor, "batch q_seq"] | None = None,
     k_segments: Int[Tensor, "batch k_seq"] | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
+    slopes: Float[Tensor, " heads"] | None = None,
     causal_from_zero: bool = False,
 ) -> Float[Tensor, "batch q_seq heads d_value"]:
     r"""softmax(scale * q k^T + mask) v, each kv head serving heads / kv_heads consecutive query heads.
@@ -56,7 +74,9 @@ def attention(
     Training, packing, prefill, chunked prefill and decode are this call with different positions (see
     `visible`). A query that sees no key (padding) gets zeros.
 
-    `scale` is 1 / sqrt(d_head) by default. `softcap` c replaces scores s by c * tanh(s / c).
+    `scale` is 1 / sqrt(d_head) by default. `softcap` c replaces scores s by c * tanh(s / c). `sinks` are one more
+    score per head, which takes its share of the softmax and has no value (gpt-oss, arXiv:2508.10925). `slopes` m
+    subtract m * distance from scores (ALiBi; Press et al. 2021, arXiv:2108.12409).
     `causal_from_zero` is the caller's promise that both position tensors are 0, 1, 2, ... in every row.
     It is an argument because finding out would read the tensor: a host sync on CUDA, a graph break under
     torch.compile.
@@ -67,20 +87,22 @@ def attention(
     if causal_from_zero:
         if window is not None and window >= q.shape[1]:
             window = None
-        if softcap is None and window is None and q_segments is None and _fused_wins(q, k):
+        plain = softcap is None and window is None and q_segments is None and sinks is None and slopes is None
+        if plain and _fused_wins(q, k):
             return _fused(q, k, v, None, factor)
         # All rows share one triangle, which is cheaper to make than one each.
         q_pos, k_pos = q_pos[:1], k_pos[:1]
-    mask = visible(q_pos, k_pos, window=window, q_segments=q_segments, k_segments=k_segments)
+    mask = visible(q_pos, k_pos, window=window, sink_tokens=sink_tokens, q_segments=q_segments, k_segments=k_segments)
+    terms = Terms(factor, softcap, sinks, None if slopes is None else _falling(slopes, q_pos, k_pos))
     if causal_from_zero:
         # Every token sees itself.
         if q_segments is None and not _fused_wins(q, k):
-            return _causal_parts(q, k, v, mask, factor, softcap)
-        return _masked(q, k, v, mask, factor, softcap)
+            return _causal_parts(q, k, v, mask, terms)
+        return _masked(q, k, v, mask, terms)
     # A row without any visible key has no softmax. It attends to everything, then is set to zero, which
     # keeps NaN out of its gradient too.
     some = mask.any(-1, keepdim=True)
-    out = _masked(q, k, v, mask | ~some, factor, softcap)
+    out = _masked(q, k, v, mask | ~some, terms)
     return out.masked_fill(~some[..., None], 0.0)
 
 
@@ -97,19 +119,39 @@ def _fused_wins(q: Tensor, k: Tensor) -> bool:
     return q.dtype == torch.float32 or (q.dtype != torch.float64 and k.shape[1] > LONG_CONTEXT)
 
 
-def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:
-    if softcap is None and _fused_wins(q, k):
-        return _fused(q, k, v, mask, scale)
-    return _matmul_softmax(q, k, v, mask, scale, softcap)
+class Terms(NamedTuple):
+    """What is done to the scores: `fall` (#batch, heads, q_seq, k_seq) is added after the soft cap."""
+
+    scale: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    fall: Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.softcap is None and self.sinks is None and self.fall is None
 
 
-def _causal_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:
+def _falling(slopes: Tensor, q_pos: Tensor, k_pos: Tensor) -> Float[Tensor, "#batch heads q_seq k_seq"]:
+    return -slopes[:, None, None] * (q_pos[:, :, None] - k_pos[:, None, :])[:, None]
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, terms: Terms) -> Tensor:
+    if terms.is_plain and _fused_wins(q, k):
+        return _fused(q, k, v, mask, terms.scale)
+    return _matmul_softmax(q, k, v, mask, terms)
+
+
+def _causal_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, terms: Terms) -> Tensor:
     """Two halves of the queries, the first against the first half of the keys: a quarter of the square is skipped."""
     half = q.shape[1] // 2
     if q.shape[1] < LEAST_SPLIT:
-        return _matmul_softmax(q, k, v, mask, scale, softcap)
-    first = _matmul_softmax(q[:, :half], k[:, :half], v[:, :half], mask[:, :half, :half], scale, softcap)
-    second = _matmul_softmax(q[:, half:], k, v, mask[:, half:], scale, softcap)
+        return _matmul_softmax(q, k, v, mask, terms)
+    fall = terms.fall
+    top = terms if fall is None else terms._replace(fall=fall[..., :half, :half])
+    bottom = terms if fall is None else terms._replace(fall=fall[..., half:, :])
+    first = _matmul_softmax(q[:, :half], k[:, :half], v[:, :half], mask[:, :half, :half], top)
+    second = _matmul_softmax(q[:, half:], k, v, mask[:, half:], bottom)
     return torch.cat([first, second], 1)
 
 
@@ -138,18 +180,27 @@ def _matmul_softmax(
     k: Float[Tensor, "batch k_seq kv_heads d_head"],
     v: Float[Tensor, "batch k_seq kv_heads d_value"],
     mask: Bool[Tensor, "#batch q_seq k_seq"],
-    scale: float,
-    softcap: float | None,
+    terms: Terms,
 ) -> Float[Tensor, "batch q_seq heads d_value"]:
     """Two matrix products around a softmax. K and V are never expanded: a group's queries stack as rows."""
     q_seq, groups = q.shape[1], q.shape[2] // k.shape[2]
-    rows = (q * scale).unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    rows = (q * terms.scale).unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
     scores = (rows @ k.permute(0, 2, 3, 1)).unflatten(2, (groups, q_seq))
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    if terms.softcap is not None:
+        scores = terms.softcap * torch.tanh(scores / terms.softcap)
     # Adding a bias, unlike masked_fill, keeps nothing for the backward pass and is a fifth faster.
     bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
-    # torch's softmax accumulates in float32 whatever its input type is.
-    weights = (scores + bias[:, None, None]).softmax(-1)
+    bias = bias[:, None, None]
+    if terms.fall is not None:
+        bias = bias + terms.fall.to(q.dtype).unflatten(1, (-1, groups))
+    weights = _softmax(scores + bias, terms.sinks)
     out = weights.flatten(2, 3) @ v.transpose(1, 2)
     return out.unflatten(2, (groups, q_seq)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def _softmax(scores: Float[Tensor, "batch kv_heads groups q_seq k_seq"], sinks: Tensor | None) -> Tensor:
+    """torch's softmax, which accumulates in float32 whatever its input type is; with sinks, of one column more."""
+    if sinks is None:
+        return scores.softmax(-1)
+    column = sinks.to(scores.dtype).view(scores.shape[1], scores.shape[2], 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, column], -1).softmax(-1)[..., :-1]

@@ -5,6 +5,7 @@ from groundup.model.block import PLACEMENTS, Block, BlockConfig
 from groundup.model.cache import Cache, CountingCache, DenseCache, NoCache, PagedCache, PagePool
 from groundup.model.feedforward import MLP, MLPConfig
 from groundup.model.grouping import group_kv_heads
+from groundup.model.latent import LatentAttention, LatentAttentionConfig
 from groundup.model.linear import Embedding, Linear
 from groundup.model.norm import LayerNorm, RMSNorm
 from groundup.model.position import Layout, LearnedPositions, Rope, SinusoidalPositions
@@ -12,7 +13,8 @@ from groundup.model.transformer import ModelConfig, Transformer
 
 __all__ = [
     "MLP", "PLACEMENTS", "Attention", "AttentionConfig", "Block", "BlockConfig", "Cache", "CountingCache",
-    "DenseCache", "Embedding", "LayerNorm", "Layout", "LearnedPositions", "Linear", "MLPConfig",
+    "DenseCache", "Embedding", "LatentAttention", "LatentAttentionConfig", "LayerNorm", "Layout", "LearnedPositions",
+    "Linear", "MLPConfig",
     "ModelConfig", "NoCache", "PagePool", "PagedCache", "RMSNorm", "Rope", "SinusoidalPositions",
     "Transformer", "group_kv_heads",
 ]  # fmt: skip

@@ -1,8 +1,9 @@
-"""Multi-head, multi-query, grouped-query and sliding-window attention: one code path."""
+"""Multi-head, multi-query and grouped-query attention, windows, sinks, ALiBi, QK-norm, soft cap: one code path."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -12,13 +13,21 @@ from groundup.model.linear import Linear
 from groundup.model.norm import RMSNorm
 from groundup.model.position import Layout, Rope
 
+SHARD = {
+    "wq": "col", "wk": "col", "wv": "col", "wo": "row", "q_norm": "partial", "k_norm": "partial",
+    "sinks": "heads", "slopes": "heads",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class AttentionConfig:
     """num_kv_heads = num_heads is multi-head attention, 1 multi-query, between them grouped-query.
 
-    `window` w: a token sees itself and the w - 1 before it. `qk_norm`: RMSNorm on every query and key
-    head. `softcap` c: scores become c * tanh(score / c). `bias` is on wq, wk, wv; `out_bias` on wo.
+    `window` w: a token sees itself and the w - 1 before it; `sink_tokens` n: and the first n of its document.
+    `sinks`: a learned score per head that takes its share of the softmax. `alibi`: scores fall with distance, by a
+    slope per head, in place of a position embedding. `qk_norm`: RMSNorm on every query and key head; "whole": on all
+    heads' channels together (OLMo 2). `softcap` c: scores become c * tanh(score / c). `scale` of the scores is
+    1 / sqrt(d_head) by default. `bias` is on wq, wk, wv; `out_bias` on wo.
     """
 
     num_heads: int
@@ -26,10 +35,14 @@ class AttentionConfig:
     d_head: int
     rope: Rope | None = Rope()
     window: int | None = None
-    qk_norm: bool = False
+    qk_norm: bool | Literal["whole"] = False
     bias: bool = False
     out_bias: bool = False
     softcap: float | None = None
+    scale: float | None = None
+    sink_tokens: int = 0
+    sinks: bool = False
+    alibi: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "num_kv_heads", "d_head"):
@@ -43,15 +56,17 @@ class AttentionConfig:
                 f"and each key/value head serves the same number of query heads; allowed are "
                 f"{', '.join(map(str, allowed))} (nearest: {closest})"
             )
-        if self.rope is not None and self.d_head % 2:
-            raise ValueError(
-                f"attention: d_head={self.d_head} is odd, and a rotary embedding turns channels in pairs; "
-                f"use {self.d_head - 1 or 2} or {self.d_head + 1}, or rope=None"
-            )
+        if self.rope is not None:
+            self.rope.check(self.d_head, "attention: d_head", " or rope=None")
         if self.window is not None and self.window < 1:
             raise ValueError(f"attention: window={self.window}; expected at least 1, or None for no window")
-        if self.softcap is not None and self.softcap <= 0:
-            raise ValueError(f"attention: softcap={self.softcap}; expected a positive number, or None")
+        if self.sink_tokens < 0 or (self.sink_tokens and self.window is None):
+            raise ValueError(
+                f"attention: sink_tokens={self.sink_tokens}, window={self.window}; expected 0, or more beside a window"
+            )
+        for name in ("softcap", "scale"):
+            if (given := getattr(self, name)) is not None and given <= 0:
+                raise ValueError(f"attention: {name}={given}; expected a positive number, or None")
 
     @property
     def rotary(self) -> list[tuple[Rope, int]]:
@@ -62,38 +77,83 @@ class AttentionConfig:
 class Attention(nn.Module):
     """Causal self-attention. Head counts are read from the weights, so a slice of heads runs unchanged.
 
-    `shard` tells tensor parallelism how to cut: `col` by output rows, `row` by input columns with the
-    outputs summed, `partial` for a replicated weight that sees only this rank's heads, so that its
-    gradient is a sum over ranks.
+    `shard` tells tensor parallelism how to cut, see `parallel.tensor`. A norm over all heads' channels needs all of
+    them on one rank, so with it nothing is cut.
     """
 
-    shard: ClassVar[dict[str, str]] = {
-        "wq": "col", "wk": "col", "wv": "col", "wo": "row", "q_norm": "partial", "k_norm": "partial",
-    }  # fmt: skip
+    shard: dict[str, str]
     residual_outputs: ClassVar[tuple[str, ...]] = ("wo",)
 
     def __init__(self, config: AttentionConfig, d_model: int, norm_eps: float = 1e-5) -> None:
         super().__init__()
         self.config = config
+        whole = config.qk_norm == "whole"
+        self.shard = {} if whole else SHARD
         d_q, d_kv = config.num_heads * config.d_head, config.num_kv_heads * config.d_head
         self.wq = Linear(d_model, d_q, config.bias)
         self.wk = Linear(d_model, d_kv, config.bias)
         self.wv = Linear(d_model, d_kv, config.bias)
         self.wo = Linear(d_q, d_model, config.out_bias)
-        self.q_norm = RMSNorm(config.d_head, norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.d_head, norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(d_q if whole else config.d_head, norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(d_kv if whole else config.d_head, norm_eps) if config.qk_norm else nn.Identity()
+        self.sinks = Sinks(config.num_heads) if config.sinks else None
+        self.slopes = Slopes(config.num_heads) if config.alibi else None
 
     def forward(
         self, x: Float[Tensor, "batch seq d_model"], layout: Layout, cache: Cache
     ) -> Float[Tensor, "batch seq d_model"]:
         config = self.config
-        q, k, v = (w(x).unflatten(-1, (-1, config.d_head)) for w in (self.wq, self.wk, self.wv))
-        q = layout.rotate(self.q_norm(q), config.rope)
-        k = layout.rotate(self.k_norm(k), config.rope)
+        q, k, v = self.wq(x), self.wk(x), self.wv(x)
+        if config.qk_norm == "whole":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.unflatten(-1, (-1, config.d_head)) for y in (q, k, v))
+        if config.qk_norm is True:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = layout.rotate(q, config.rope), layout.rotate(k, config.rope)
         k_pos, k, v = cache.append(layout.positions, k, v)
         out = kernels.attention(
             q, k, v, layout.positions, k_pos,
-            window=config.window, q_segments=layout.segments, k_segments=layout.segments,
-            softcap=config.softcap, causal_from_zero=layout.causal_from_zero,
+            window=config.window, sink_tokens=config.sink_tokens,
+            q_segments=layout.segments, k_segments=layout.segments, softcap=config.softcap, scale=config.scale,
+            sinks=None if self.sinks is None else self.sinks.weight,
+            slopes=None if self.slopes is None else self.slopes.on(x.device),
+            causal_from_zero=layout.causal_from_zero,
         )  # fmt: skip
         return self.wo(out.flatten(2))
+
+
+class Sinks(nn.Module):
+    """A learned score per head for attending to nothing; zero at first, as much as one key of score zero."""
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_heads))
+
+    def reset_weights(self, generator: torch.Generator | None = None, scale: float = 1.0) -> None:
+        nn.init.zeros_(self.weight)
+
+
+class Slopes(nn.Module):
+    """ALiBi's slopes, which are fixed: no parameters, and no buffer that a checkpoint would have to hold."""
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.values = alibi_slopes(num_heads)
+
+    def on(self, device: torch.device) -> Float[Tensor, " heads"]:
+        return torch.tensor(self.values, device=device)
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """The slope of each head: 2^(-8 i / heads) for i = 1 .. heads.
+
+    Press et al. 2021, section 3 (arXiv:2108.12409), for a power of two; other counts of heads take the slopes of the
+    power below, and then every other one of twice as many heads, as the authors' code does.
+
+    >>> alibi_slopes(2), alibi_slopes(3)
+    ([0.0625, 0.00390625], [0.0625, 0.00390625, 0.25])
+    """
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    between = [2 ** (-8 * i / (2 * power)) for i in range(1, 2 * power + 1, 2)]
+    return slopes + between[: num_heads - power]

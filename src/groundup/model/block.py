@@ -11,6 +11,7 @@ from groundup.config import nearest
 from groundup.model.attention import Attention, AttentionConfig
 from groundup.model.cache import Cache
 from groundup.model.feedforward import MLP, MLPConfig
+from groundup.model.latent import LatentAttention, LatentAttentionConfig
 from groundup.model.norm import NormKind, build_norm
 from groundup.model.position import Layout
 
@@ -29,7 +30,7 @@ PLACEMENTS: dict[str, tuple[str, ...]] = {
 SLOTS = ("mixer_norm", "mixer_post_norm", "mixer_out_norm", "ffn_norm", "ffn_post_norm", "ffn_out_norm")
 
 
-MixerConfig = AttentionConfig
+MixerConfig = AttentionConfig | LatentAttentionConfig
 FeedForwardConfig = MLPConfig
 
 
@@ -62,6 +63,8 @@ def build_mixer(config: MixerConfig, d_model: int, norm_eps: float) -> nn.Module
     match config:
         case AttentionConfig():
             return Attention(config, d_model, norm_eps)
+        case LatentAttentionConfig():
+            return LatentAttention(config, d_model, norm_eps)
     raise AssertionError(f"no mixer for {config!r}")
 
 

@@ -40,7 +40,7 @@ def family_of(config: ModelConfig) -> str:
     unknown = [part for block in _used_blocks(config) for part in (block.mixer, block.ffn) if not _is_plain(part)]
     if unknown:
         raise ValueError(f"no Hugging Face class expresses this model: {unknown[0]!r:.100} in a block")
-    mixers = [block.mixer for block in _used_blocks(config)]
+    mixers = [_attention(block) for block in _used_blocks(config)]
     first = mixers[0]
     if isinstance(config.positions, LearnedPositions):
         family, reasons = "gpt2", _gpt2_reasons(config)
@@ -59,6 +59,11 @@ def _is_plain(part: object) -> bool:
     return isinstance(part, AttentionConfig | MLPConfig)
 
 
+def _attention(block: BlockConfig) -> AttentionConfig:
+    assert isinstance(block.mixer, AttentionConfig)
+    return block.mixer
+
+
 def _mlp(block: BlockConfig) -> MLPConfig:
     assert isinstance(block.ffn, MLPConfig)
     return block.ffn
@@ -71,21 +76,21 @@ def _used_blocks(config: ModelConfig) -> tuple[BlockConfig, ...]:
 def _common_reasons(config: ModelConfig) -> list[tuple[bool, str]]:
     blocks = _used_blocks(config)
     first = blocks[0]
-    alike = [replace(b, mixer=replace(b.mixer, window=None)) for b in blocks]
+    alike = [replace(b, mixer=replace(_attention(b), window=None)) for b in blocks]
     return [
         (first.placement != "pre", f"placement {first.placement!r} (only 'pre' is written)"),
         (not config.final_norm, "no final norm"),
         (config.logit_softcap is not None, "logit_softcap"),
         (config.scale_embeddings, "scale_embeddings"),
-        (first.mixer.softcap is not None, "attention softcap"),
+        (_attention(first).softcap is not None, "attention softcap"),
         (any(b != alike[0] for b in alike), "layers that differ in more than their window"),
     ]
 
 
 def _llama_reasons(config: ModelConfig, family: str) -> list[tuple[bool, str]]:
     block = config.block(0)
-    mixer = block.mixer
-    windows = {block.mixer.window for block in _used_blocks(config)}
+    mixer = _attention(block)
+    windows = {_attention(block).window for block in _used_blocks(config)}
     undivided = config.d_model % mixer.num_heads != 0
     return [
         (block.norm != "rms", "layer norm without learned positions"),
@@ -105,9 +110,9 @@ def _llama_reasons(config: ModelConfig, family: str) -> list[tuple[bool, str]]:
 
 def _gpt2_reasons(config: ModelConfig) -> list[tuple[bool, str]]:
     block = config.block(0)
-    mixer = block.mixer
+    mixer = _attention(block)
     unbiased = not (mixer.bias and mixer.out_bias and _mlp(block).bias and config.norm_bias)
-    windowed = any(block.mixer.window is not None for block in _used_blocks(config))
+    windowed = any(_attention(block).window is not None for block in _used_blocks(config))
     return [
         (block.norm != "layer", "RMSNorm with learned positions"),
         (mixer.rope is not None, "rotary and learned positions together"),
@@ -115,7 +120,7 @@ def _gpt2_reasons(config: ModelConfig) -> list[tuple[bool, str]]:
         (_mlp(block).gated, "a gated feed-forward layer with learned positions"),
         (mixer.num_kv_heads != mixer.num_heads, "shared key/value heads with learned positions"),
         (mixer.num_heads * mixer.d_head != config.d_model, "learned positions, unless heads fill d_model"),
-        (mixer.qk_norm or windowed, "qk_norm or a window with learned positions"),
+        (bool(mixer.qk_norm) or windowed, "qk_norm or a window with learned positions"),
     ]
 
 
@@ -125,7 +130,7 @@ def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
     common = {"architectures": [ARCHITECTURES[family]], "model_type": family, "vocab_size": config.vocab_size}
     common["tie_word_embeddings"] = config.tie_embeddings
     block = config.block(0)
-    mixer, act = block.mixer, ACTIVATION_NAMES[_mlp(block).activation][0]
+    mixer, act = _attention(block), ACTIVATION_NAMES[_mlp(block).activation][0]
     if family == "gpt2":
         assert isinstance(config.positions, LearnedPositions)
         return common | {
@@ -158,7 +163,7 @@ def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
 
 
 def _windows(config: ModelConfig, family: str) -> dict[str, Any]:
-    windows = [config.block(i).mixer.window for i in range(config.num_layers)]
+    windows = [_attention(config.block(i)).window for i in range(config.num_layers)]
     if family == "mistral":
         return {"sliding_window": windows[0]}
     if family == "llama":

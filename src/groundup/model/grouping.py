@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from groundup.model.attention import AttentionConfig
 from groundup.model.block import BlockConfig
 from groundup.model.transformer import Transformer
 
@@ -14,7 +15,7 @@ def group_kv_heads(model: Transformer, num_kv_heads: int) -> Transformer:
     """A copy of `model` whose key and value heads are means over consecutive groups of the old ones.
 
     The group of query heads that read one pooled head are those that read its members before. Exact where
-    the members were equal; otherwise train on for about 5 % of the original steps.
+    the members were equal; otherwise train on for about 5 % of the original steps. Other mixers stay as they are.
 
     Raises ValueError where num_kv_heads does not divide a layer's present number.
     Ainslie et al. 2023, section 2.1 (arXiv:2305.13245).
@@ -25,16 +26,21 @@ def group_kv_heads(model: Transformer, num_kv_heads: int) -> Transformer:
         grouped = Transformer(config)
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     for i in range(config.num_layers):
+        mixer = config.block(i).mixer
+        if not isinstance(mixer, AttentionConfig):
+            continue
         for name in ("wk.weight", "wk.bias", "wv.weight", "wv.bias"):
             path = f"blocks.{i}.mixer.{name}"
             if path in state:
-                state[path] = _mean_heads(state[path], num_kv_heads, config.block(i).mixer.d_head)
+                state[path] = _mean_heads(state[path], num_kv_heads, mixer.d_head)
     grouped.load_state_dict(state, assign=True)
     grouped.compute_dtype, grouped.recompute = model.compute_dtype, model.recompute
     return grouped.train(model.training)
 
 
 def _grouped(block: BlockConfig, num_kv_heads: int) -> BlockConfig:
+    if not isinstance(block.mixer, AttentionConfig):
+        return block
     old = block.mixer.num_kv_heads
     if num_kv_heads < 1 or old % num_kv_heads:
         allowed = ", ".join(str(n) for n in range(1, old + 1) if old % n == 0)

@@ -10,17 +10,43 @@ from torch import Tensor, nn
 
 from groundup import kernels
 from groundup.model.linear import truncated_normal_
+from groundup.model.rope_scaling import RopeScaling
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding inside attention; the slowest pair turns once in 2 pi * theta tokens or so."""
+    """Rotary embedding inside attention; the slowest pair turns once in 2 pi * theta tokens or so.
+
+    `fraction` is the share of each head's channels that turn, the first ones (GPT-NeoX 0.25).
+    """
 
     theta: float = 10_000.0
+    fraction: float = 1.0
+    scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.theta < float("inf"):
             raise ValueError(f"rotary embedding: theta={self.theta}; expected a positive number, such as 10000")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"rotary embedding: fraction={self.fraction}; expected a share of channels, up to 1")
+
+    def check(self, channels: int, name: str, remedy: str = "") -> None:
+        """ValueError unless the channels that turn make pairs; `name` is what to call their number."""
+        turned = int(channels * self.fraction)
+        if turned % 2 or turned == 0:
+            share = "" if self.fraction == 1 else f" times fraction={self.fraction}"
+            raise ValueError(
+                f"{name}={channels}{share} is {'odd' if turned else 'nothing'}, and a rotary embedding turns "
+                f"channels in pairs; use {channels - 1 or 2} or {channels + 1},{remedy}"
+            )
+
+    def tables(self, positions: Int[Tensor, "batch seq"], channels: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of every token's angles for heads of so many channels, as from `kernels.rope_tables`."""
+        frequencies = kernels.rope_frequencies(int(channels * self.fraction), self.theta, positions.device)
+        if self.scaling is None:
+            return kernels.rope_tables(positions, frequencies)
+        cos, sin = kernels.rope_tables(positions, self.scaling.scale(frequencies, self.theta))
+        return cos * self.scaling.amplitude, sin * self.scaling.amplitude
 
 
 @dataclass(frozen=True)
@@ -62,18 +88,18 @@ class Layout:
         """x turned by its tokens' positions; unchanged without a rotary embedding."""
         if rope is None:
             return x
-        return kernels.rotate(x, *self.tables[rope, x.shape[-1]])
+        cos, sin = self.tables[rope, x.shape[-1]]
+        turned = 2 * cos.shape[-1]
+        if turned == x.shape[-1]:
+            return kernels.rotate(x, cos, sin)
+        return torch.cat([kernels.rotate(x[..., :turned], cos, sin), x[..., turned:]], -1)
 
 
 def rotary_tables(
     positions: Int[Tensor, "batch seq"], keys: Iterable[tuple[Rope, int]]
 ) -> dict[tuple[Rope, int], tuple[Tensor, Tensor]]:
     """`Layout.tables` for these (rope, d_head). One row of positions serves a batch that shares it."""
-    device = positions.device
-    return {
-        (rope, d_head): kernels.rope_tables(positions, kernels.rope_frequencies(d_head, rope.theta, device))
-        for rope, d_head in keys
-    }
+    return {(rope, channels): rope.tables(positions, channels) for rope, channels in keys}
 
 
 def sinusoids(positions: Int[Tensor, "*batch"], d_model: int) -> Float[Tensor, "*batch d_model"]:

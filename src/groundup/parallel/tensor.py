@@ -7,6 +7,7 @@ becomes of that child:
     row      each rank keeps a range of input columns; outputs are summed over ranks, then the bias is added
     shared   kept whole; its output feeds sliced children, so the output's gradient is summed over ranks
     partial  kept whole; it sees only this rank's slice, so its parameters' gradients are summed over ranks
+    heads    one number per head, of which each rank keeps those of its heads; nothing to communicate
 
 Names do not change, so a checkpoint fits any number of ranks. A module that reads its sizes from its
 weights needs to know nothing of this. Shoeybi et al. 2019 (arXiv:1909.08053).
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from groundup.config import nearest
 from groundup.parallel.collectives import copy_to_ranks, sum_over_ranks
 
-WORDS = ("col", "row", "shared", "partial")
+WORDS = ("col", "row", "shared", "partial", "heads")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def cuts(model: nn.Module, size: int) -> list[Cut]:
     return [
         _cut(f"{path}.{name}".removeprefix("."), module, name, word, size)
         for path, module in model.named_modules()
-        for name, word in getattr(type(module), "shard", {}).items()
+        for name, word in getattr(module, "shard", {}).items()
         if isinstance(getattr(module, name), nn.Module)  # a slot may be empty: the gate of a plain MLP
     ]
 
@@ -57,14 +58,21 @@ def _cut(path: str, module: nn.Module, name: str, word: str, size: int) -> Cut:
     if word in ("shared", "partial"):
         return Cut(path, child, word)
     # Attention is cut between heads, never through one.
-    head = getattr(getattr(module, "config", None), "d_head", 1)
-    units = child.weight.shape[0 if word == "col" else 1] // head
+    head = 1 if word == "heads" else _head_width(module, name)
+    rows = len(child.values) if hasattr(child, "values") else child.weight.shape[1 if word == "row" else 0]
+    units = rows // head
     if units % size == 0:
         return Cut(path, child, word)
     if word == "col" and head > 1 and size % units == 0:
         return Cut(path, child, "shared", head)
-    what = f"{units} heads" if head > 1 else f"{units} channels"
+    what = f"{units} heads" if head > 1 or word == "heads" else f"{units} channels"
     raise ValueError(f"{path}: {what} cannot be divided over {size} tensor-parallel ranks")
+
+
+def _head_width(module: Any, name: str) -> int:
+    """Channels of one head in this child's output (input, for a row)."""
+    config = getattr(module, "config", None)
+    return getattr(module, "head_widths", {}).get(name, getattr(config, "d_head", 1))
 
 
 def tensor_parallel(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
@@ -83,6 +91,8 @@ def tensor_parallel(model: nn.Module, group: dist.ProcessGroup | None = None) ->
                 _share_output(cut, rank, size, group)
             case "partial":
                 _sum_gradients(cut.child, group)
+            case "heads":
+                _keep_heads(cut.child, rank, size)
     return model
 
 
@@ -119,6 +129,15 @@ def _keep_rows(linear: Any, rank: int, size: int, group: dist.ProcessGroup | Non
     for name in linear.cut_dims:
         setattr(linear, name, _slice(getattr(linear, name), 0, rank, size))
     linear.register_forward_pre_hook(lambda _, inputs: (copy_to_ranks(inputs[0], group), *inputs[1:]))
+
+
+def _keep_heads(numbers: Any, rank: int, size: int) -> None:
+    if hasattr(numbers, "values"):  # fixed, so not a parameter
+        share = len(numbers.values) // size
+        numbers.values = numbers.values[rank * share : (rank + 1) * share]
+    else:
+        numbers.cut_dims = {"weight": 0}
+        numbers.weight = _slice(numbers.weight, 0, rank, size)
 
 
 def _keep_columns(linear: Any, rank: int, size: int, group: dist.ProcessGroup | None) -> None:
