@@ -10,11 +10,12 @@ from groundup.model.linear import Embedding, Linear
 from groundup.model.norm import LayerNorm, RMSNorm
 from groundup.model.position import Layout, LearnedPositions, Rope, SinusoidalPositions
 from groundup.model.transformer import ModelConfig, Transformer
+from groundup.model.window_cache import WindowCache
 
 __all__ = [
     "MLP", "PLACEMENTS", "Attention", "AttentionConfig", "Block", "BlockConfig", "Cache", "CountingCache",
     "DenseCache", "Embedding", "LatentAttention", "LatentAttentionConfig", "LayerNorm", "Layout", "LearnedPositions",
     "Linear", "MLPConfig",
     "ModelConfig", "NoCache", "PagePool", "PagedCache", "RMSNorm", "Rope", "SinusoidalPositions",
-    "Transformer", "group_kv_heads",
+    "Transformer", "WindowCache", "group_kv_heads",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from groundup.model.block import Block, BlockConfig
+from groundup.model.block import Block, BlockConfig, MixerConfig
 from groundup.model.cache import Cache, DenseCache, NoCache
 from groundup.model.linear import Embedding, Linear
 from groundup.model.norm import build_norm
@@ -23,6 +23,7 @@ from groundup.model.position import (
     rotary_tables,
     sinusoids,
 )
+from groundup.model.window_cache import WindowCache
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,11 @@ class Transformer(nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def new_caches(self, capacity: int = 0) -> list[Cache]:
-        """An empty dense cache per block, with room for `capacity` tokens before it first grows."""
-        return [DenseCache(capacity) for _ in self.blocks]
+        """An empty cache per block, with room for `capacity` tokens before it first grows.
+
+        A layer with a window gets one that keeps no more than its window.
+        """
+        return [_new_cache(self.config.block(i).mixer, capacity) for i in range(self.config.num_layers)]
 
     @torch.no_grad()
     def init_weights(self, seed: int, residual: Literal["scaled", "zero"] = "scaled") -> None:
@@ -242,6 +246,11 @@ class Transformer(nn.Module):
             reset = getattr(module, "reset_weights", None)
             if reset is not None:
                 reset(_generator(seed, name), scale if id(module) in outputs else 1.0)
+
+
+def _new_cache(mixer: MixerConfig, capacity: int) -> Cache:
+    window = getattr(mixer, "window", None)
+    return DenseCache(capacity) if window is None else WindowCache(window, getattr(mixer, "sink_tokens", 0), capacity)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
