@@ -1,0 +1,22 @@
+"""Model configs: by one dial (`llama(vocab_size=..., num_layers=...)`), or those of published models, by name."""
+
+from groundup.config import nearest
+from groundup.model.transformer import ModelConfig
+from groundup.presets import dense
+from groundup.presets.dials import GPT2_SIZES, gated_d_ff, gpt2, llama, qwen3, vaswani
+from groundup.presets.published import Published
+
+__all__ = ["GPT2_SIZES", "PUBLISHED", "Published", "gated_d_ff", "gpt2", "llama", "published", "qwen3", "vaswani"]
+
+PUBLISHED: dict[str, Published] = {**dense.MODELS}
+
+
+def published(name: str) -> ModelConfig:
+    """The config of a published model, one of `PUBLISHED`. ValueError with the nearest name for any other.
+
+    >>> published("gpt2-xl").num_layers
+    48
+    """
+    if name not in PUBLISHED:
+        raise ValueError(f"model {name!r} is not among the published ones{nearest(name, PUBLISHED)}")
+    return PUBLISHED[name].make()
