@@ -13,7 +13,11 @@ from groundup.model import (
     PLACEMENTS,
     AttentionConfig,
     BlockConfig,
+    GatedDeltaConfig,
+    GatedLinearConfig,
     LearnedPositions,
+    LSTMConfig,
+    Mamba2Config,
     MLPConfig,
     ModelConfig,
     Rope,
@@ -33,6 +37,10 @@ MIXERS = {
     "softcap": AttentionConfig(4, 2, 4, softcap=1.5),
     "bias": AttentionConfig(4, 2, 4, bias=True, out_bias=True),
     "wide_heads": AttentionConfig(2, 2, 12, rope=Rope(500.0)),
+    "gated_linear": GatedLinearConfig(2, 4, 6, rank=3),
+    "mamba2": Mamba2Config(4, d_head=6, d_state=5, num_groups=2),
+    "gated_delta": GatedDeltaConfig(4, 5, 6, num_key_heads=2),
+    "lstm": LSTMConfig(12),
 }
 
 FFNS = (
@@ -73,6 +81,8 @@ def _covering(variants: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
 
 _PRE = BlockConfig(MIXERS["gqa"], FFNS["gated_silu"])
 _NOPE = BlockConfig(MIXERS["nope"], FFNS["plain_gelu_tanh"], "layer")
+_RETENTION = GatedLinearConfig(2, 4, 6, decay="fixed")
+_LINEAR = GatedLinearConfig(2, 4, 6, decay="none", features="elu", output_gate=False)
 
 WHOLE_MODELS = {
     "learned_positions": small(_NOPE, positions=LearnedPositions(64), norm_bias=True),
@@ -82,6 +92,11 @@ WHOLE_MODELS = {
     "logit_softcap": small(_PRE, logit_softcap=3.0),
     "no_final_norm": small(replace(_PRE, placement="post"), final_norm=False),
     "local_local_global": small(*[BlockConfig(MIXERS[m], FFNS["gated_silu"]) for m in ("windowed", "windowed", "mha")]),
+    "retention": small(replace(_PRE, mixer=_RETENTION)),
+    "decay_per_head": small(replace(_PRE, mixer=replace(_RETENTION, decay="head"))),
+    "linear_attention": small(replace(_PRE, mixer=_LINEAR)),
+    "mamba2_alone": small(BlockConfig(MIXERS["mamba2"], None), tie_embeddings=True),
+    "mamba2_mamba2_gqa": small(*[BlockConfig(MIXERS[m], FFNS["gated_silu"]) for m in ("mamba2", "mamba2", "gqa")]),
 }
 
 EVERY_VARIANT = _every_variant() | WHOLE_MODELS
