@@ -101,12 +101,12 @@ class Mamba2(Rates):
         return self.out_proj(self.norm(y, z))
 
     def _scan(self, mixed: Tensor, dt: Tensor, state: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        config, shared = self.config, self.config.num_groups * self.config.d_state
+        config, shared, real = self.config, self.config.num_groups * self.config.d_state, real_tokens(layout)
+        # A step of length zero is no step: padding decays nothing and adds nothing.
+        mixed, dt = silenced(mixed, real), silenced(dt, real)
         x, b, c = mixed.split([config.d_inner, shared, shared], -1)
         x = x.unflatten(-1, (-1, config.d_head))
         b, c = (y.unflatten(-1, (-1, config.d_state)) for y in (b, c))
-        # A step of length zero is no step: padding decays nothing and adds nothing.
-        dt = silenced(dt, real_tokens(layout))
-        values = silenced(x, real_tokens(layout)) * dt[..., None]
-        y, state = kernels.gated_linear(c, b, values, self.log_decay(dt)[..., None], state, first_tokens(layout))
+        decay = self.log_decay(dt)[..., None]
+        y, state = kernels.gated_linear(c, b, x * dt[..., None], decay, state, first_tokens(layout))
         return (y + x * self.D[:, None]).flatten(2).to(mixed.dtype), state
