@@ -10,7 +10,7 @@ def test_against_torchs_lstm_whole_and_in_pieces():
     ours, theirs = LSTM(LSTMConfig(12), 16), torch.nn.LSTM(16, 12, batch_first=True)
     with torch.no_grad():
         ours.wx.weight.copy_(theirs.weight_ih_l0)
-        ours.wx.bias.copy_(theirs.bias_ih_l0 + theirs.bias_hh_l0)
+        ours.wx.bias.copy_(theirs.bias_ih_l0).add_(theirs.bias_hh_l0)
         ours.wh.weight.copy_(theirs.weight_hh_l0)
     x, positions = torch.randn(2, 9, 16), torch.arange(9).expand(2, -1)
     with torch.no_grad():

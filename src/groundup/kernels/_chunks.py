@@ -5,6 +5,8 @@ difference of running sums would be the same number, but it cancels where decays
 overflows on the wrong side of the diagonal. Arithmetic and states are in float32 at least.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -82,6 +84,11 @@ def initial_state(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
 
 def per_head(x: Tensor, heads: int) -> Tensor:
     return at_least_float32(x).repeat_interleave(heads // x.shape[2], 2)
+
+
+def tokens(*streams: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Token by token. Unbound at once: the gradient of an index into the whole would be as large as the whole."""
+    return zip(*(x.unbind(1) for x in streams), strict=True)
 
 
 def reset(state: Tensor, resets: Tensor | None, t: int) -> Tensor:

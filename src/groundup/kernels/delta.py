@@ -17,6 +17,7 @@ from groundup.kernels._chunks import (
     per_head,
     read,
     reset,
+    tokens,
 )
 from groundup.kernels._dispatch import op
 
@@ -57,11 +58,11 @@ def gated_delta_recurrent(
     q, k = (per_head(x, v.shape[2]) for x in (q, k))
     v, beta, decay = at_least_float32(v), at_least_float32(beta), at_least_float32(log_decay).exp()
     outs = []
-    for t in range(v.shape[1]):
-        s = reset(s, resets, t) * decay[:, t, :, None, None]
-        correction = beta[:, t, :, None] * (v[:, t] - read(k[:, t], s))
-        s = s + k[:, t, :, :, None] * correction[:, :, None]
-        outs.append(read(q[:, t], s))
+    for t, (q_t, k_t, v_t, decay_t, beta_t) in enumerate(tokens(q, k, v, decay, beta)):
+        s = reset(s, resets, t) * decay_t[..., None, None]
+        correction = beta_t[..., None] * (v_t - read(k_t, s))
+        s = s + k_t[..., :, None] * correction[..., None, :]
+        outs.append(read(q_t, s))
     return torch.stack(outs, 1).to(dtype), s
 
 
@@ -95,12 +96,12 @@ def gated_delta_chunked(
     from_v, from_k = solved.split([v.shape[-1], k.shape[-1]], -1)
 
     s, starts, corrections = s.unflatten(1, (chunks.groups, -1)), [], []
-    k_to_end = chunks.k * chunks.to_end
-    for i in range(from_v.shape[3]):
-        u = from_v[:, :, :, i] - from_k[:, :, :, i] @ s
+    each = (from_v, from_k, chunks.from_start[..., -1:, :], (chunks.k * chunks.to_end).mT)
+    for from_v_i, from_k_i, kept, k_to_end in zip(*(x.unbind(3) for x in each), strict=True):
+        u = from_v_i - from_k_i @ s
         starts.append(s)
         corrections.append(u)
-        s = chunks.from_start[:, :, :, i, -1:] * s + k_to_end[:, :, :, i].mT @ u
+        s = kept * s + k_to_end @ u
     scores = chunks.same_document((chunks.q @ chunks.k.mT) * decays)
     out = scores @ torch.stack(corrections, 3) + (chunks.q * chunks.from_start) @ torch.stack(starts, 3)
     return chunks.join(out, v), s.flatten(1, 2)

@@ -27,10 +27,10 @@ def lstm(
     Hochreiter & Schmidhuber 1997; the forget gate is of Gers et al. 2000. Order of gates as in torch.nn.LSTM.
     """
     outs, weight = [], weight.to(gates.dtype)
-    for t in range(gates.shape[1]):
+    for t, gates_t in enumerate(gates.unbind(1)):
         if resets is not None:
             hidden, cell = (x.masked_fill(resets[:, t, None], 0.0) for x in (hidden, cell))
-        i, f, g, o = (gates[:, t] + hidden.to(gates.dtype) @ weight.T).to(cell.dtype).chunk(4, -1)
+        i, f, g, o = (gates_t + hidden.to(gates.dtype) @ weight.T).to(cell.dtype).chunk(4, -1)
         new_cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
         new_hidden = o.sigmoid() * new_cell.tanh()
         if real is not None:

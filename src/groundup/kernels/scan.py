@@ -24,6 +24,7 @@ from groundup.kernels._chunks import (
     read,
     reset,
     sums_after,
+    tokens,
 )
 from groundup.kernels._dispatch import op
 
@@ -56,10 +57,10 @@ def gated_linear_recurrent(
     q, k = (per_head(x, v.shape[2]) for x in (q, k))
     v, decay = at_least_float32(v), at_least_float32(log_decay).exp()
     outs = []
-    for t in range(v.shape[1]):
+    for t, (q_t, k_t, v_t, decay_t) in enumerate(tokens(q, k, v, decay)):
         s = reset(s, resets, t)
-        s = decay[:, t, :, :, None] * s + k[:, t, :, :, None] * v[:, t, :, None]
-        outs.append(read(q[:, t], s))
+        s = decay_t[..., None] * s + k_t[..., :, None] * v_t[..., None, :]
+        outs.append(read(q_t, s))
     return torch.stack(outs, 1).to(dtype), s
 
 
@@ -102,9 +103,9 @@ def _sum_over_chunks(chunks: Chunks, scores: Tensor, state: Tensor, v: Tensor) -
     """Outputs and last state, from the scores within each chunk."""
     added = (chunks.k * chunks.to_end).mT @ chunks.v
     s, starts = state.unflatten(1, (chunks.groups, -1)), []
-    for i in range(added.shape[3]):
+    for kept, new in zip(chunks.from_start[..., -1, :, None].unbind(3), added.unbind(3), strict=True):
         starts.append(s)
-        s = chunks.from_start[:, :, :, i, -1, :, None] * s + added[:, :, :, i]
+        s = kept * s + new
     out = chunks.same_document(scores) @ chunks.v + (chunks.q * chunks.from_start) @ torch.stack(starts, 3)
     return chunks.join(out, v), s.flatten(1, 2)
 
