@@ -13,8 +13,12 @@ from groundup.model import (
     PLACEMENTS,
     AttentionConfig,
     BlockConfig,
+    GatedDeltaConfig,
+    GatedLinearConfig,
     LatentAttentionConfig,
     LearnedPositions,
+    LSTMConfig,
+    Mamba2Config,
     MLPConfig,
     ModelConfig,
     Rope,
@@ -42,6 +46,10 @@ MIXERS = {
     "yarn": AttentionConfig(4, 2, 8, rope=Rope(100.0, fraction=0.5, scaling=YarnScaling(4.0, 8))),
     "latent": LatentAttentionConfig(4, kv_rank=8, d_nope=4, d_rope=2, d_value=6),
     "latent_queries": LatentAttentionConfig(2, kv_rank=32, d_nope=8, d_rope=4, d_value=8, q_rank=12),
+    "gated_linear": GatedLinearConfig(2, 4, 6, rank=3),
+    "mamba2": Mamba2Config(4, d_head=6, d_state=5, num_groups=2),
+    "gated_delta": GatedDeltaConfig(4, 5, 6, num_key_heads=2),
+    "lstm": LSTMConfig(12),
 }
 
 FFNS = (
@@ -82,6 +90,8 @@ def _covering(variants: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
 
 _PRE = BlockConfig(MIXERS["gqa"], FFNS["gated_silu"])
 _NOPE = BlockConfig(MIXERS["nope"], FFNS["plain_gelu_tanh"], "layer")
+_RETENTION = GatedLinearConfig(2, 4, 6, decay="fixed")
+_LINEAR = GatedLinearConfig(2, 4, 6, decay="none", features="elu", output_gate=False)
 
 WHOLE_MODELS = {
     "learned_positions": small(_NOPE, positions=LearnedPositions(64), norm_bias=True),
@@ -91,6 +101,11 @@ WHOLE_MODELS = {
     "logit_softcap": small(_PRE, logit_softcap=3.0),
     "no_final_norm": small(replace(_PRE, placement="post"), final_norm=False),
     "local_local_global": small(*[BlockConfig(MIXERS[m], FFNS["gated_silu"]) for m in ("windowed", "windowed", "mha")]),
+    "retention": small(replace(_PRE, mixer=_RETENTION)),
+    "decay_per_head": small(replace(_PRE, mixer=replace(_RETENTION, decay="head"))),
+    "linear_attention": small(replace(_PRE, mixer=_LINEAR)),
+    "mamba2_alone": small(BlockConfig(MIXERS["mamba2"], None), tie_embeddings=True),
+    "mamba2_mamba2_gqa": small(*[BlockConfig(MIXERS[m], FFNS["gated_silu"]) for m in ("mamba2", "mamba2", "gqa")]),
 }
 
 EVERY_VARIANT = _every_variant() | WHOLE_MODELS

@@ -12,8 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from groundup.accounting.params import meta_model
+from groundup.accounting.recurrence import recurrent_rows
 from groundup.config import nearest
-from groundup.model import AttentionConfig, BlockConfig, LatentAttentionConfig, MLPConfig, ModelConfig
+from groundup.model import (
+    AttentionConfig,
+    BlockConfig,
+    GatedDeltaConfig,
+    GatedLinearConfig,
+    LatentAttentionConfig,
+    LSTMConfig,
+    Mamba2Config,
+    MLPConfig,
+    ModelConfig,
+)
 from groundup.optim.groups import split_for_muon
 
 Kind = Literal["matmul", "attention", "elementwise"]
@@ -70,6 +81,8 @@ def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool)
             yield from _attention(block.mixer, d_model, seq, batch, causal)
         case LatentAttentionConfig():
             yield from _latent_attention(block.mixer, d_model, seq, batch, causal)
+        case GatedLinearConfig() | Mamba2Config() | GatedDeltaConfig() | LSTMConfig():
+            yield from (Operation(*row) for row in recurrent_rows(block.mixer, d_model, seq, batch, causal))
     match block.ffn:
         case MLPConfig():
             yield from _mlp(block.ffn, d_model, batch * seq)
