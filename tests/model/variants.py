@@ -13,11 +13,14 @@ from groundup.model import (
     PLACEMENTS,
     AttentionConfig,
     BlockConfig,
+    HashRouter,
     LearnedPositions,
     MLPConfig,
     ModelConfig,
+    MoEConfig,
     Rope,
     SinusoidalPositions,
+    TopKRouter,
     Transformer,
 )
 
@@ -39,6 +42,14 @@ FFNS = (
     {f"gated_{name}": MLPConfig(24, activation=name) for name in ACTIVATIONS}
     | {f"plain_{name}": MLPConfig(24, gated=False, activation=name) for name in ACTIVATIONS}
     | {"gated_bias": MLPConfig(24, bias=True), "plain_bias": MLPConfig(24, gated=False, bias=True)}
+    | {
+        "moe_softmax": MoEConfig(4, 2, 12),
+        "moe_sigmoid_shared": MoEConfig(8, 3, 8, 1, TopKRouter("sigmoid", True, 2.5, 4, 2, bias_rate=0.001)),
+        # Room for every token even if all want one expert: with less, a token's result depends on its neighbours,
+        # and neither cached decoding nor a packed document could equal anything.
+        "moe_capacity": MoEConfig(4, 1, 12, router=TopKRouter(renormalise=False), capacity_factor=4.0, gated=False),
+        "moe_hash": MoEConfig(4, 2, 12, router=HashRouter(), activation="gelu"),
+    }
 )
 
 NORMS = ("rms", "layer")

@@ -8,12 +8,13 @@ from groundup.kernels._dispatch import BACKENDS, backend, op
 from groundup.kernels.attention import attention, visible
 from groundup.kernels.cross_entropy import cross_entropy, linear_cross_entropy
 from groundup.kernels.glu import ACTIVATIONS, activate, gated
+from groundup.kernels.grouped_matmul import grouped_matmul
 from groundup.kernels.norm import layernorm, rmsnorm
 from groundup.kernels.rope import apply_rope, rope_frequencies, rope_tables, rotate
 from groundup.kernels.softmax import log_softmax, softmax
 
 __all__ = [
     "ACTIVATIONS", "BACKENDS", "activate", "apply_rope", "attention", "backend", "cross_entropy", "gated",
-    "layernorm", "linear_cross_entropy", "log_softmax", "op", "rmsnorm", "rope_frequencies", "rope_tables",
-    "rotate", "softmax", "visible",
+    "grouped_matmul", "layernorm", "linear_cross_entropy", "log_softmax", "op", "rmsnorm", "rope_frequencies",
+    "rope_tables", "rotate", "softmax", "visible",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from groundup.config import nearest
 from groundup.model.attention import Attention, AttentionConfig
 from groundup.model.cache import Cache
 from groundup.model.feedforward import MLP, MLPConfig
+from groundup.model.moe import MoE, MoEConfig
 from groundup.model.norm import NormKind, build_norm
 from groundup.model.position import Layout
 
@@ -30,7 +31,7 @@ SLOTS = ("mixer_norm", "mixer_post_norm", "mixer_out_norm", "ffn_norm", "ffn_pos
 
 
 MixerConfig = AttentionConfig
-FeedForwardConfig = MLPConfig
+FeedForwardConfig = MLPConfig | MoEConfig
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def build_ffn(config: FeedForwardConfig, d_model: int) -> nn.Module:
     match config:
         case MLPConfig():
             return MLP(config, d_model)
+        case MoEConfig():
+            return MoE(config, d_model)
     raise AssertionError(f"no feed-forward layer for {config!r}")
 
 
