@@ -13,11 +13,12 @@ from groundup.model.norm import LayerNorm, RMSNorm
 from groundup.model.position import Layout, LearnedPositions, Rope, SinusoidalPositions
 from groundup.model.router import ExpertChoiceRouter, HashRouter, TopKRouter
 from groundup.model.transformer import ModelConfig, Transformer
+from groundup.model.upcycle import upcycle
 
 __all__ = [
     "MLP", "PLACEMENTS", "Attention", "AttentionConfig", "Balance", "Block", "BlockConfig", "Cache",
     "CountingCache", "DenseCache", "Embedding", "ExpertChoiceRouter", "HashRouter", "LayerNorm", "Layout",
     "LearnedPositions", "Linear", "MLPConfig", "MoE", "MoEConfig", "ModelConfig", "MultiTokenConfig",
     "NoCache", "PagePool", "PagedCache", "RMSNorm", "Rope", "SinusoidalPositions", "TopKRouter", "Transformer",
-    "acceptance_rate", "draft", "group_kv_heads",
+    "acceptance_rate", "draft", "group_kv_heads", "upcycle",
 ]  # fmt: skip
