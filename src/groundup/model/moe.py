@@ -148,8 +148,7 @@ class MoE(nn.Module):
         wanted = self.router(flat, valid.flatten(), ids)
         routing = self.limit(wanted, *x.shape[:2])
         self._count(wanted, routing)
-        if layout.auxiliary is not None:
-            layout.auxiliary.extend(self._losses(wanted, valid))
+        self._leave_losses(layout, wanted, valid)
         y = self.dispatch(flat, routing).view_as(x)
         return y if self.shared is None else y + self.shared(x)
 
@@ -184,6 +183,17 @@ class MoE(nn.Module):
         ends = count(routing.experts, self.config.num_experts + 1)[:-1].cumsum(0)
         weighted = self.experts(x[tokens], ends) * gates[:, None]
         return weighted.new_zeros(x.shape).index_add(0, tokens, weighted).to(x.dtype)
+
+    # A compiled graph would be bound to the list's length, and so to one layer.
+    @torch.compiler.disable()
+    def _leave_losses(self, layout: Layout, routing: Routing, valid: Bool[Tensor, "batch seq"]) -> None:
+        if layout.auxiliary is None:
+            return
+        losses = self._losses(routing, valid)
+        # Within a backward pass this is activation checkpointing running the layer again. Nobody reads the list any
+        # more, and losses in it would keep alive what checkpointing is to free.
+        if torch._C._current_graph_task_id() == -1:
+            layout.auxiliary.extend(losses)
 
     def _losses(self, routing: Routing, valid: Bool[Tensor, "batch seq"]) -> list[Tensor]:
         """The balancing losses, each with its coefficient."""
