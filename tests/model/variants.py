@@ -15,14 +15,17 @@ from groundup.model import (
     BlockConfig,
     GatedDeltaConfig,
     GatedLinearConfig,
+    HashRouter,
     LatentAttentionConfig,
     LearnedPositions,
     LSTMConfig,
     Mamba2Config,
     MLPConfig,
     ModelConfig,
+    MoEConfig,
     Rope,
     SinusoidalPositions,
+    TopKRouter,
     Transformer,
 )
 from groundup.model.rope_scaling import YarnScaling
@@ -56,6 +59,14 @@ FFNS = (
     {f"gated_{name}": MLPConfig(24, activation=name) for name in ACTIVATIONS}
     | {f"plain_{name}": MLPConfig(24, gated=False, activation=name) for name in ACTIVATIONS}
     | {"gated_bias": MLPConfig(24, bias=True), "plain_bias": MLPConfig(24, gated=False, bias=True)}
+    | {
+        "moe_softmax": MoEConfig(4, 2, 12),
+        "moe_sigmoid_shared": MoEConfig(8, 3, 8, 1, TopKRouter("sigmoid", True, 2.5, 4, 2, bias_rate=0.001)),
+        # Room for every token even if all want one expert: with less, a token's result depends on its neighbours,
+        # and neither cached decoding nor a packed document could equal anything.
+        "moe_capacity": MoEConfig(4, 1, 12, router=TopKRouter(renormalise=False), capacity_factor=4.0, gated=False),
+        "moe_hash": MoEConfig(4, 2, 12, router=HashRouter(), activation="gelu"),
+    }
 )
 
 NORMS = ("rms", "layer")
@@ -66,26 +77,31 @@ def small(*blocks: BlockConfig, **options) -> ModelConfig:
     return ModelConfig(VOCAB, D_MODEL, max(2, len(blocks)), blocks, **options)
 
 
+TURNS = list(product(NORMS, PLACEMENTS))
+
+
+def _variant(mixer: str, ffn: str, norm: str, placement: str) -> tuple[str, ModelConfig]:
+    block = BlockConfig(MIXERS[mixer], FFNS[ffn], norm, placement)
+    return f"{mixer}-{ffn}-{norm}-{placement}", small(block, norm_bias=norm == "layer")
+
+
 def _every_variant() -> dict[str, ModelConfig]:
-    parts = product(MIXERS.items(), FFNS.items(), NORMS, PLACEMENTS)
-    return {
-        f"{mixer}-{ffn}-{norm}-{placement}": small(
-            BlockConfig(mixer_config, ffn_config, norm, placement), norm_bias=norm == "layer"
-        )
-        for (mixer, mixer_config), (ffn, ffn_config), norm, placement in parts
-    }
+    """Every mixer with every feed-forward layer in every placement; the norms alternate."""
+    parts = product(enumerate(MIXERS), enumerate(FFNS), enumerate(PLACEMENTS))
+    return dict(
+        _variant(mixer, ffn, NORMS[(i + j + k) % len(NORMS)], placement)
+        for (i, mixer), (j, ffn), (k, placement) in parts
+    )
 
 
-def _covering(variants: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
-    """A tenth of them: every pair of mixer and feed-forward, with norms and placements taken in turn."""
-    turns = list(product(NORMS, PLACEMENTS))
-    assert len(FFNS) >= len(turns), "each mixer must get round all norms and placements"
-    chosen = {}
-    for mixer, (i, ffn) in product(MIXERS, enumerate(FFNS)):
-        norm, placement = turns[i % len(turns)]
-        name = f"{mixer}-{ffn}-{norm}-{placement}"
-        chosen[name] = variants[name]
-    return chosen
+def _covering() -> dict[str, ModelConfig]:
+    """Every mixer, and every feed-forward layer, with every norm and placement."""
+    mixers, ffns = list(MIXERS), list(FFNS)
+    rounds = range(max(len(mixers), len(ffns)))
+    return dict(
+        _variant(mixers[i % len(mixers)], ffns[(i + j) % len(ffns)], *turn)
+        for i, (j, turn) in product(rounds, enumerate(TURNS))
+    )
 
 
 _PRE = BlockConfig(MIXERS["gqa"], FFNS["gated_silu"])
@@ -109,10 +125,10 @@ WHOLE_MODELS = {
 }
 
 EVERY_VARIANT = _every_variant() | WHOLE_MODELS
-"""The full product, for tests marked slow."""
+"""Every mixer with every feed-forward layer in every placement, for tests marked slow."""
 
-VARIANTS = _covering(_every_variant()) | WHOLE_MODELS
-"""A tenth of it, which meets every (mixer, norm, placement) and every (mixer, feed-forward)."""
+VARIANTS = _covering() | WHOLE_MODELS
+"""Every mixer, and every feed-forward layer, with every norm and placement, but not with each other."""
 
 
 def build(config: ModelConfig, seed: int = 0) -> Transformer:

@@ -16,6 +16,7 @@ from groundup.model.latent import LatentAttention, LatentAttentionConfig
 from groundup.model.linear_attention import GatedLinear, GatedLinearConfig
 from groundup.model.lstm import LSTM, LSTMConfig
 from groundup.model.mamba import Mamba2, Mamba2Config
+from groundup.model.moe import MoE, MoEConfig
 from groundup.model.norm import NormKind, build_norm
 from groundup.model.position import Layout
 
@@ -35,7 +36,7 @@ SLOTS = ("mixer_norm", "mixer_post_norm", "mixer_out_norm", "ffn_norm", "ffn_pos
 
 
 MixerConfig = AttentionConfig | LatentAttentionConfig | GatedLinearConfig | Mamba2Config | GatedDeltaConfig | LSTMConfig
-FeedForwardConfig = MLPConfig
+FeedForwardConfig = MLPConfig | MoEConfig
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def build_ffn(config: FeedForwardConfig, d_model: int) -> nn.Module:
     match config:
         case MLPConfig():
             return MLP(config, d_model)
+        case MoEConfig():
+            return MoE(config, d_model)
     raise AssertionError(f"no feed-forward layer for {config!r}")
 
 
