@@ -6,7 +6,7 @@ from groundup.model.mamba import Mamba2Config
 from groundup.model.transformer import ModelConfig
 from groundup.model.weight_names import Place
 
-MAMBA2_SIZES = {"130m": (24, 768), "370m": (48, 1024), "780m": (36, 1536), "1.3b": (48, 2048), "2.7b": (64, 2560)}
+MAMBA2_SIZES = {"130m": (24, 768), "370m": (48, 1024), "780m": (48, 1536), "1.3b": (48, 2048), "2.7b": (64, 2560)}
 """Layers and d_model."""
 
 D_HEAD, EXPAND = 64, 2

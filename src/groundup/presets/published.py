@@ -12,7 +12,8 @@ class Published:
     """A published model: its config, and how many parameters its authors say that it has.
 
     `parameters` is exact, or `rounded` to so many, as their tables do. It counts all, or what is not in the embedding.
-    `active` is how many of them a token meets, where only some experts see it (with its own rounding).
+    `active` is how many of them a token meets, where only some experts see it, with its own rounding; some authors
+    leave out the table of tokens, which is looked up.
     """
 
     make: Callable[[], ModelConfig]
@@ -22,3 +23,4 @@ class Published:
     counted: Literal["total", "non_embedding"] = "total"
     active: int | None = None
     active_rounded: int = 100_000_000
+    active_with_table: bool = True
