@@ -52,7 +52,7 @@ def gated_delta_recurrent(
     stays bounded where |k| = 1 and b is in [0, 2]. States are (d_key, d_value), the transpose of the paper's.
     A token with beta = 0 and log_decay = 0 leaves the state as it is. Otherwise as `gated_linear_recurrent`.
 
-    Yang et al. 2024, eq. 10 (arXiv:2412.06464); without decay: Yang et al. 2024 (arXiv:2406.06484).
+    Yang et al. 2024, section 3.1 (arXiv:2412.06464); without decay: Yang et al. 2024 (arXiv:2406.06484).
     """
     dtype, s = v.dtype, initial_state(k, v, state)
     q, k = (per_head(x, v.shape[2]) for x in (q, k))

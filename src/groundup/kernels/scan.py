@@ -50,7 +50,7 @@ def gated_linear_recurrent(
     A token with `resets` starts from a state of zeros. One with k = 0 and log_decay = 0 leaves the state as it is.
     Returns the outputs in v's type, and the last state.
 
-    Yang et al. 2023, eq. 3 (arXiv:2312.06635); Dao & Gu 2024, section 3 (arXiv:2405.21060); Sun et al. 2023, eq. 6
+    Yang et al. 2023, section 4 (arXiv:2312.06635); Dao & Gu 2024, section 5 (arXiv:2405.21060); Sun et al. 2023, eq. 6
     (arXiv:2307.08621); Katharopoulos et al. 2020, eq. 18 to 20 (arXiv:2006.16236).
     """
     dtype, s = v.dtype, initial_state(k, v, state)

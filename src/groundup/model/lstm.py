@@ -32,7 +32,7 @@ class LSTMConfig:
 class GateLinear(Linear):
     """A Linear onto the four gates, with the forget gate's bias at 1, so that cells begin by remembering.
 
-    Jozefowicz et al. 2015, section 2.2 (proceedings.mlr.press/v37/jozefowicz15).
+    Jozefowicz et al. 2015 (proceedings.mlr.press/v37/jozefowicz15).
     """
 
     def reset_weights(self, generator: torch.Generator | None = None, scale: float = 1.0) -> None:
