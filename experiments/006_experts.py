@@ -195,7 +195,7 @@ def further(text: Text, seed: int) -> list[dict]:
     return rows
 
 
-def run(only: str | None) -> None:
+def run(only: str | None, seeds: list[int]) -> None:
     done = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     keys = {(row["sweep"], row["case"], row["seed"]) for row in done}
     torch.set_num_threads(1)
@@ -207,7 +207,7 @@ def run(only: str | None) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         text = Text(Path(folder))
-        for seed in range(3):
+        for seed in seeds:
             for sweep in [only] if only else ["balance", "flops", "grain", "upcycle", "drops", "further"]:
                 if sweep in CASES:
                     for name, ffn in CASES[sweep].items():
@@ -238,5 +238,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--only", choices=["balance", "flops", "grain", "upcycle", "drops", "further"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
-    run(args.only) if args.what == "run" else table()
+    run(args.only, args.seeds) if args.what == "run" else table()
