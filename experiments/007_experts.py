@@ -1,7 +1,7 @@
-"""Entry 006 of LOG.md: what do experts, their balance, their grain, upcycling and further tokens bring at a small size?
+"""Entry 007 of LOG.md: what do experts, their balance, their grain, upcycling and further tokens bring at a small size?
 
-    python experiments/006_experts.py run [--only balance|flops|grain|upcycle|drops|further]     what is not done yet
-    python experiments/006_experts.py table                                                      means over seeds
+    python experiments/007_experts.py run [--only balance|flops|grain|upcycle|drops|further]     what is not done yet
+    python experiments/007_experts.py table                                                      means over seeds
 
 The bundled text, every model at the same FLOPs per token (`active` parameters), a fixed number of tokens, one thread.
 """
@@ -102,7 +102,10 @@ class Text:
         source = data.Loader(self.folder / "train", ROWS, CONTEXT, seed=seed)
         optimizer = muon_adamw(model, lr=0.006, muon_lr=0.02)
         schedule = warmup_stable_decay(20, steps, 0.5)
-        return train(model, source, objective, optimizer, steps, schedule=schedule, progress=False).losses
+        done = train(model, source, objective, optimizer, steps, schedule=schedule, progress=False)
+        if done.stopped_by != "steps":  # a signal ends a run in good order; half a run is no result
+            raise SystemExit(f"stopped by {done.stopped_by}")
+        return done.losses
 
     @torch.no_grad()
     def score(self, model: Transformer) -> dict:
