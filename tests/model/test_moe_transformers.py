@@ -19,21 +19,24 @@ NARROW = dict(moe_intermediate_size=D_FF, intermediate_size=32, n_shared_experts
 
 
 def mixtral():
-    from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralSparseMoeBlock
+    from transformers.models.mixtral.configuration_mixtral import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
     config = MixtralConfig(**COMMON, num_local_experts=EXPERTS, intermediate_size=D_FF)
     return MixtralSparseMoeBlock(config), MoEConfig(EXPERTS, TOP_K, D_FF)
 
 
 def olmoe(renormalise):
-    from transformers.models.olmoe.modeling_olmoe import OlmoeConfig, OlmoeSparseMoeBlock
+    from transformers.models.olmoe.configuration_olmoe import OlmoeConfig
+    from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
     config = OlmoeConfig(**COMMON, num_experts=EXPERTS, intermediate_size=D_FF, norm_topk_prob=renormalise)
     return OlmoeSparseMoeBlock(config), MoEConfig(EXPERTS, TOP_K, D_FF, router=TopKRouter(renormalise=renormalise))
 
 
 def deepseek_v2(groups):
-    from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Config, DeepseekV2Moe
+    from transformers.models.deepseek_v2.configuration_deepseek_v2 import DeepseekV2Config
+    from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
     method = dict(topk_method="group_limited_greedy", n_group=4, topk_group=2) if groups else dict(topk_method="greedy")
     config = DeepseekV2Config(**COMMON, **NARROW, n_routed_experts=EXPERTS, **method)
@@ -42,7 +45,8 @@ def deepseek_v2(groups):
 
 
 def deepseek_v3(renormalise):
-    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Config, DeepseekV3MoE
+    from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
     config = DeepseekV3Config(
         **COMMON, **NARROW, n_routed_experts=EXPERTS, n_group=4, topk_group=2, norm_topk_prob=renormalise

@@ -98,10 +98,11 @@ def test_drafts_are_what_the_states_say():
     with torch.no_grad():
         first = made(x)[:, -1].argmax(-1, keepdim=True)
         longer = torch.cat([x, first], 1)
-        hidden = made.hidden(x)
-        second = made.logits(made.multi_token(made, hidden, longer[:, 1:])[0][:, -1]).argmax(-1, keepdim=True)
+        hidden, further = made.hidden(x), made.multi_token
+        assert further is not None
+        second = made.logits(further(made, hidden, longer[:, 1:])[0][:, -1]).argmax(-1, keepdim=True)
         longest = torch.cat([longer, second], 1)
-        third = made.logits(made.multi_token(made, hidden, longest[:, 1:])[1][:, -1]).argmax(-1, keepdim=True)
+        third = made.logits(further(made, hidden, longest[:, 1:])[1][:, -1]).argmax(-1, keepdim=True)
     assert torch.equal(draft(made, x), torch.cat([first, second, third], 1))
 
 

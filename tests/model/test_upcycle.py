@@ -50,6 +50,7 @@ def test_it_is_a_copy_and_training_parts_the_experts():
     model(tokens()).square().sum().backward()
     with torch.no_grad():
         for parameter in model.parameters():
+            assert parameter.grad is not None
             parameter -= 0.1 * parameter.grad
     assert not torch.equal(up[0], up[3])
     assert all(torch.equal(before[name], t) for name, t in dense.state_dict().items())

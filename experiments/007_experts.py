@@ -1,7 +1,7 @@
-"""Entry 006 of LOG.md: what do experts, their balance, their grain, upcycling and further tokens bring at a small size?
+"""Entry 007 of LOG.md: what do experts, their balance, their grain, upcycling and further tokens bring at a small size?
 
-    python experiments/006_experts.py run [--only balance|flops|grain|upcycle|drops|further]     what is not done yet
-    python experiments/006_experts.py table                                                      means over seeds
+    python experiments/007_experts.py run [--only balance|flops|grain|upcycle|drops|further]     what is not done yet
+    python experiments/007_experts.py table                                                      means over seeds
 
 The bundled text, every model at the same FLOPs per token (`active` parameters), a fixed number of tokens, one thread.
 """
@@ -102,7 +102,10 @@ class Text:
         source = data.Loader(self.folder / "train", ROWS, CONTEXT, seed=seed)
         optimizer = muon_adamw(model, lr=0.006, muon_lr=0.02)
         schedule = warmup_stable_decay(20, steps, 0.5)
-        return train(model, source, objective, optimizer, steps, schedule=schedule, progress=False).losses
+        done = train(model, source, objective, optimizer, steps, schedule=schedule, progress=False)
+        if done.stopped_by != "steps":  # a signal ends a run in good order; half a run is no result
+            raise SystemExit(f"stopped by {done.stopped_by}")
+        return done.losses
 
     @torch.no_grad()
     def score(self, model: Transformer) -> dict:
@@ -195,7 +198,7 @@ def further(text: Text, seed: int) -> list[dict]:
     return rows
 
 
-def run(only: str | None) -> None:
+def run(only: str | None, seeds: list[int]) -> None:
     done = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     keys = {(row["sweep"], row["case"], row["seed"]) for row in done}
     torch.set_num_threads(1)
@@ -207,7 +210,7 @@ def run(only: str | None) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         text = Text(Path(folder))
-        for seed in range(3):
+        for seed in seeds:
             for sweep in [only] if only else ["balance", "flops", "grain", "upcycle", "drops", "further"]:
                 if sweep in CASES:
                     for name, ffn in CASES[sweep].items():
@@ -238,5 +241,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--only", choices=["balance", "flops", "grain", "upcycle", "drops", "further"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parser.parse_args()
-    run(args.only) if args.what == "run" else table()
+    run(args.only, args.seeds) if args.what == "run" else table()
