@@ -68,7 +68,7 @@ class Trie:
     @functools.cached_property
     def best(self) -> Int32[np.ndarray, "histories"]:
         """The most probable follower of each history."""
-        return kernels().best_followers(self.first, self.prob, len(self.backoff))
+        return kernels().best_followers(self.first, self.token, self.prob, len(self.backoff), self.symbols - 1)
 
     def walk(self, state: int, ids: Int32[np.ndarray, "tokens"]) -> tuple[int, Float64[np.ndarray, "tokens"]]:
         """The state after the tokens, and P of each of them."""

@@ -145,12 +145,12 @@ def walk(first, token, suffix, prob, backoff, state, ids, probs):
 
 
 @kernel
-def best_followers(first, prob, histories):
-    """The most probable follower of each history, 0 where it has none: int32 [histories]."""
+def best_followers(first, token, prob, histories, begin):
+    """The most probable follower of each history, 0 where it has none: int32 [histories]. Never the begin symbol."""
     best = np.zeros(histories, np.int32)
     for history in range(histories):
         for node in range(first[history], first[history + 1]):
-            if best[history] == 0 or prob[node] > prob[best[history]]:
+            if token[node] != begin and (best[history] == 0 or prob[node] > prob[best[history]]):
                 best[history] = node
     return best
 
