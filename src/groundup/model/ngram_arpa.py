@@ -155,7 +155,7 @@ def _trie(path: str | Path, sections: list[Section], symbols: int) -> Trie:
         backoff.append(last_backoff)
         last_backoff = section_backoff[by_key]
         levels.append(levels[-1] + len(key))
-    first = np.cumsum(np.concatenate([[1], *followers]))
+    first = np.cumsum(np.concatenate([[1], *followers]), dtype=np.int32)
     tokens = np.concatenate(token).astype(np.int32)
     suffix = kernels().find_suffixes(first, tokens, levels[-2])
     if (suffix < 0).any():

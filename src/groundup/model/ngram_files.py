@@ -12,7 +12,7 @@ from groundup.tensorfile import read_tensors, write_tensors
 Discounts = list[tuple[float, float, float]]
 
 ARRAYS = {
-    "levels": np.int64, "first": np.int64, "token": np.int32, "suffix": np.int32,
+    "levels": np.int64, "first": np.int32, "token": np.int32, "suffix": np.int32,
     "prob": np.float64, "backoff": np.float64, "discounts": np.float64,
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ class Counts:
     """The shape of a trie as `Trie` has it, and how often each n-gram occurs."""
 
     levels: Int64[np.ndarray, "levels"]
-    first: Int64[np.ndarray, "offsets"]
+    first: Int32[np.ndarray, "offsets"]
     token: Int32[np.ndarray, "nodes"]
     suffix: Int32[np.ndarray, "nodes"]
     count: Int32[np.ndarray, "nodes"]
@@ -40,7 +40,7 @@ class Trie:
     """
 
     levels: Int64[np.ndarray, "levels"]
-    first: Int64[np.ndarray, "offsets"]
+    first: Int32[np.ndarray, "offsets"]
     token: Int32[np.ndarray, "nodes"]
     suffix: Int32[np.ndarray, "nodes"]
     prob: Float64[np.ndarray, "nodes"]
@@ -102,35 +102,50 @@ class Trie:
 def count_ngrams(stream: Int32[np.ndarray, "places"], symbols: int, order: int) -> Counts:
     """Count all n-grams up to a length. The begin symbol, which each document of the stream starts with, is the last.
 
-    A radix sort for each length: by the token, which is the same for all lengths, then by the history, whose node is
-    known from the length before. Takes some 20 bytes for each token beside what it returns.
+    The places where n-grams end are kept in the order of the n-grams, as a suffix array is: what follows an n-gram is
+    then found in one piece, and only has to be sorted by its token.
     """
     _check_size(max(len(stream), symbols))
-    begin = symbols - 1
-    by_token = kernels().sort_places(stream, symbols)
-    occurrences = np.bincount(stream, minlength=symbols).astype(np.int32)
-    by_token = by_token[: len(by_token) - occurrences[begin]]
-    occurrences[begin] = 0  # never predicted
+    most = 1 + symbols + (order - 1) * len(stream)
+    first, token, suffix, count = (np.empty(most, np.int32) for _ in range(4))  # pages not written to cost nothing
+    ends = np.empty(len(stream), np.int64)
+    starts = kernels().sort_places(stream, symbols, ends)
     levels = [0, 1, 1 + symbols]
-    node = stream + np.int32(1)
-    token, suffix = [np.zeros(1, np.int32), np.arange(symbols, dtype=np.int32)], [np.zeros(1 + symbols, np.int32)]
-    count, followers = [np.zeros(1, np.int32), occurrences], [np.array([symbols])]
+    first[:2], token[0], suffix[: 1 + symbols], count[0] = levels[1:], 0, 0, 0
+    token[1 : 1 + symbols] = np.arange(symbols)
+    count[1 : 1 + symbols] = np.diff(starts)
+    count[symbols] = 0  # the begin symbol is never predicted
+    text = _text(stream, symbols - 1)
     for _ in range(1, order):
-        lowest, highest = levels[-2:]
-        places = kernels().sort_by_history(stream, node, by_token, lowest, highest)
-        _check_size(highest + len(places))
-        node, *level = kernels().number(stream, node, places, lowest, highest)
-        for table, part in zip((followers, token, suffix, count), level, strict=True):
-            table.append(part)
-        levels.append(highest + len(level[1]))
-    first = np.cumsum(np.concatenate([[1], *followers]))
-    return Counts(np.array(levels), first, *map(np.concatenate, (token, suffix, count)))
+        (history, new), ends = levels[-2:], ends[: starts[-1]]
+        kernels().look_ahead(text, ends)
+        kernels().sort_followers(ends, starts)
+        starts = kernels().number(ends, starts, symbols - 1, new, token[new:], first[history + 1 :])
+        levels.append(new + len(starts) - 1)
+        _check_size(levels[-1] + int(starts[-1]))
+        kernels().link(text, ends, starts, new, suffix[new:])
+        count[new : levels[-1]] = np.diff(starts)
+    nodes = slice(levels[-1])
+    return Counts(np.array(levels), first[: levels[-2] + 1], token[nodes], suffix[nodes], count[nodes])
+
+
+def _text(stream: Int32[np.ndarray, "places"], begin: int) -> Int32[np.ndarray, "ends 2"]:
+    """The token at each place, and the node of its unigram; behind them a begin symbol."""
+    text = np.full((len(stream) + 1, 2), begin, np.int32)
+    text[:-1, 0] = stream
+    text[:-1, 1] = stream + 1
+    return text
 
 
 def adjust_counts(counts: Counts) -> None:
-    """In place: below the highest order the number of distinct left neighbours, where an n-gram can have any."""
+    """In place: below the highest order, the number of distinct left neighbours instead of occurrences.
+
+    What begins a document has no left neighbour and keeps its count.
+    """
     if len(counts.levels) > 3:
-        kernels().adjust_counts(counts.count, counts.suffix, int(counts.levels[2]), int(counts.levels[-2]))
+        neighbours = np.zeros(counts.levels[-2], np.int32)
+        kernels().count_suffixes(counts.suffix, int(counts.levels[2]), neighbours)
+        np.copyto(counts.count[: len(neighbours)], neighbours, where=neighbours > 0)
 
 
 def interpolate(counts: Counts, discounts: Float64[np.ndarray, "order 3"]) -> Trie:

@@ -14,84 +14,103 @@ import numpy as np
 from numba import njit
 
 
+LOWER = 0xFFFFFFFF
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile on first use, keep the machine code. Unwrapped: Numba cannot compile a test's type check."""
     return njit(cache=True, error_model="numpy")(inspect.unwrap(function))
 
 
 @kernel
-def sort_places(stream, symbols):
-    """All places of a stream in the order of the token there: int32 [places]. A counting sort, hence stable."""
-    cursor = np.zeros(symbols + 1, np.int64)
+def sort_places(stream, symbols, ends):
+    """Fill `ends` with all places of a stream in the order of the token there, a counting sort.
+
+    Returns where those of each token start: int32 [symbols + 1].
+    """
+    starts = np.zeros(symbols + 1, np.int32)
     for token in stream:
-        cursor[token + 1] += 1
-    cursor = np.cumsum(cursor)
-    places = np.empty(len(stream), np.int32)
+        starts[token + 1] += 1
+    for token in range(symbols):
+        starts[token + 1] += starts[token]
+    cursor = starts.copy()
     for place in range(len(stream)):
         token = stream[place]
-        places[cursor[token]] = place
+        ends[cursor[token]] = place
         cursor[token] += 1
-    return places
+    return starts
 
 
 @kernel
-def sort_by_history(stream, node, by_token, lowest, highest):
-    """The places where an n-gram ends, in the order of its history and then of its token: int32 [ends].
-
-    node: of the (n-1)-gram that ends at each place, lowest <= node < highest, 0 where there is none. by_token:
-    `sort_places` without the begin symbols, which are never predicted. The second pass of a radix sort with two digits.
-    """
-    cursor = np.zeros(highest - lowest + 1, np.int64)
-    for place in by_token:
-        if node[place - 1] > 0:
-            cursor[node[place - 1] - lowest + 1] += 1
-    cursor = np.cumsum(cursor)
-    places = np.empty(cursor[-1], np.int32)
-    for place in by_token:
-        if node[place - 1] > 0:
-            history = node[place - 1] - lowest
-            places[cursor[history]] = place
-            cursor[history] += 1
-    return places
+def look_ahead(text, ends):
+    """Replace each place where an n-gram ends by the next one, with the token there in the upper 32 bits."""
+    for i in range(len(ends)):
+        place = (ends[i] & LOWER) + 1
+        ends[i] = np.int64(text[place, 0]) << 32 | place
 
 
 @kernel
-def number(stream, node, places, lowest, highest):
-    """One level of the trie: a node for each distinct n-gram, from `highest` on.
-
-    places: as `sort_by_history` returns them. Returns the node of the n-gram that ends at each place (int32 [places]),
-    how many followers each history has (int64 [histories]), and for each new node its token, its suffix and how often
-    the n-gram occurs (int32 [nodes] each).
-    """
-    ends = np.zeros(len(stream), np.int32)
-    followers = np.zeros(highest - lowest, np.int64)
-    token = np.empty(len(places), np.int32)
-    suffix = np.empty(len(places), np.int32)
-    count = np.empty(len(places), np.int32)
-    new, last_history, last_token = -1, -1, -1
-    for place in places:
-        if node[place - 1] != last_history or stream[place] != last_token:
-            last_history, last_token = node[place - 1], stream[place]
-            new += 1
-            followers[last_history - lowest] += 1
-            token[new], suffix[new], count[new] = last_token, node[place], 0
-        count[new] += 1
-        ends[place] = highest + new
-    return ends, followers, token[: new + 1].copy(), suffix[: new + 1].copy(), count[: new + 1].copy()
+def sort_followers(ends, starts):
+    """Sort what follows each history, which is ends[starts[h]] .. ends[starts[h + 1] - 1], by its token."""
+    for history in range(len(starts) - 1):
+        if starts[history + 1] - starts[history] > 1:
+            sort(ends[starts[history] : starts[history + 1]])
 
 
 @kernel
-def adjust_counts(count, suffix, first_of_two, first_of_highest):
-    """In place: an n-gram below the highest order counts its distinct left neighbours instead of its occurrences.
+def number(ends, starts, begin, highest, token, first):
+    """One new node for each history and token that follows it. Returns where the ends of each start: int32 [nodes + 1].
 
-    What begins a document has no left neighbour and keeps its count. first_of_two: the first node of a bigram.
+    Fills in the token of each new node, and for each history where, from `highest` on, the followers of the next one
+    begin. What ends before a begin symbol has no follower; `ends` moves up in place.
     """
-    neighbours = np.zeros(first_of_highest, np.int32)
+    new_starts = np.empty(len(ends) + 1, np.int32)
+    filled, nodes = 0, 0
+    for history in range(len(starts) - 1):
+        before = nodes
+        for i in range(starts[history], starts[history + 1]):
+            following = ends[i] >> 32
+            if following == begin:  # the last in order
+                break
+            if nodes == before or following != token[nodes - 1]:
+                token[nodes], new_starts[nodes] = following, filled
+                nodes += 1
+            ends[filled] = ends[i]
+            filled += 1
+        first[history] = highest + nodes
+    new_starts[nodes] = filled
+    return new_starts[: nodes + 1]
+
+
+@kernel
+def link(text, ends, starts, lowest, suffix):
+    """Give each new node its suffix, which `text` has at any place where the n-gram ends; and each place the new node."""
+    for node in range(len(starts) - 1):
+        suffix[node] = text[ends[starts[node]] & LOWER, 1]
+        for i in range(starts[node], starts[node + 1]):
+            text[ends[i] & LOWER, 1] = lowest + node
+
+
+@kernel
+def sort(keys):
+    """Sort in place. Most histories of longer n-grams are followed a few times only: by insertion, then."""
+    if len(keys) > 32:
+        keys.sort()
+        return
+    for i in range(1, len(keys)):
+        key = keys[i]
+        j = i
+        while j > 0 and keys[j - 1] > key:
+            keys[j] = keys[j - 1]
+            j -= 1
+        keys[j] = key
+
+
+@kernel
+def count_suffixes(suffix, first_of_two, neighbours):
+    """How many n-grams, from the first of two tokens on, have each node as their suffix: its distinct left neighbours."""
     for node in range(first_of_two, len(suffix)):
         neighbours[suffix[node]] += 1
-    for node in range(first_of_highest):
-        if neighbours[node] > 0:
-            count[node] = neighbours[node]
 
 
 @kernel
@@ -100,6 +119,8 @@ def interpolate(first, suffix, count, lowest, highest, discount, prob, backoff):
 
     discount: of n-grams with adjusted count 0, 1, 2, and 3 or more. prob of all shorter n-grams is there already.
     """
+    for node in range(first[lowest], first[highest]):
+        prob[node] = prob[suffix[node]]
     for history in range(lowest, highest):
         total, freed = 0, 0.0
         for node in range(first[history], first[history + 1]):
@@ -108,7 +129,7 @@ def interpolate(first, suffix, count, lowest, highest, discount, prob, backoff):
         backoff[history] = freed / total if total > 0 else 1.0
         for node in range(first[history], first[history + 1]):
             seen = (count[node] - discount[min(count[node], 3)]) / total
-            prob[node] = seen + backoff[history] * prob[suffix[node]]
+            prob[node] = seen + backoff[history] * prob[node]
 
 
 @kernel
