@@ -55,7 +55,7 @@ class KneserNey:
         return model
 
     def fit(self, documents: Iterable[Tokens]) -> "KneserNey":
-        """Count and estimate. Per token of text, 20 bytes while it counts, and 16 to 28 for each different n-gram."""
+        """Count and estimate. Takes about 30 bytes per token, and up to 36 for each different n-gram (28 stay)."""
         stream = self._join(documents)
         if (stream == self.vocab_size).all():
             raise ValueError("KneserNey.fit: the documents hold no token; expected at least one")

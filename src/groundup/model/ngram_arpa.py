@@ -139,7 +139,11 @@ def _section(path: str | Path, rows: list[tuple[float, str, float]], numbers: di
 
 def _trie(path: str | Path, sections: list[Section], symbols: int) -> Trie:
     keys, levels = [np.arange(symbols)], [0, 1, 1 + symbols]
-    prob, backoff, followers = [np.array([1 / max(symbols - 1, 1)]), sections[0][1]], [np.ones(1)], [np.array([symbols])]
+    prob, backoff, followers = (
+        [np.array([1 / max(symbols - 1, 1)]), sections[0][1]],
+        [np.ones(1)],
+        [np.array([symbols])],
+    )
     token = [np.zeros(1, np.int64), np.arange(symbols)]
     last_backoff = sections[0][2]
     for grams, section_prob, section_backoff in sections[1:]:
@@ -163,7 +167,9 @@ def _trie(path: str | Path, sections: list[Section], symbols: int) -> Trie:
     return Trie(np.array(levels), first, tokens, suffix, np.concatenate(prob), np.concatenate(backoff))
 
 
-def _histories(path: str | Path, grams: np.ndarray, keys: list[np.ndarray], levels: list[int], symbols: int) -> np.ndarray:
+def _histories(
+    path: str | Path, grams: np.ndarray, keys: list[np.ndarray], levels: list[int], symbols: int
+) -> np.ndarray:
     """The node of each n-gram without its last word."""
     node = 1 + grams[:, 0]
     for n in range(1, grams.shape[1] - 1):

@@ -34,7 +34,9 @@ def read_trie(path: str | Path) -> tuple[Trie, Discounts]:
         dimensions = 2 if name == "discounts" else 1
         if arrays[name].dtype != dtype or arrays[name].ndim != dimensions:
             given = f"{arrays[name].dtype} of shape {arrays[name].shape}"
-            raise ValueError(f"{path}: tensor {name!r} is {given}; expected {np.dtype(dtype)}, {dimensions}-dimensional")
+            raise ValueError(
+                f"{path}: tensor {name!r} is {given}; expected {np.dtype(dtype)}, {dimensions}-dimensional"
+            )
     discounts = arrays.pop("discounts")
     _check_sizes(path, **arrays)
     trie = Trie(**arrays)
@@ -44,9 +46,13 @@ def read_trie(path: str | Path) -> tuple[Trie, Discounts]:
     return trie, [(d1, d2, d3) for d1, d2, d3 in discounts.tolist()]
 
 
-def _check_sizes(path: str | Path, levels: np.ndarray, first: np.ndarray, backoff: np.ndarray, **nodes: np.ndarray) -> None:
+def _check_sizes(
+    path: str | Path, levels: np.ndarray, first: np.ndarray, backoff: np.ndarray, **nodes: np.ndarray
+) -> None:
     if len(levels) < 3 or levels[0] != 0 or levels[1] != 1 or levels[2] < 3 or (np.diff(levels) < 0).any():
-        raise ValueError(f"{path}: levels {levels.tolist()[:9]}; expected 0, 1, then where each length of n-grams begins")
+        raise ValueError(
+            f"{path}: levels {levels.tolist()[:9]}; expected 0, 1, then where each length of n-grams begins"
+        )
     sizes = {"first": len(first) - 1, "backoff": len(backoff)} | {name: len(array) for name, array in nodes.items()}
     for name, size in sizes.items():
         expected = int(levels[-2] if name in ("first", "backoff") else levels[-1])

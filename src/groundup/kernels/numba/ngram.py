@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-
-LOWER = 0xFFFFFFFF
+LOWER = 0xFFFFFFFF  # the bits of a sorted key that hold a place
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -84,7 +83,7 @@ def number(ends, starts, begin, highest, token, first):
 
 @kernel
 def link(text, ends, starts, lowest, suffix):
-    """Give each new node its suffix, which `text` has at any place where the n-gram ends; and each place the new node."""
+    """Give each new node its suffix, which `text` has where the n-gram ends, and each of these places the new node."""
     for node in range(len(starts) - 1):
         suffix[node] = text[ends[starts[node]] & LOWER, 1]
         for i in range(starts[node], starts[node + 1]):
@@ -108,14 +107,14 @@ def sort(keys):
 
 @kernel
 def count_suffixes(suffix, first_of_two, neighbours):
-    """How many n-grams, from the first of two tokens on, have each node as their suffix: its distinct left neighbours."""
+    """Count each node's distinct left neighbours: the n-grams, from those of two tokens on, that end with it."""
     for node in range(first_of_two, len(suffix)):
         neighbours[suffix[node]] += 1
 
 
 @kernel
 def interpolate(first, suffix, count, lowest, highest, discount, prob, backoff):
-    """Fill in P of every follower of the histories lowest .. highest - 1, and what each history leaves to the order below.
+    """Fill in P of every follower of the histories lowest .. highest - 1, and what these leave to the order below.
 
     discount: of n-grams with adjusted count 0, 1, 2, and 3 or more. prob of all shorter n-grams is there already.
     """
