@@ -78,6 +78,16 @@ def test_a_draft_of_natural_sequences_by_the_distribution():
         assert p[model.draft(history, 1)[0]] == pytest.approx(p.max(), rel=1e-12)
 
 
+def test_a_draft_pays_for_backing_off():
+    # 0 follows eight different tokens, so that alone it is more probable than 2 and 3 are after 1. But it never
+    # followed 1, and is half as probable there.
+    model = KneserNey(2, vocab_size=10).fit([[1, 2], [1, 3], *([left, 0] for left in range(2, 10))])
+    alone, after_one = model.distribution([0]), model.distribution([1])
+    assert alone[0] > after_one[2] == after_one[3] > after_one[0] == pytest.approx(alone[0] / 2)
+    assert model.draft([1], 1).tolist() in ([2], [3])
+    assert model.draft([0], 1).tolist() == [0]
+
+
 def test_a_draft_repeats_what_it_has_seen():
     text = [5, 3, 1, 4, 2, 0]
     model = KneserNey(4, vocab_size=6).fit([text * 3])
