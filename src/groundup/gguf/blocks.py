@@ -35,7 +35,7 @@ class Kind:
 def dequantise(kind: Kind, data: bytes | memoryview, shape: tuple[int, ...]) -> Values:
     """The tensor of this row-major `shape` as float32, in memory of its own. It may hold NaN: scales may be NaN."""
     with np.errstate(invalid="ignore", over="ignore"):
-            return kind.decode(np.frombuffer(data, kind.block)).reshape(shape)
+        return kind.decode(np.frombuffer(data, kind.block)).reshape(shape)
 
 
 def quantise(kind: Kind, values: Values) -> bytes:

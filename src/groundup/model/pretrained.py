@@ -14,6 +14,7 @@ from torch import Tensor
 from groundup.config import to_dict
 from groundup.files import read_json, write_atomic, write_json
 from groundup.model.families import family_of, from_hugging_face, to_hugging_face
+from groundup.model.fitting import check_fit, first_of, skeleton
 from groundup.model.transformer import ModelConfig, Transformer
 from groundup.model.weight_names import (
     export_tensors,
@@ -32,7 +33,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-SHOWN = 6  # names per fault in an error message
 REMEDY = "restore the file, or write the folder again"
 
 
@@ -80,13 +80,14 @@ def load_pretrained(path: str | Path) -> Transformer:
     config = _parse_config(data, path, len(entries))
     family = family_of(config)
     names = known_names(entries, family)
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = skeleton(config, len(entries), f"{path}: config.json")
     tied_head = config.tie_embeddings and "lm_head.weight" in names
     expected = exported_shapes(family, dict(model.named_parameters()))
     if tied_head:
         expected["lm_head.weight"] = (config.vocab_size, config.d_model)
-    _compare(expected, {full: entries[name] for full, name in names.items()}, path)
+    found = {full: entries[name] for full, name in names.items()}
+    wrong_type = [f"{name} is {entry.dtype}" for name, entry in sorted(found.items()) if not _is_weight(entry)]
+    check_fit(expected, {name: entry.shape for name, entry in found.items()}, str(path), "config.json", wrong_type)
     tensors = {full: tensor for file in headers for full, tensor in _read(file, names)}
     if tied_head and not torch.equal(tensors["lm_head.weight"], tensors[exported_name(family, "embed.weight")]):
         raise ValueError(f"{path}: config.json ties the embeddings, yet lm_head.weight is a different matrix")
@@ -168,24 +169,8 @@ def _weight_files(path: Path) -> list[Path]:
     return [path / name for name in sorted(set(shards.values()))]
 
 
-def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, TensorEntry], path: Path) -> None:
-    """Raise one ValueError that lists all names that are missing or extra and all shapes that differ."""
-    both = sorted(expected.keys() & found.keys())
-    shapes = [f"{n} {found[n].shape}, expected {expected[n]}" for n in both if found[n].shape != expected[n]]
-    kinds = [f"{n} is {found[n].dtype}" for n in both if not found[n].dtype.is_floating_point]
-    faults = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "not in the config": sorted(found.keys() - expected.keys()),
-        "of another shape": shapes,
-        "not floating point": kinds,
-    }
-    report = [f"{len(names)} {what}: {_first(names)}" for what, names in faults.items() if names]
-    if report:
-        raise ValueError(f"{path}: the weights do not fit config.json; {'; '.join(report)}")
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(name[:120] for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+def _is_weight(entry: TensorEntry) -> bool:
+    return entry.dtype.is_floating_point
 
 
 def _read(file: Path, names: dict[str, str]) -> Iterable[tuple[str, Tensor]]:
@@ -193,5 +178,5 @@ def _read(file: Path, names: dict[str, str]) -> Iterable[tuple[str, Tensor]]:
     here = {full: name for full, name in names.items() if name in tensors}
     broken = [full for full, name in here.items() if not tensors[name].float().isfinite().all()]
     if broken:
-        raise ValueError(f"{file}: {len(broken)} tensors hold NaN or infinity: {_first(broken)}")
+        raise ValueError(f"{file}: {len(broken)} tensors hold NaN or infinity: {first_of(broken)}")
     return [(full, tensors[name]) for full, name in here.items()]

@@ -3,6 +3,7 @@
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
 
+import logging
 import mmap
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from groundup.config import nearest
 from groundup.gguf.metadata import MAGIC, MAX_ITEMS, read_header
 from groundup.tokenizer.parts import Parts
 from groundup.tokenizer.pretokenize import canonical
-from groundup.tokenizer.spelling import read_ids, read_merges, read_tokens
+from groundup.tokenizer.spelling import read_ids, read_merges, read_tokens, spell
 
-__all__ = ["MAGIC", "MAX_ITEMS", "PATTERN_OF_PRE", "load"]
+__all__ = ["MAGIC", "MAX_ITEMS", "PATTERN_OF_PRE", "load", "to_metadata"]
+
+logger = logging.getLogger(__name__)
 
 # llama.cpp's names for pre-tokenizers, where they are one of ours.
 PATTERN_OF_PRE = {
@@ -27,6 +30,7 @@ PATTERN_OF_PRE = {
 }
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 _PREFIX = "tokenizer.ggml."
+TEMPLATE_KEY = "tokenizer.chat_template"
 
 
 def load(path: Path, pattern: str | None = None) -> Parts:
@@ -82,3 +86,53 @@ def _strings(values: dict[str, Any], key: str) -> list[str]:
     if not isinstance(found, list):
         raise ValueError(f"{_PREFIX}{key}: expected a list of strings")
     return found
+
+
+# writing ---------------------------------------------------------------------------------------------------------
+
+# How llama.cpp is told the patterns that it knows.
+PRE_OF_PATTERN = {"gpt2": "gpt-2", "llama3": "llama-bpe", "qwen2": "qwen2", "smollm": "smollm", "o200k": "gpt-4o"}
+_NORMAL = 1
+
+
+def to_metadata(
+    parts: Parts,
+    vocab_size: int,
+    *,
+    start: int | None = None,
+    end: int | None = None,
+    end_of_turn: int | None = None,
+    template: str | None = None,
+) -> dict[str, Any]:
+    """The metadata by which llama.cpp gives the ids that we give, for a model with `vocab_size` rows.
+
+    `start`, `end` and `end_of_turn` are ids of tokens; `template` is a chat template (Jinja). Rows without a token are
+    called [PAD...] and marked as unused. A normalizer is left out, with a warning: llama.cpp has none.
+    ValueError for a pattern that llama.cpp has no name for, and for merges that do not reach every token.
+    """
+    pattern = parts.pattern
+    if pattern not in PRE_OF_PATTERN:
+        known = f"expected one of {', '.join(PRE_OF_PATTERN)}{nearest(pattern, PRE_OF_PATTERN)}"
+        raise ValueError(f"pattern {pattern[:80]!r}: llama.cpp has no such pre-tokenizer; {known}")
+    if (parts.ignore_merges or parts.merges is None) != (pattern == "llama3") and (lost := parts.unreached()):
+        raise ValueError(f"token {lost!r}: merges do not reach it, and llama.cpp takes whole words with llama3 alone")
+    if parts.normalizer is not None:
+        logger.warning("llama.cpp applies no normalizer: text that is not in %s gets other ids", parts.normalizer)
+    special = {token_id: token for token, token_id in parts.special_tokens.items()}
+    ids = range(vocab_size)
+    texts = [special.get(i) or (spell(parts.vocab[i]) if i in parts.vocab else f"[PAD{i}]") for i in ids]
+    kinds = [_CONTROL if i in special else _NORMAL if i in parts.vocab else _UNUSED for i in ids]
+    values: dict[str, Any] = {
+        "model": "gpt2",
+        "pre": PRE_OF_PATTERN[pattern],
+        "tokens": texts,
+        "token_type": np.array(kinds, np.int32),
+        "merges": [f"{spell(left)} {spell(right)}" for left, right in parts.listed_merges()],
+        "add_bos_token": False,
+        "add_space_prefix": False,
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "eot_token_id": end_of_turn,
+    }
+    written = {_PREFIX + key: value for key, value in values.items() if value is not None}
+    return written | ({TEMPLATE_KEY: template} if template else {})
