@@ -343,7 +343,7 @@ def test_config_json_is_written_last(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("groundup.model.pretrained.write_tensors", full)
+    monkeypatch.setattr("groundup.tensorfile.write_tensors", full)
     with pytest.raises(OSError, match="no space"):
         save_pretrained(Transformer(OURS["llama"]), None, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from groundup.config import nearest
 
-Blocks = NDArray[np.void]
+Blocks = np.ndarray  # of one of the structured types below
 Values = NDArray[np.float32]
 
 
@@ -62,7 +62,9 @@ def kind_of(number: int) -> Kind:
 def kind_named(name: str) -> Kind:
     """The format of this name, in upper or lower case."""
     if name.upper() not in KINDS:
-        raise ValueError(f"{name!r} is no format of numbers{nearest(name.upper(), KINDS)}; there are {', '.join(KINDS)}")
+        raise ValueError(
+            f"{name!r} is no format of numbers{nearest(name.upper(), KINDS)}; there are {', '.join(KINDS)}"
+        )
     return KINDS[name.upper()]
 
 

@@ -124,23 +124,19 @@ class Cursor:
             raise ValueError(f"{key[:80]!r}: {self._items} texts with the lists before; at most {MAX_ITEMS}")
         view, at, end = self._view, self.at, self._end
         found: list[str] = []
-        for _ in range(count):
-            start = at + _LENGTH.size
-            size = _LENGTH.unpack_from(view, at)[0] if start <= end else 0
-            at = start + size
-            if at > end:
-                raise ValueError(f"byte {start}, {key[:80]!r}: {size} bytes are announced, more than are left")
-            if wanted:
-                found.append(_decoded(view[start:at], key))
+        try:
+            for _ in range(count):
+                start = at + _LENGTH.size
+                size = _LENGTH.unpack_from(view, at)[0] if start <= end else 0
+                at = start + size
+                if at > end:
+                    raise ValueError(f"byte {start}, {key[:80]!r}: {size} bytes are announced, more than are left")
+                if wanted:
+                    found.append(view[start:at].decode())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{key[:80]!r}: {error.object[:40]!r} is not UTF-8") from None
         self.at = at
         return found if wanted else None
-
-
-def _decoded(data: bytes, key: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise ValueError(f"{key[:80]!r}: {data[:40]!r} is not UTF-8") from None
 
 
 # writing ---------------------------------------------------------------------------------------------------------
@@ -169,7 +165,7 @@ def _packed(value: Any, key: str) -> bytes:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(pack_string, value))
     array = _typed(value, key)
-    kind = {np.dtype(code): kind for kind, code in SCALARS.items()}[array.dtype]
+    kind = next(kind for kind, code in SCALARS.items() if array.dtype == code)
     data = array.astype(array.dtype.newbyteorder("<")).tobytes()
     if array.ndim == 0:
         return struct.pack("<I", kind) + data
@@ -182,6 +178,7 @@ def _typed(value: Any, key: str) -> np.ndarray:
         return np.array(value, np.uint32)
     if type(value) is float:
         return np.array(value, np.float32)
-    if isinstance(value, (bool, np.ndarray, np.generic)) and np.asarray(value).dtype.char in SCALARS.values():
-        return np.asarray(value)
+    array = np.asarray(value)
+    if isinstance(value, (bool, np.ndarray, np.generic)) and any(array.dtype == code for code in SCALARS.values()):
+        return array
     raise ValueError(f"{key}: {value!r:.80} has no type that GGUF knows; expected text, bool, uint32, float or texts")

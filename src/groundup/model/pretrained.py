@@ -4,7 +4,7 @@ Reading runs no code that a directory brings (`auto_map` is not looked at) and u
 and shape is held against the config before a tensor is read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from groundup.model.weight_names import (
     import_tensor,
     known_names,
 )
-from groundup.tensorfile import TensorEntry, read_tensors, validate_header, write_tensors
+from groundup.tensorfile import TensorEntry, read_tensors, validate_header, write_sharded
 from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.chat import END_OF_TEXT, END_TOKENS
 
@@ -42,11 +42,16 @@ def save_pretrained(
     path: str | Path,
     extra_config: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
+    *,
+    max_shard_bytes: int | None = None,
+    end_ids: Sequence[int] = (),
 ) -> None:
     """Write config.json, model.safetensors, generation_config.json and the tokenizer's files into `path`.
 
     Other files there stay. Each file is replaced whole, config.json last: without it a directory is
     unfinished. `extra_config` is added to config.json under the key "groundup", beside our own config.
+    `max_shard_bytes` cuts the weights into files of at most that size. `end_ids` are the ids that end a text or a
+    turn (default: those of our own tokens for it that the tokenizer has).
 
     Raises ValueError, with the reason, for an architecture that no Hugging Face class has, and for a
     tokenizer that does not fit the model.
@@ -56,9 +61,9 @@ def save_pretrained(
     special = _special_tokens(tokenizer_dir, model.config)
     state = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
     path.mkdir(parents=True, exist_ok=True)
-    write_tensors(path / "model.safetensors", export_tensors(family, state))
+    write_sharded(path, export_tensors(family, state), max_shard_bytes)
     _copy_tokenizer(tokenizer_dir, path)
-    ends = [special[token] for token in END_TOKENS if token in special]
+    ends = list(end_ids) or [special[token] for token in END_TOKENS if token in special]
     start = special.get(END_OF_TEXT)
     ids = {"bos_token_id": start, "eos_token_id": (ends if len(ends) > 1 else ends[0]) if ends else None}
     write_json(path / "generation_config.json", {**ids, "pad_token_id": start})
@@ -76,7 +81,7 @@ def load_pretrained(path: str | Path) -> Transformer:
     path = Path(path)
     data = _read_config(path)
     headers = {file: _header(file) for file in _weight_files(path)}
-    entries = {name: entry for header in headers.values() for name, entry in header.items()}
+    entries = _joined(headers, path)
     config = _parse_config(data, path, len(entries))
     family = family_of(config)
     names = known_names(entries, family)
@@ -137,6 +142,17 @@ def _header(file: Path) -> dict[str, TensorEntry]:
         return validate_header(file)
     except ValueError as error:
         raise ValueError(f"{error}; {REMEDY}") from error
+
+
+def _joined(headers: dict[Path, dict[str, TensorEntry]], path: Path) -> dict[str, TensorEntry]:
+    """The tensors of all files. ValueError for one that is in two of them: they may differ."""
+    entries: dict[str, TensorEntry] = {}
+    for file, header in headers.items():
+        twice = sorted(header.keys() & entries.keys())
+        if twice:
+            raise ValueError(f"{path}: {file.name} has tensors that another file has too: {first_of(twice)}")
+        entries |= header
+    return entries
 
 
 def _parse_config(data: dict[str, Any], path: Path, num_tensors: int) -> ModelConfig:
