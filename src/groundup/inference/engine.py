@@ -17,11 +17,10 @@ from torch import Tensor
 
 from groundup.config import nearest
 from groundup.device import default_device, require_device
-from groundup.files import read_json
 from groundup.inference.sampling import SamplingParams, TokenLogprob, sample, token_logprobs
 from groundup.inference.sequence import Completion, Sequence
 from groundup.model import Cache, Transformer
-from groundup.model.pretrained import load_pretrained
+from groundup.model.pretrained import load_pretrained, read_end_ids
 from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.chat import CONTROL_TOKENS, END_TOKENS, render
 from groundup.tokenizer.template import ChatTemplate, load_template
@@ -79,7 +78,7 @@ class Engine:
         tokenizer = Tokenizer.load(path)
         ours = all(token in tokenizer.special_tokens for token in CONTROL_TOKENS)
         template = None if ours else load_template(path)
-        return cls(model.eval(), tokenizer, target, chat_template=template, end_ids=_end_ids(path))
+        return cls(model.eval(), tokenizer, target, chat_template=template, end_ids=read_end_ids(path))
 
     @property
     def context_length(self) -> int:
@@ -253,17 +252,6 @@ class Engine:
             self.model.compute_dtype = dtype
             for module in training:
                 module.training = True
-
-
-def _end_ids(folder: str | Path) -> list[int]:
-    """The ids that generation_config.json, where there is one, says end a text."""
-    file = Path(folder) / "generation_config.json"
-    data = read_json(file) if file.is_file() else {}
-    ids = data.get("eos_token_id") if isinstance(data, dict) else None
-    ids = [ids] if isinstance(ids, int) else ids or []
-    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-        raise ValueError(f"{file}: eos_token_id: {ids!r:.60}; expected an id or a list of ids")
-    return ids
 
 
 def _is_single(prompts: Any) -> bool:

@@ -104,6 +104,17 @@ def load_pretrained(path: str | Path) -> Transformer:
     return model
 
 
+def read_end_ids(path: str | Path) -> list[int]:
+    """The ids that generation_config.json, where there is one, says end a text."""
+    file = Path(path) / "generation_config.json"
+    data = read_json(file) if file.is_file() else {}
+    ids = data.get("eos_token_id") if isinstance(data, dict) else None
+    ids = [ids] if isinstance(ids, int) else ids or []
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise ValueError(f"{file}: eos_token_id: {ids!r:.60}; expected an id or a list of ids")
+    return ids
+
+
 def _special_tokens(tokenizer_dir: str | Path | None, config: ModelConfig) -> dict[str, int]:
     if tokenizer_dir is None:
         return {}
