@@ -163,6 +163,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return super().is_safe_attribute(obj, attr, value) and (not callable(value) or attr in METHODS)
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        """Stop at once, where Jinja goes on as long as the value is only printed."""
+        raise ValueError(f"chat template: the attribute {attribute!r} of a {type(obj).__name__} is unsafe")
+
     def wrap_str_format(self, value: Any) -> None:
         """Leave str.format as unsafe as any other method: '{:>1000000000}' makes a gigabyte."""
 
