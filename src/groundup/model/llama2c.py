@@ -26,7 +26,7 @@ from groundup.model.position import Rope
 from groundup.model.transformer import ModelConfig, Transformer
 
 HEADER = struct.Struct("<7i")
-FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
+FIELDS: tuple[str, ...] = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 LAYER_ORDER = ("mixer_norm", "mixer.wq", "mixer.wk", "mixer.wv", "mixer.wo", "ffn_norm", "ffn.gate", "ffn.down",
                "ffn.up")  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A model from whatever holds it (a folder in Hugging Face's layout, GGUF, llama2.c), with its tokenizer and chat format.
+"""A model from whatever holds it (a Hugging Face folder, GGUF, llama2.c), with its tokenizer and chat format.
 
 And the other way: a folder or a GGUF file that holds the same, and how far its logits are from the model's.
 """
