@@ -89,7 +89,7 @@ def _report(options: Arguments, source: "Source", out: Path) -> int:
     written = read_source(out, with_tokenizer=source.tokenizer is not None)
     difference = compare(source, written)
     agree = "agree" if difference.greedy_agrees else "DIFFER"
-    print(f"{out}: read back; on {plural(difference.tokens, 'token')} logits are off by {difference.logits:.3g} at most "
+    print(f"{out}: read back; on {plural(difference.tokens, 'token')} logits off by {difference.logits:.3g} at most "
           f"(largest logit {difference.largest_logit:.3g}), greedy tokens {agree}")  # fmt: skip
     if options.json:
         print_json({"source": options.source, "out": str(out), "dtype": options.dtype, "bytes": _size(out),
