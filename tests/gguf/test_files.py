@@ -107,7 +107,7 @@ def alignment(value, kind="I", number=4):
 
 HOSTILE = {
     "tensors 2^62": (file_of(info(), count=2**62), "4611686018427387904 tensors are announced"),
-    "a few more tensors": (file_of(info(), count=20), "20 tensors are announced|dimensions"),
+    "a few more tensors": (file_of(info(), count=20), "20 tensors are announced"),
     "entries 2^62": (file_of(info(), entry_count=2**62), "4611686018427387904 entries"),
     "9 dimensions": (file_of(info(sizes=(1,) * 9)), "tensor 't': 9 dimensions; expected 1 to 4"),
     "2^32 - 1 dimensions": (file_of(info(dimensions=2**32 - 1)), "4294967295 dimensions"),

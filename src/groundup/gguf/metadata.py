@@ -119,7 +119,7 @@ class Cursor:
 
     def _strings(self, key: str, count: int, wanted: bool) -> list[str] | None:
         # As `string` does it, without a call for each: these lists are most of the metadata.
-        self._items += count if wanted else 0
+        self._items += count
         if self._items > MAX_ITEMS:
             raise ValueError(f"{key[:80]!r}: {self._items} texts with the lists before; at most {MAX_ITEMS}")
         view, at, end = self._view, self.at, self._end

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from groundup.gguf.blocks import Kind, dequantise, kind_of
 from groundup.gguf.metadata import Cursor, Header, read_header
 
-MAX_TENSORS, MAX_DIMENSIONS, MAX_NAME_BYTES = 1 << 16, 4, 256
+MAX_TENSORS, MAX_DIMENSIONS, MAX_NAME_BYTES = 1 << 14, 4, 256
 SMALLEST_INFO = 8 + 4 + 8 + 4 + 8  # length of the name, number of dimensions, one of them, type, offset
 DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 16
 
