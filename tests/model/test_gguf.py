@@ -255,6 +255,11 @@ def test_tokenizers_that_llama_cpp_cannot_follow(tokenizer, change, message):
         to_metadata(replace(parts, **change), 1000)
 
 
+def test_more_tokens_than_rows(tokenizer):
+    with pytest.raises(ValueError, match="the tokenizer has the id [0-9]+, the model 99 rows"):
+        to_metadata(tokenizer.parts(), 99)
+
+
 def test_a_normalizer_is_left_out_aloud(tokenizer, caplog):
     to_metadata(replace(tokenizer.parts(), normalizer="NFC"), tokenizer.vocab_size)
     assert "applies no normalizer" in caplog.text

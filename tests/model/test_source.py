@@ -140,6 +140,15 @@ def test_files_that_are_no_model(source, tmp_path):
     assert read_source(tmp_path / "m.gguf", with_tokenizer=False).tokenizer is None
 
 
+def test_a_tokenizer_that_is_not_supported_can_be_left_out(source, tmp_path):
+    write_gguf_model(source, tmp_path / "m.gguf", "f32")
+    data = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(data.replace(b"gpt2", b"spm!", 1))
+    with pytest.raises(ValueError, match="tokenizer.ggml.model: 'spm!' is not supported.*--without-tokenizer"):
+        read_source(tmp_path / "m.gguf")
+    assert compare(Source(source.model), read_source(tmp_path / "m.gguf", with_tokenizer=False)).logits == 0
+
+
 def test_code_that_a_folder_brings_is_never_run(source, tmp_path):
     write_folder(source, tmp_path / "m")
     (tmp_path / "m" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")

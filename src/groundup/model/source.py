@@ -76,7 +76,7 @@ def _read_folder(path: Path, with_tokenizer: bool) -> Source:
     model = load_pretrained(path).eval()
     if not with_tokenizer or not (path / "tokenizer.json").is_file():
         return Source(model)
-    template, tokenizer = load_template(path), Tokenizer.load(path)
+    template, tokenizer = load_template(path), _load_tokenizer(path)
     ends = read_end_ids(path) or [tokenizer.special_tokens[t] for t in END_TOKENS if t in tokenizer.special_tokens]
     return Source(model, tokenizer, template.source if template else None, tuple(ends))
 
@@ -87,7 +87,7 @@ def _read_gguf(path: Path, with_tokenizer: bool) -> Source:
         metadata = file.metadata
     if not with_tokenizer or metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
         return Source(model)
-    tokenizer = Tokenizer.load(path)
+    tokenizer = _load_tokenizer(path)
     template = metadata.get(TEMPLATE_KEY)
     if template is not None:
         ChatTemplate(str(template))  # a broken one is an error here, and not once somebody chats
@@ -95,6 +95,13 @@ def _read_gguf(path: Path, with_tokenizer: bool) -> Source:
     texts = (tokenizer.special_tokens.get(token) for token in END_TOKENS)
     ends = dict.fromkeys(i for i in (*named, *texts) if type(i) is int and i < model.config.vocab_size)
     return Source(model, tokenizer, template if isinstance(template, str) else None, tuple(ends))
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.load(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; the model can be read without it (--without-tokenizer)") from error
 
 
 def write_folder(source: Source, path: str | Path, dtype: str = "f32", max_shard_bytes: int | None = None) -> None:

@@ -108,8 +108,11 @@ def to_metadata(
 
     `start`, `end` and `end_of_turn` are ids of tokens; `template` is a chat template (Jinja). Rows without a token are
     called [PAD...] and marked as unused. A normalizer is left out, with a warning: llama.cpp has none.
-    ValueError for a pattern that llama.cpp has no name for, and for merges that do not reach every token.
+    ValueError for a pattern that llama.cpp has no name for, for merges that do not reach every token, and for more
+    tokens than rows.
     """
+    if max(parts.vocab, default=-1) >= vocab_size:
+        raise ValueError(f"the tokenizer has the id {max(parts.vocab)}, the model {vocab_size} rows: they do not fit")
     pattern = parts.pattern
     if pattern not in PRE_OF_PATTERN:
         known = f"expected one of {', '.join(PRE_OF_PATTERN)}{nearest(pattern, PRE_OF_PATTERN)}"
