@@ -16,6 +16,7 @@ from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.chat import CHAT_TEMPLATE
 from groundup.tokenizer.gguf import to_metadata
 from groundup.tokenizer.template import ChatTemplate
+from tests.gguf.test_files import mutants
 from tests.model.models import llama_cpp, path_of, shaken
 
 TEXT = "the cat in the hat sat on the mat, and the bat saw the rat. It's 12 o'clock now, and the cat isn't in the hat. "
@@ -314,3 +315,17 @@ def test_names_of_tensors():
     assert gguf_name("embed.weight") == "token_embd.weight"
     assert gguf_name("blocks.11.ffn.gate.bias") == "blk.11.ffn_gate.bias"
     assert gguf_name("final_norm.weight") == "output_norm.weight"
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutants_of_a_model_are_sound_or_refused(saved, count, unchecked):
+    accepted = 0
+    for mutant in mutants(saved.read_bytes(), count, seed=count):
+        saved.write_bytes(mutant)
+        try:
+            model = load_gguf(saved)
+        except ValueError:
+            continue
+        accepted += 1
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert 0 < accepted < count
