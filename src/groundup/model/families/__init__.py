@@ -100,8 +100,10 @@ def weights_of(config: ModelConfig, data: Keys | None = None, names: Collection[
 
 def _named(data: Keys) -> Family:
     """The family that the file names by its class, or by its model_type alone."""
-    kind = data.get("model_type")
-    classes = data.get("architectures") or [ARCHITECTURES.get(kind) if isinstance(kind, str) else None]
+    kind, classes = data.get("model_type"), data.get("architectures")
+    if not isinstance(kind, str | None):
+        raise ValueError(f"model_type={kind!r:.80}; expected a word, such as 'llama'")
+    classes = [ARCHITECTURES.get(kind or "")] if classes is None or classes == [] else classes
     if not isinstance(classes, list) or not all(isinstance(name, str | None) for name in classes):
         raise ValueError(f"architectures={classes!r:.80}; expected a list with the name of a class")
     family = next((f for f in FAMILIES if f.architecture in classes), None)

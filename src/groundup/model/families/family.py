@@ -77,7 +77,7 @@ def common_reasons(config: ModelConfig, placement: str) -> Reasons:
     """What no family with attention in pre-norm blocks, or others of one placement, has."""
     blocks = used_blocks(config)
     first = blocks[0]
-    alike = [replace(b, mixer=replace(attention(b), window=None)) for b in blocks]
+    alike = [replace(b, mixer=replace(attention(b), window=1)) for b in blocks]
     return [
         (first.placement != placement, f"placement {first.placement!r} (only {placement!r} is written)"),
         (not config.final_norm, "no final norm"),

@@ -33,7 +33,7 @@ NEUTRAL = {
     "alibi": False, "use_alibi": False, "use_parallel_residual": False, "parallel_attn": False,
     "attention_bias": False, "mlp_bias": False, "use_qk_norm": False, "qk_layernorm": False,
     "use_bidirectional_attention": False, "is_causal": True, "add_cross_attention": False,
-    "partial_rotary_factor": 1.0, "use_mrope": False, "no_rope_layers": None,
+    "partial_rotary_factor": 1.0, "rope_interleaved": False, "use_mrope": False, "no_rope_layers": None,
     "num_experts": None, "num_local_experts": None, "n_routed_experts": None,
 }  # fmt: skip
 """Keys that change what a model computes, with the value at which they change nothing (as null does).
@@ -70,14 +70,14 @@ def count(data: Keys, key: str, default: int | None = None, most: int = MOST, le
     return value
 
 
-def number(data: Keys, key: str, default: float | None = None, *, above: float = 0.0, name: str = "") -> float:
+def number(data: Keys, key: str, default: float | None = None, *, above: float = 0.0) -> float:
     """A finite number above `above`; null and a missing key are the default."""
     value = data.get(key)
     value = default if value is None else value
     if value is None:
-        raise ValueError(f"{name or key} is missing; expected a number above {above:g}")
+        raise ValueError(f"{key} is missing; expected a number above {above:g}")
     if type(value) not in (int, float) or not _is_finite(value) or not value > above:
-        raise ValueError(f"{name or key}={value!r:.80}; expected a number above {above:g}")
+        raise ValueError(f"{key}={value!r:.80}; expected a number above {above:g}")
     return float(value)
 
 

@@ -34,13 +34,13 @@ def rope_keys(data: Keys) -> Keys:
 
 def read_rope(data: Keys, theta: float = 10_000.0) -> Rope:
     """ValueError names the key that is missing or that no scaling here has."""
-    return parse_rope(rope_keys(data), data, number(data, "rope_theta", theta))
+    return parse_rope(rope_keys(data), data, number(data, "rope_theta", theta, above=1.0))
 
 
 def parse_rope(keys: Keys, data: Keys, theta: float) -> Rope:
     """The embedding of one such object; `data` is the whole file."""
     kind = keys.get("rope_type", keys.get("type", "default"))
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         known = nearest(str(kind)[:40], KINDS)
         raise ValueError(f"rope_type={kind!r:.40} is not supported{known}")
     unread = [key for key in keys if KINDS[kind] is not None and key not in COMMON + (KINDS[kind] or ())]
@@ -49,7 +49,7 @@ def parse_rope(keys: Keys, data: Keys, theta: float) -> Rope:
         raise ValueError(f"rope_parameters: {unread[0]!r:.40} is not supported with rope_type {kind!r}; use {allowed}")
     if number(keys, "partial_rotary_factor", 1.0) != 1.0 or keys.get("mrope_section") is not None:
         raise ValueError("rope_parameters: partial_rotary_factor and mrope_section are not supported; leave them out")
-    return Rope(number(keys, "rope_theta", theta), scaling=_scaling(kind, keys, data))
+    return Rope(number(keys, "rope_theta", theta, above=1.0), scaling=_scaling(kind, keys, data))
 
 
 def _scaling(kind: str, keys: Keys, data: Keys) -> RopeScaling | None:
