@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from groundup.kernels import apply_rope, rmsnorm
 from groundup.model import Attention, AttentionConfig, Layout, NoCache, Rope
+from groundup.model.attention import alibi_slopes
 from groundup.model.position import rotary_tables
 
 
@@ -109,3 +110,49 @@ def test_numbers_out_of_range(wrong):
 
 def test_an_odd_head_is_fine_without_rotation():
     assert AttentionConfig(4, 2, 7, rope=None).d_head == 7
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sink_tokens": 2}, "sink_tokens=2, window=None; expected 0, or more beside a window"),
+        ({"sink_tokens": -1, "window": 4}, "sink_tokens=-1"),
+        ({"scale": 0.0}, "scale=0.0; expected a positive number"),
+    ],
+)
+def test_options_that_need_each_other(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionConfig(4, 2, 8, **wrong)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 8, 12])
+def test_slopes_of_alibi_against_transformers(heads):
+    bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom")
+    expected = bloom.build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)[:, 0, 1]
+    torch.testing.assert_close(torch.tensor(alibi_slopes(heads)), expected)
+
+
+def test_alibi_prefers_the_near_of_equal_keys():
+    layer, x = Attention(AttentionConfig(1, 1, 4, rope=None, alibi=True), 4), torch.randn(1, 3, 4)
+    with torch.no_grad():
+        layer.wq.weight.zero_()  # all scores equal, but for the slope of 2^-8
+    values = layer.wv(x)[0]
+    weights = torch.tensor([-2.0, -1.0, 0.0]).mul(2**-8).softmax(0)
+    torch.testing.assert_close(run(layer, x)[0, 2], layer.wo(weights @ values))
+
+
+def test_a_norm_over_all_heads_is_one_norm():
+    layer, x = Attention(AttentionConfig(2, 1, 4, rope=None, qk_norm="whole"), 8), torch.randn(1, 3, 8)
+    assert layer.q_norm.weight.shape == (8,) and layer.k_norm.weight.shape == (4,)
+    q = rmsnorm(layer.wq(x), layer.q_norm.weight).view(1, 3, 2, 4).transpose(1, 2)
+    k = rmsnorm(layer.wk(x), layer.k_norm.weight)[:, None]
+    mixed = F.scaled_dot_product_attention(q, k, layer.wv(x)[:, None], is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(run(layer, x), layer.wo(mixed.transpose(1, 2).flatten(2)))
+
+
+def test_sinks_take_weight_and_start_as_one_key_of_score_zero():
+    layer, x = Attention(AttentionConfig(2, 2, 4, rope=None, sinks=True), 8), torch.randn(1, 1, 8)
+    score = (layer.wq(x).view(2, 4) * layer.wk(x).view(2, 4)).sum(1) / 2
+    weight = score.exp() / (1 + score.exp())
+    expected = layer.wo((weight[:, None] * layer.wv(x).view(2, 4)).view(1, 1, 8))
+    torch.testing.assert_close(run(layer, x), expected)

@@ -1,13 +1,15 @@
 """What must hold of every architecture, whatever fills its slots."""
 
+from itertools import product
+
 import pytest
 import torch
 from safetensors.torch import load, save
 
 from groundup.config import from_dict, to_dict
-from groundup.model import DenseCache, ModelConfig, PagedCache, PagePool, Transformer
+from groundup.model import PLACEMENTS, DenseCache, ModelConfig, PagedCache, PagePool, Transformer
 
-from .variants import EVERY_VARIANT, VARIANTS, build, tokens
+from .variants import EVERY_VARIANT, FFNS, MIXERS, NORMS, VARIANTS, build, tokens
 
 variants = pytest.mark.parametrize("name", VARIANTS)
 
@@ -89,8 +91,15 @@ def test_the_full_product(name):
     check_saved_equals_loaded(config)
 
 
+def parts_of(variants):
+    return [name.split("-") for name in variants if name.count("-") == 3]
+
+
 def test_the_fast_selection_meets_what_it_promises():
-    parts = [name.split("-") for name in VARIANTS if name.count("-") == 3]
-    every = [name.split("-") for name in EVERY_VARIANT if name.count("-") == 3]
-    for columns in ((0, 2, 3), (0, 1)):
-        assert {tuple(p[i] for i in columns) for p in parts} == {tuple(p[i] for i in columns) for p in every}
+    for part, known in ((0, MIXERS), (1, FFNS)):
+        met = {(p[part], p[2], p[3]) for p in parts_of(VARIANTS)}
+        assert met == set(product(known, NORMS, PLACEMENTS))
+
+
+def test_the_full_product_is_one():
+    assert {(m, f, p) for m, f, _, p in parts_of(EVERY_VARIANT)} == set(product(MIXERS, FFNS, PLACEMENTS))

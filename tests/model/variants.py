@@ -13,12 +13,19 @@ from groundup.model import (
     PLACEMENTS,
     AttentionConfig,
     BlockConfig,
+    GatedDeltaConfig,
+    GatedLinearConfig,
+    HashRouter,
     LatentAttentionConfig,
     LearnedPositions,
+    LSTMConfig,
+    Mamba2Config,
     MLPConfig,
     ModelConfig,
+    MoEConfig,
     Rope,
     SinusoidalPositions,
+    TopKRouter,
     Transformer,
 )
 from groundup.model.rope_scaling import YarnScaling
@@ -42,12 +49,24 @@ MIXERS = {
     "yarn": AttentionConfig(4, 2, 8, rope=Rope(100.0, fraction=0.5, scaling=YarnScaling(4.0, 8))),
     "latent": LatentAttentionConfig(4, kv_rank=8, d_nope=4, d_rope=2, d_value=6),
     "latent_queries": LatentAttentionConfig(2, kv_rank=32, d_nope=8, d_rope=4, d_value=8, q_rank=12),
+    "gated_linear": GatedLinearConfig(2, 4, 6, rank=3),
+    "mamba2": Mamba2Config(4, d_head=6, d_state=5, num_groups=2),
+    "gated_delta": GatedDeltaConfig(4, 5, 6, num_key_heads=2),
+    "lstm": LSTMConfig(12),
 }
 
 FFNS = (
     {f"gated_{name}": MLPConfig(24, activation=name) for name in ACTIVATIONS}
     | {f"plain_{name}": MLPConfig(24, gated=False, activation=name) for name in ACTIVATIONS}
     | {"gated_bias": MLPConfig(24, bias=True), "plain_bias": MLPConfig(24, gated=False, bias=True)}
+    | {
+        "moe_softmax": MoEConfig(4, 2, 12),
+        "moe_sigmoid_shared": MoEConfig(8, 3, 8, 1, TopKRouter("sigmoid", True, 2.5, 4, 2, bias_rate=0.001)),
+        # Room for every token even if all want one expert: with less, a token's result depends on its neighbours,
+        # and neither cached decoding nor a packed document could equal anything.
+        "moe_capacity": MoEConfig(4, 1, 12, router=TopKRouter(renormalise=False), capacity_factor=4.0, gated=False),
+        "moe_hash": MoEConfig(4, 2, 12, router=HashRouter(), activation="gelu"),
+    }
 )
 
 NORMS = ("rms", "layer")
@@ -58,30 +77,37 @@ def small(*blocks: BlockConfig, **options) -> ModelConfig:
     return ModelConfig(VOCAB, D_MODEL, max(2, len(blocks)), blocks, **options)
 
 
+TURNS = list(product(NORMS, PLACEMENTS))
+
+
+def _variant(mixer: str, ffn: str, norm: str, placement: str) -> tuple[str, ModelConfig]:
+    block = BlockConfig(MIXERS[mixer], FFNS[ffn], norm, placement)
+    return f"{mixer}-{ffn}-{norm}-{placement}", small(block, norm_bias=norm == "layer")
+
+
 def _every_variant() -> dict[str, ModelConfig]:
-    parts = product(MIXERS.items(), FFNS.items(), NORMS, PLACEMENTS)
-    return {
-        f"{mixer}-{ffn}-{norm}-{placement}": small(
-            BlockConfig(mixer_config, ffn_config, norm, placement), norm_bias=norm == "layer"
-        )
-        for (mixer, mixer_config), (ffn, ffn_config), norm, placement in parts
-    }
+    """Every mixer with every feed-forward layer in every placement; the norms alternate."""
+    parts = product(enumerate(MIXERS), enumerate(FFNS), enumerate(PLACEMENTS))
+    return dict(
+        _variant(mixer, ffn, NORMS[(i + j + k) % len(NORMS)], placement)
+        for (i, mixer), (j, ffn), (k, placement) in parts
+    )
 
 
-def _covering(variants: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
-    """A tenth of them: every pair of mixer and feed-forward, with norms and placements taken in turn."""
-    turns = list(product(NORMS, PLACEMENTS))
-    assert len(FFNS) >= len(turns), "each mixer must get round all norms and placements"
-    chosen = {}
-    for mixer, (i, ffn) in product(MIXERS, enumerate(FFNS)):
-        norm, placement = turns[i % len(turns)]
-        name = f"{mixer}-{ffn}-{norm}-{placement}"
-        chosen[name] = variants[name]
-    return chosen
+def _covering() -> dict[str, ModelConfig]:
+    """Every mixer, and every feed-forward layer, with every norm and placement."""
+    mixers, ffns = list(MIXERS), list(FFNS)
+    rounds = range(max(len(mixers), len(ffns)))
+    return dict(
+        _variant(mixers[i % len(mixers)], ffns[(i + j) % len(ffns)], *turn)
+        for i, (j, turn) in product(rounds, enumerate(TURNS))
+    )
 
 
 _PRE = BlockConfig(MIXERS["gqa"], FFNS["gated_silu"])
 _NOPE = BlockConfig(MIXERS["nope"], FFNS["plain_gelu_tanh"], "layer")
+_RETENTION = GatedLinearConfig(2, 4, 6, decay="fixed")
+_LINEAR = GatedLinearConfig(2, 4, 6, decay="none", features="elu", output_gate=False)
 
 WHOLE_MODELS = {
     "learned_positions": small(_NOPE, positions=LearnedPositions(64), norm_bias=True),
@@ -91,13 +117,18 @@ WHOLE_MODELS = {
     "logit_softcap": small(_PRE, logit_softcap=3.0),
     "no_final_norm": small(replace(_PRE, placement="post"), final_norm=False),
     "local_local_global": small(*[BlockConfig(MIXERS[m], FFNS["gated_silu"]) for m in ("windowed", "windowed", "mha")]),
+    "retention": small(replace(_PRE, mixer=_RETENTION)),
+    "decay_per_head": small(replace(_PRE, mixer=replace(_RETENTION, decay="head"))),
+    "linear_attention": small(replace(_PRE, mixer=_LINEAR)),
+    "mamba2_alone": small(BlockConfig(MIXERS["mamba2"], None), tie_embeddings=True),
+    "mamba2_mamba2_gqa": small(*[BlockConfig(MIXERS[m], FFNS["gated_silu"]) for m in ("mamba2", "mamba2", "gqa")]),
 }
 
 EVERY_VARIANT = _every_variant() | WHOLE_MODELS
-"""The full product, for tests marked slow."""
+"""Every mixer with every feed-forward layer in every placement, for tests marked slow."""
 
-VARIANTS = _covering(_every_variant()) | WHOLE_MODELS
-"""A tenth of it, which meets every (mixer, norm, placement) and every (mixer, feed-forward)."""
+VARIANTS = _covering() | WHOLE_MODELS
+"""Every mixer, and every feed-forward layer, with every norm and placement, but not with each other."""
 
 
 def build(config: ModelConfig, seed: int = 0) -> Transformer:

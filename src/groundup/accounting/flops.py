@@ -11,9 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from groundup.accounting.experts import expert_elementwise, expert_matmuls
 from groundup.accounting.params import meta_model
+from groundup.accounting.recurrence import recurrent_rows
 from groundup.config import nearest
-from groundup.model import AttentionConfig, BlockConfig, LatentAttentionConfig, MLPConfig, ModelConfig
+from groundup.model import (
+    AttentionConfig,
+    BlockConfig,
+    GatedDeltaConfig,
+    GatedLinearConfig,
+    LatentAttentionConfig,
+    LSTMConfig,
+    Mamba2Config,
+    MLPConfig,
+    ModelConfig,
+    MoEConfig,
+)
 from groundup.optim.groups import split_for_muon
 
 Kind = Literal["matmul", "attention", "elementwise"]
@@ -70,9 +83,13 @@ def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool)
             yield from _attention(block.mixer, d_model, seq, batch, causal)
         case LatentAttentionConfig():
             yield from _latent_attention(block.mixer, d_model, seq, batch, causal)
+        case GatedLinearConfig() | Mamba2Config() | GatedDeltaConfig() | LSTMConfig():
+            yield from (Operation(*row) for row in recurrent_rows(block.mixer, d_model, seq, batch, causal))
     match block.ffn:
         case MLPConfig():
             yield from _mlp(block.ffn, d_model, batch * seq)
+        case MoEConfig():
+            yield from _experts(block.ffn, d_model, batch * seq)
     elements = batch * seq * d_model
     yield Operation("norm", "elementwise", len(block.norms) * NORM_FLOPS[block.norm] * elements)
     yield Operation("residual", "elementwise", 2 * elements)
@@ -124,6 +141,13 @@ def _mlp(ffn: MLPConfig, d_model: int, tokens: int) -> Iterator[Operation]:
     for name in ("gate", "up", "down") if ffn.gated else ("up", "down"):
         yield Operation(name, "matmul", 2 * tokens * d_model * ffn.d_ff)
     yield Operation("activation", "elementwise", (ACTIVATION_FLOPS + ffn.gated) * tokens * ffn.d_ff)
+
+
+def _experts(ffn: MoEConfig, d_model: int, tokens: int) -> Iterator[Operation]:
+    for name, flops in expert_matmuls(ffn, d_model, tokens).items():
+        yield Operation(name, "matmul", flops)
+    for name, flops in expert_elementwise(ffn, d_model, tokens, ACTIVATION_FLOPS).items():
+        yield Operation(name, "elementwise", flops)
 
 
 def visible_pairs(seq: int, window: int | None = None, sink_tokens: int = 0) -> int:
@@ -186,14 +210,14 @@ def training_ledger(
 
 
 def _is_read_again(row: Operation, block: BlockConfig) -> bool:
-    return row.name != "down" or bool({"ffn_post_norm", "ffn_out_norm"} & set(block.norms))
+    return row.name not in ("down", "shared_down") or bool({"ffn_post_norm", "ffn_out_norm"} & set(block.norms))
 
 
 def optimizer_ledger(config: ModelConfig, optimizer: OptimizerName = "adamw") -> list[Operation]:
     """The FLOPs of one update: elementwise for AdamW; Muon also multiplies matrices (see `optim.muon`).
 
     Orthogonalising an m x n matrix (m <= n) takes, per iteration, its Gram matrix, the square of that, and their
-    product with the matrix: 4 m^2 n + 2 m^3.
+    product with the matrix: 4 m^2 n + 2 m^3. A stack of experts is that many matrices.
     """
     if optimizer not in ("adamw", "muon_adamw"):
         raise ValueError(f"optimizer {optimizer!r} is unknown{nearest(optimizer, ('adamw', 'muon_adamw'))}")
@@ -203,8 +227,8 @@ def optimizer_ledger(config: ModelConfig, optimizer: OptimizerName = "adamw") ->
         matrices, rest = [], list(model.named_parameters())
     rows = [Operation("adamw", "elementwise", ADAMW_FLOPS * sum(p.numel() for _, p in rest))]
     if matrices:
-        shapes = [(min(p.shape), max(p.shape)) for p in matrices]
-        products = MUON_ITERATIONS * sum(4 * m * m * n + 2 * m**3 for m, n in shapes)
+        shapes = [(p.shape[:-2].numel(), *sorted(p.shape[-2:])) for p in matrices]
+        products = MUON_ITERATIONS * sum(count * (4 * m * m * n + 2 * m**3) for count, m, n in shapes)
         rows.append(Operation("muon", "elementwise", MUON_FLOPS * sum(p.numel() for p in matrices)))
         rows.append(Operation("orthogonalize", "matmul", products))
     return [replace(row, phase="optimizer") for row in rows]

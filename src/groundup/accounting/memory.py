@@ -126,6 +126,8 @@ def _kept_bytes(
         for module in model.modules():
             for name, p in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device=device)))
+            for name, b in list(module.named_buffers(recurse=False)):
+                setattr(module, name, torch.empty(b.shape, dtype=b.dtype, device=device))
         own = {p.untyped_storage()._cdata for p in model.parameters()}
         with saved_tensors_hooks(pack, lambda t: t):
             model.hidden(torch.zeros(batch, seq, dtype=torch.long, device=device))

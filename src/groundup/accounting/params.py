@@ -4,17 +4,22 @@ from dataclasses import dataclass
 
 import torch
 
-from groundup.model import ModelConfig, Transformer
+from groundup.accounting.experts import inactive_parameters
+from groundup.model import ModelConfig, MoEConfig, Transformer
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters by place. A tied embedding is counted once, as embedding."""
+    """Numbers of parameters by place. A tied embedding is counted once, as embedding.
+
+    `active` are those that a token meets: all but the experts that it is not sent to.
+    """
 
     total: int
     embedding: int
     head: int
     blocks: int
+    active: int
 
     @property
     def non_embedding(self) -> int:
@@ -36,9 +41,15 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     124439808
     """
     sizes = {name: p.numel() for name, p in meta_model(config).named_parameters()}
+    layers = [*range(config.num_layers)] + [config.num_layers - 1] * (
+        config.multi_token.depth if config.multi_token else 0
+    )
+    ffns = [config.block(layer).ffn for layer in layers]
+    idle = sum(inactive_parameters(ffn, config.d_model) for ffn in ffns if isinstance(ffn, MoEConfig))
     return ParameterCount(
         total=sum(sizes.values()),
         embedding=sum(n for name, n in sizes.items() if name.startswith(("embed.", "positions."))),
         head=sum(n for name, n in sizes.items() if name.startswith("head.")),
         blocks=sum(n for name, n in sizes.items() if name.startswith("blocks.")),
+        active=sum(sizes.values()) - idle,
     )

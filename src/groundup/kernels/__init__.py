@@ -4,16 +4,29 @@
 for `kernels/triton/norm.py:rmsnorm`, on CPU for `kernels/numba/norm.py:rmsnorm`; see `_dispatch`.
 """
 
+from groundup.kernels._chunks import chunk_length
 from groundup.kernels._dispatch import BACKENDS, backend, op
 from groundup.kernels.attention import attention, visible
+from groundup.kernels.convolution import causal_convolution
 from groundup.kernels.cross_entropy import cross_entropy, linear_cross_entropy
+from groundup.kernels.delta import gated_delta, gated_delta_chunked, gated_delta_recurrent
 from groundup.kernels.glu import ACTIVATIONS, activate, gated
+from groundup.kernels.grouped_matmul import grouped_matmul
+from groundup.kernels.lstm import lstm
 from groundup.kernels.norm import layernorm, rmsnorm
 from groundup.kernels.rope import apply_rope, rope_frequencies, rope_tables, rotate
+from groundup.kernels.scan import (
+    gated_linear,
+    gated_linear_chunked,
+    gated_linear_parallel,
+    gated_linear_recurrent,
+)
 from groundup.kernels.softmax import log_softmax, softmax
 
 __all__ = [
-    "ACTIVATIONS", "BACKENDS", "activate", "apply_rope", "attention", "backend", "cross_entropy", "gated",
-    "layernorm", "linear_cross_entropy", "log_softmax", "op", "rmsnorm", "rope_frequencies", "rope_tables",
-    "rotate", "softmax", "visible",
+    "ACTIVATIONS", "BACKENDS", "activate", "apply_rope", "attention", "backend", "causal_convolution",
+    "chunk_length", "cross_entropy", "gated", "gated_delta", "gated_delta_chunked", "gated_delta_recurrent",
+    "gated_linear", "gated_linear_chunked", "gated_linear_parallel", "gated_linear_recurrent",
+    "grouped_matmul", "layernorm", "linear_cross_entropy", "log_softmax", "lstm", "op", "rmsnorm",
+    "rope_frequencies", "rope_tables", "rotate", "softmax", "visible",
 ]  # fmt: skip

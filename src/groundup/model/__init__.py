@@ -1,20 +1,32 @@
 """Architectures: slots filled from a config. Pure single-device code that runs anywhere, meta included."""
 
 from groundup.model.attention import Attention, AttentionConfig
+from groundup.model.balance import Balance
 from groundup.model.block import PLACEMENTS, Block, BlockConfig
 from groundup.model.cache import Cache, CountingCache, DenseCache, NoCache, PagedCache, PagePool
+from groundup.model.delta import GatedDelta, GatedDeltaConfig
 from groundup.model.feedforward import MLP, MLPConfig
 from groundup.model.grouping import group_kv_heads
 from groundup.model.latent import LatentAttention, LatentAttentionConfig
 from groundup.model.linear import Embedding, Linear
+from groundup.model.linear_attention import GatedLinear, GatedLinearConfig
+from groundup.model.lstm import LSTM, LSTMConfig
+from groundup.model.mamba import Mamba2, Mamba2Config
+from groundup.model.moe import MoE, MoEConfig
+from groundup.model.multi_token import MultiTokenConfig, acceptance_rate, draft
 from groundup.model.norm import LayerNorm, RMSNorm
 from groundup.model.position import Layout, LearnedPositions, Rope, SinusoidalPositions
+from groundup.model.router import ExpertChoiceRouter, HashRouter, TopKRouter
 from groundup.model.transformer import ModelConfig, Transformer
+from groundup.model.upcycle import upcycle
+from groundup.model.window_cache import WindowCache
 
 __all__ = [
-    "MLP", "PLACEMENTS", "Attention", "AttentionConfig", "Block", "BlockConfig", "Cache", "CountingCache",
-    "DenseCache", "Embedding", "LatentAttention", "LatentAttentionConfig", "LayerNorm", "Layout", "LearnedPositions",
-    "Linear", "MLPConfig",
-    "ModelConfig", "NoCache", "PagePool", "PagedCache", "RMSNorm", "Rope", "SinusoidalPositions",
-    "Transformer", "group_kv_heads",
+    "Attention", "AttentionConfig", "Balance", "Block", "BlockConfig", "Cache", "CountingCache", "DenseCache",
+    "Embedding", "ExpertChoiceRouter", "GatedDelta", "GatedDeltaConfig", "GatedLinear", "GatedLinearConfig",
+    "HashRouter", "LSTM", "LSTMConfig", "LatentAttention", "LatentAttentionConfig", "LayerNorm", "Layout",
+    "LearnedPositions", "Linear", "MLP", "MLPConfig", "Mamba2", "Mamba2Config", "MoE", "MoEConfig",
+    "ModelConfig", "MultiTokenConfig", "NoCache", "PLACEMENTS", "PagePool", "PagedCache", "RMSNorm", "Rope",
+    "SinusoidalPositions", "TopKRouter", "Transformer", "WindowCache", "acceptance_rate", "draft",
+    "group_kv_heads", "upcycle",
 ]  # fmt: skip

@@ -10,8 +10,13 @@ from torch import Tensor, nn
 from groundup.config import nearest
 from groundup.model.attention import Attention, AttentionConfig
 from groundup.model.cache import Cache
+from groundup.model.delta import GatedDelta, GatedDeltaConfig
 from groundup.model.feedforward import MLP, MLPConfig
 from groundup.model.latent import LatentAttention, LatentAttentionConfig
+from groundup.model.linear_attention import GatedLinear, GatedLinearConfig
+from groundup.model.lstm import LSTM, LSTMConfig
+from groundup.model.mamba import Mamba2, Mamba2Config
+from groundup.model.moe import MoE, MoEConfig
 from groundup.model.norm import NormKind, build_norm
 from groundup.model.position import Layout
 
@@ -30,8 +35,8 @@ PLACEMENTS: dict[str, tuple[str, ...]] = {
 SLOTS = ("mixer_norm", "mixer_post_norm", "mixer_out_norm", "ffn_norm", "ffn_post_norm", "ffn_out_norm")
 
 
-MixerConfig = AttentionConfig | LatentAttentionConfig
-FeedForwardConfig = MLPConfig
+MixerConfig = AttentionConfig | LatentAttentionConfig | GatedLinearConfig | Mamba2Config | GatedDeltaConfig | LSTMConfig
+FeedForwardConfig = MLPConfig | MoEConfig
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,14 @@ def build_mixer(config: MixerConfig, d_model: int, norm_eps: float) -> nn.Module
             return Attention(config, d_model, norm_eps)
         case LatentAttentionConfig():
             return LatentAttention(config, d_model, norm_eps)
+        case GatedLinearConfig():
+            return GatedLinear(config, d_model, norm_eps)
+        case Mamba2Config():
+            return Mamba2(config, d_model, norm_eps)
+        case GatedDeltaConfig():
+            return GatedDelta(config, d_model, norm_eps)
+        case LSTMConfig():
+            return LSTM(config, d_model, norm_eps)
     raise AssertionError(f"no mixer for {config!r}")
 
 
@@ -73,6 +86,8 @@ def build_ffn(config: FeedForwardConfig, d_model: int) -> nn.Module:
     match config:
         case MLPConfig():
             return MLP(config, d_model)
+        case MoEConfig():
+            return MoE(config, d_model)
     raise AssertionError(f"no feed-forward layer for {config!r}")
 
 

@@ -73,7 +73,8 @@ class Layout:
 
     `causal_from_zero` promises positions 0, 1, 2, ... in every row and nothing remembered from before.
     `tables` holds the (cos, sin) of each rotary embedding in use, by (rope, d_head). `auxiliary` takes what layers
-    add to the loss of a training step (each a scalar, its coefficient included); None when nobody asks.
+    add to the loss of a training step (each a scalar, its coefficient included); None when nobody asks. `tokens` are
+    the ids, for layers that look at them (hash routing).
     """
 
     positions: Int[Tensor, "batch seq"]
@@ -81,6 +82,7 @@ class Layout:
     causal_from_zero: bool = False
     tables: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     auxiliary: list[Tensor] | None = None
+    tokens: Int[Tensor, "batch seq"] | None = None
 
     def rotate(
         self, x: Float[Tensor, "batch seq heads d_head"], rope: Rope | None

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from groundup.model.block import Block, BlockConfig
+from groundup.model.block import Block, BlockConfig, MixerConfig
 from groundup.model.cache import Cache, DenseCache, NoCache
 from groundup.model.linear import Embedding, Linear
+from groundup.model.multi_token import MultiToken, MultiTokenConfig
 from groundup.model.norm import build_norm
 from groundup.model.position import (
     Layout,
@@ -23,6 +24,7 @@ from groundup.model.position import (
     rotary_tables,
     sinusoids,
 )
+from groundup.model.window_cache import WindowCache
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class ModelConfig:
     `context_length` is the length the model is meant for; only learned positions make it a hard limit.
     `norm_bias` is the layer norm's bias (an RMSNorm has none); the final norm is of the last block's kind.
     `scale_embeddings` multiplies token embeddings by sqrt(d_model) (Vaswani et al. 2017, section 3.4).
-    `logit_softcap` c turns logits l into c * tanh(l / c).
+    `logit_softcap` c turns logits l into c * tanh(l / c). `multi_token` adds modules for training and
+    drafting that `forward` does not run.
     """
 
     vocab_size: int
@@ -47,6 +50,7 @@ class ModelConfig:
     norm_bias: bool = False
     final_norm: bool = True
     logit_softcap: float | None = None
+    multi_token: MultiTokenConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "num_layers", "context_length"):
@@ -104,6 +108,10 @@ class Transformer(nn.Module):
             kind = config.block(config.num_layers - 1).norm
             self.final_norm = build_norm(kind, d_model, config.norm_eps, config.norm_bias)
         self.head = None if config.tie_embeddings else Linear(d_model, config.vocab_size)
+        last = config.block(config.num_layers - 1)
+        self.multi_token = None
+        if config.multi_token is not None:
+            self.multi_token = MultiToken(config.multi_token, last, d_model, config.norm_eps, config.norm_bias)
         mixers = [config.block(i).mixer for i in layers]
         self._rotary = list(dict.fromkeys(key for m in mixers for key in m.rotary))
 
@@ -178,7 +186,7 @@ class Transformer(nn.Module):
                 positions = positions + filled.next_positions()
         self._check_length(tokens.shape[1] if from_zero else 0)
         tables = rotary_tables(positions, self._rotary)
-        return Layout(positions.expand(tokens.shape), segments, from_zero, tables)
+        return Layout(positions.expand(tokens.shape), segments, from_zero, tables, tokens=tokens)
 
     def _check_length(self, seq: int) -> None:
         if isinstance(self.config.positions, LearnedPositions) and seq > self.config.positions.max_length:
@@ -220,8 +228,11 @@ class Transformer(nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def new_caches(self, capacity: int = 0) -> list[Cache]:
-        """An empty dense cache per block, with room for `capacity` tokens before it first grows."""
-        return [DenseCache(capacity) for _ in self.blocks]
+        """An empty cache per block, with room for `capacity` tokens before it first grows.
+
+        A layer with a window gets one that keeps no more than its window.
+        """
+        return [_new_cache(self.config.block(i).mixer, capacity) for i in range(self.config.num_layers)]
 
     @torch.no_grad()
     def init_weights(self, seed: int, residual: Literal["scaled", "zero"] = "scaled") -> None:
@@ -242,6 +253,11 @@ class Transformer(nn.Module):
             reset = getattr(module, "reset_weights", None)
             if reset is not None:
                 reset(_generator(seed, name), scale if id(module) in outputs else 1.0)
+
+
+def _new_cache(mixer: MixerConfig, capacity: int) -> Cache:
+    window = getattr(mixer, "window", None)
+    return DenseCache(capacity) if window is None else WindowCache(window, getattr(mixer, "sink_tokens", 0), capacity)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -4,15 +4,16 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-Kind = Literal["matrix", "head", "embedding", "vector"]
+Kind = Literal["matrix", "head", "embedding", "router", "vector"]
 
 # Decay pulls a matrix towards zero and so limits the norm of its output. Norm gains and biases are few and
 # their zero means nothing; a rare token's embedding row would shrink between its occurrences.
-DECAYS: dict[Kind, bool] = {"matrix": True, "head": True, "embedding": False, "vector": False}
+DECAYS: dict[Kind, bool] = {"matrix": True, "head": True, "embedding": False, "router": True, "vector": False}
 
 # Muon orthogonalises maps between hidden spaces. The two ends talk to a one-hot vocabulary axis, for which
-# a steady per-coordinate scale (AdamW) is the right geometry.
-TO_MUON: dict[Kind, bool] = {"matrix": True, "head": False, "embedding": False, "vector": False}
+# a steady per-coordinate scale (AdamW) is the right geometry; so do routers to a one-hot axis of experts. A stack
+# of experts is a matrix each: Muon orthogonalises over the last two axes.
+TO_MUON: dict[Kind, bool] = {"matrix": True, "head": False, "embedding": False, "router": False, "vector": False}
 
 _EMBEDDINGS = ("embed", "positions")
 
@@ -24,6 +25,8 @@ def kind(name: str, param: Tensor) -> Kind:
         return "vector"
     if any(part in _EMBEDDINGS for part in parts[:-1]):
         return "embedding"
+    if "router" in parts[:-1]:
+        return "router"
     return "head" if "head" in parts[:-1] else "matrix"
 
 

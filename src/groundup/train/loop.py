@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from groundup.data.batch import Batch
 from groundup.device import peak_memory_bytes
+from groundup.model.balance import update_biases
 from groundup.optim.schedule import ClockDecay
 from groundup.train import checkpoint
 from groundup.train.compiling import compile_blocks
@@ -251,6 +252,7 @@ class _Training:
             bad = ~torch.isfinite(vector[:2]).all() | (vector[0] > threshold)
             self.poisoned = torch.maximum(self.poisoned, bad.float()) if self.queue else bad.float()
             self.optimizer.step(skip=self.poisoned)
+            update_biases(self.model, skip=self.poisoned)
             self.optimizer.zero_grad(set_to_none=True)
         self.queue.append(_Queued(group, PendingValues(vector, names), threshold, rate, rng))
 
@@ -292,6 +294,7 @@ class _Training:
             return
         if not self.lookahead:
             self.optimizer.step()
+            update_biases(self.model)
             self.optimizer.zero_grad(set_to_none=True)
         self.advance(queued, values)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from groundup.data.batch import Batch
 from groundup.kernels.cross_entropy import linear_cross_entropy
+from groundup.model.balance import routers, statistics
 
 
 @dataclass
@@ -28,22 +29,75 @@ def next_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     Pretraining and SFT are both this: `mask` (batch, seq + 1) weighs the prediction of each token (its first
     column predicts nothing and is ignored); without one every token weighs 1.
 
+    A mixture of experts adds its balancing losses; `metrics` then has their sum and the experts' loads.
+
     z_loss: adds z_loss * (log of the softmax's denominator)^2 to each token's loss, which keeps logits from
     drifting (Chowdhery et al. 2022 use 1e-4); `functools.partial(next_token, z_loss=1e-4)` is an objective.
     """
-    tokens = batch["tokens"]
+    hidden, auxiliary = _hidden(model, batch)
+    total, weight = _cross_entropy(model, hidden, batch, ahead=1, z_loss=z_loss)
+    return _with_auxiliary(Loss(total, weight), model, auxiliary)
+
+
+def multi_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
+    """`next_token`, plus the losses of the model's multi-token modules on the tokens after the next.
+
+    total = main + weight / depth * sum over depths; DeepSeek-V3, eq. 24 and 25 (arXiv:2412.19437), where every
+    loss is divided by the number of tokens of the main one. `metrics` has each depth's own sum of nats, as `ahead_2`
+    and so on. A prediction counts where the mask weighs it and all tokens up to it are of one segment.
+    """
+    extra: Any = getattr(model, "multi_token", None)
+    if extra is None:
+        raise ValueError("multi_token: the model has no multi-token modules; set its config's multi_token")
+    hidden, auxiliary = _hidden(model, batch)
+    states = extra(model, hidden, batch["tokens"][:, 1:-1], **_inputs(batch), auxiliary=auxiliary)
+    total, weight = _cross_entropy(model, hidden, batch, ahead=1, z_loss=z_loss)
+    metrics = {}
+    for ahead, state in enumerate(states, 2):
+        further, _ = _cross_entropy(model, state, batch, ahead=ahead)
+        total = total + extra.config.weight / extra.config.depth * further
+        metrics[f"ahead_{ahead}"] = further.detach()
+    return _with_auxiliary(Loss(total, weight, metrics), model, auxiliary)
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    return {name: batch[name][:, :-1] for name in ("positions", "segments") if name in batch}
+
+
+def _hidden(model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor] | None]:
+    """What the head reads, and the losses that layers left behind (None: the model has no such layers)."""
+    tokens, head = batch["tokens"], model.head_weight
+    _check_ids(tokens, head.shape[0])  # type: ignore[union-attr]
+    if not routers(model):
+        return model.hidden(tokens[:, :-1], **_inputs(batch)), None  # type: ignore[operator]
+    auxiliary: list[Tensor] = []
+    return model.hidden(tokens[:, :-1], **_inputs(batch), auxiliary=auxiliary), auxiliary  # type: ignore[operator]
+
+
+def _cross_entropy(
+    model: nn.Module, hidden: Tensor, batch: Batch, *, ahead: int, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(sum of losses, sum of weights) of predicting, from each position, the token `ahead` places on."""
     head: Any = model.head_weight
-    _check_ids(tokens, head.shape[0])
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    context = {name: batch[name][:, :-1] for name in ("positions", "segments") if name in batch}
-    hidden = model.hidden(inputs, **context)  # type: ignore[operator]
-    weights = batch["mask"][:, 1:].float() if "mask" in batch else None
-    softcap = getattr(getattr(model, "config", None), "logit_softcap", None)
-    compiled = bool(getattr(model, "compiled", False))
-    total, weight = linear_cross_entropy(
-        hidden, head, targets, weights, softcap=softcap, z_loss=z_loss, compiled=compiled
-    )
-    return Loss(total, weight)
+    weights = batch["mask"][:, ahead:].float() if "mask" in batch else None
+    if ahead > 1 and "segments" in batch:
+        segments = batch["segments"]
+        whole = (segments[:, ahead - 1 : -1] == segments[:, :-ahead]).float()
+        weights = whole if weights is None else weights * whole
+    return linear_cross_entropy(
+        hidden, head, batch["tokens"][:, ahead:], weights,
+        softcap=getattr(getattr(model, "config", None), "logit_softcap", None),
+        z_loss=z_loss, compiled=bool(getattr(model, "compiled", False)),
+    )  # fmt: skip
+
+
+def _with_auxiliary(loss: Loss, model: nn.Module, auxiliary: list[Tensor] | None) -> Loss:
+    """Layers' losses are means over tokens, so they are multiplied by the weight that the sum will be divided by."""
+    if auxiliary is None:
+        return loss
+    extra = loss.weight * sum(auxiliary, torch.zeros_like(loss.total))
+    means = {"auxiliary": extra.detach()} | {name: loss.weight * v for name, v in statistics(model).items()}
+    return Loss(loss.total + extra, loss.weight, loss.metrics | means)
 
 
 def _check_ids(tokens: Tensor, vocab_size: int) -> None:

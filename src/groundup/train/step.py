@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.data.batch import Batch
+from groundup.model.balance import count_micro_batch, start_step, step_loads
 from groundup.optim.clip import clip_by_global_norm, global_norm
 from groundup.train.objectives import Loss
 from groundup.train.ranks import sum_over_ranks, world_size
@@ -62,13 +63,14 @@ def compute_gradients(
     for the device. A batch without any weight gives NaN, which the guard sees.
     """
     params = [p for p in model.parameters() if p.requires_grad]
+    start_step(model)
     sums, names, small_square, small_weight = _backward(model, objective, micro, params)
     several = len(micro) * world_size() > 1
     sums = torch.stack([*sums, small_square if several else sums[0].new_zeros(()), small_weight])
     if world_size() > 1:
         for p in params:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        sum_over_ranks([sums, *(p.grad for p in params if p.grad is not None)])
+        sum_over_ranks([sums, *step_loads(model), *(p.grad for p in params if p.grad is not None)])
     total, weight, *metrics, square, small = sums.unbind()
     norm = clip_by_global_norm(params, max_norm, divisor=weight)
     values = [total / weight, norm, weight, square / world_size(), small / world_size()]
@@ -84,6 +86,7 @@ def _backward(
     small_square = small_weight = torch.zeros(())
     for number, batch in enumerate(micro):
         loss = objective(model, batch)
+        count_micro_batch(model)
         loss.total.backward()
         names = list(loss.metrics)
         parts = [loss.total, loss.weight, *(loss.metrics[name] for name in names)]
