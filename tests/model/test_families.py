@@ -13,17 +13,24 @@ from groundup.model import (
     BlockConfig,
     LatentAttentionConfig,
     LearnedPositions,
+    Mamba2Config,
     MLPConfig,
     ModelConfig,
+    MoEConfig,
     Rope,
+    TopKRouter,
     Transformer,
 )
+from groundup.model.balance import Balance
 from groundup.model.families import ARCHITECTURES, family_of, from_hugging_face, to_hugging_face
 from groundup.model.rope_scaling import LinearScaling, Llama3Scaling, NTKScaling, YarnScaling
+from groundup.model.router import ExpertChoiceRouter
+
+DENSE = MLPConfig(40)
 
 
-def config(*mixers, num_layers=4, placement="pre", **options):
-    blocks = tuple(BlockConfig(mixer, MLPConfig(40), placement=placement) for mixer in mixers)
+def config(*mixers, num_layers=4, ffns=(DENSE,), placement="pre", **options):
+    blocks = tuple(BlockConfig(mixer, ffn, placement=placement) for mixer in mixers for ffn in ffns)
     return ModelConfig(61, 32, num_layers, blocks, **options)
 
 
@@ -37,6 +44,8 @@ LOCAL, GLOBAL = heads(qk_norm=True, window=5, rope=Rope(50.0)), heads(qk_norm=Tr
 YARN = YarnScaling(40.0, 64, fast_turns=16.0, given_amplitude=1.0)
 M = 0.1 * 0.75 * math.log(40.0) + 1
 LATENT = LatentAttentionConfig(4, 12, 8, 6, 5, q_rank=10, rope=Rope(777.0, scaling=YARN), scale=14**-0.5 * M * M)
+SIGMOID = TopKRouter("sigmoid", True, 2.0, num_groups=4, top_groups=2, bias_rate=0.0)
+SOFTMAX = TopKRouter(renormalise=False)
 CONFIGS = {
     "llama": config(heads(rope=Rope(777.0)), context_length=99, tie_embeddings=True, norm_eps=1e-3),
     "mistral": config(heads(window=5)),
@@ -48,7 +57,11 @@ CONFIGS = {
     ),
     "gemma3_text": config(LOCAL, LOCAL, replace(GLOBAL, rope=Rope(9e5, scaling=LinearScaling(8.0))), **GEMMA),
     "olmo2": config(heads(qk_norm="whole"), placement="inner"),
-    "deepseek_v3": config(LATENT, norm_eps=1e-6),
+    "deepseek_v3": config(LATENT, norm_eps=1e-6, ffns=(DENSE, *[MoEConfig(8, 2, 9, 1, SIGMOID)] * 3)),
+    "deepseek_v2": config(LATENT, norm_eps=1e-6, ffns=[MoEConfig(8, 2, 9, 2, replace(SOFTMAX, scale=3.0))]),
+    "mixtral": config(heads(window=5, rope=Rope(1e6)), ffns=[MoEConfig(6, 2, 20)]),
+    "olmoe": config(heads(qk_norm="whole"), ffns=[MoEConfig(6, 2, 20, router=TopKRouter(renormalise=False))]),
+    "mamba2": config(Mamba2Config(8, 8, 5, 2, 3, bias=True), ffns=[None], tie_embeddings=True),
 }
 
 
@@ -106,6 +119,16 @@ def test_rotary_scalings_are_written_for_both_versions_of_transformers(scaling):
         (config(replace(LATENT, window=3), norm_eps=1e-6), "a window with latent attention"),
         (config(replace(LATENT, rope=Rope()), norm_eps=1e-6), "a scale of scores without YaRN"),
         (config(replace(LATENT, scale=0.1), norm_eps=1e-6), "a scale of scores below"),
+        (config(heads(), ffns=[MoEConfig(6, 2, 20, 1)]), r"ffn\.num_shared=1"),
+        (config(heads(), ffns=[MoEConfig(6, 2, 20, router=SOFTMAX)]), r"ffn\.router\.renormalise=False"),
+        (config(heads(), ffns=[MoEConfig(6, 2, 20, capacity_factor=1.5)]), "a capacity of experts"),
+        (config(heads(), ffns=[MoEConfig(6, 2, 20, gated=False)]), "experts without a gate"),
+        (config(heads(), ffns=[MoEConfig(6, 2, 20, router=ExpertChoiceRouter())]), "otherwise than by top-k"),
+        (config(heads(), ffns=[MoEConfig(6, 2, 20), DENSE]), "blocks of AttentionConfig, MoEConfig, MLPConfig"),
+        (config(LATENT, norm_eps=1e-6, ffns=[MoEConfig(8, 2, 9, 1, SIGMOID), DENSE]), "dense layers behind"),
+        (config(LATENT, norm_eps=1e-6, ffns=[MoEConfig(8, 2, 9, 0, SIGMOID)]), "none of them shared"),
+        (config(LATENT, norm_eps=1e-6, ffns=[MoEConfig(8, 2, 9, 1)]), "norm_topk_prob=True is not supported in Deep"),
+        (config(Mamba2Config(3, 8), ffns=[None]), "24 inner channels of Mamba-2, no multiple of d_model=32"),
         (config(heads(), LATENT), "blocks of AttentionConfig, MLPConfig, LatentAttentionConfig"),
     ],
 )  # fmt: skip
@@ -127,6 +150,13 @@ def test_what_a_class_would_lose_is_named(made, reason):
 def test_what_gpt2_does_not_have(changes, reason):
     with pytest.raises(ValueError, match=reason):
         family_of(replace(GPT2, **changes))
+
+
+def test_what_is_about_training_alone_is_left_behind():
+    """A config.json has no room for balancing losses nor for the rate of a bias."""
+    trained = MoEConfig(8, 2, 9, 1, replace(SIGMOID, bias_rate=0.001), Balance(sequence=1e-4))
+    made = config(LATENT, norm_eps=1e-6, ffns=[trained])
+    assert from_hugging_face(to_hugging_face(made)).block(0).ffn == MoEConfig(8, 2, 9, 1, SIGMOID)
 
 
 LLAMA = {
@@ -210,6 +240,15 @@ def test_windows_by_layer_are_the_shortest_list_that_repeats(given, windows):
     assert tuple(block.mixer.window for block in read.blocks) == windows
 
 
+EXPERTS = {**DEEPSEEK, "first_k_dense_replace": 1, "moe_intermediate_size": 9, "num_experts_per_tok": 8}
+MAMBA = {"model_type": "mamba2", "num_heads": 8, "head_dim": 8, "intermediate_size": None}
+
+
+@pytest.mark.parametrize("limit", [[0.0, math.inf], (0, "Infinity"), [0.0, {"__float__": "Infinity"}], None])
+def test_steps_without_a_limit_are_said_in_several_ways(limit):
+    assert from_hugging_face({**LLAMA, **MAMBA, "time_step_limit": limit}).block(0).mixer.num_groups == 8
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -233,7 +272,18 @@ def test_windows_by_layer_are_the_shortest_list_that_repeats(given, windows):
         ({**GEMMA3, "use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ({**GEMMA3, "sliding_window": None}, "sliding_window=None, yet layer_types"),
         ({**GEMMA3, "rope_parameters": {"chunked": {}}}, "'chunked' is not supported; expected 'sliding_attention'"),
-        ({**DEEPSEEK, "first_k_dense_replace": 1}, "first_k_dense_replace=1 of 2 layers"),
+        ({**DEEPSEEK, "first_k_dense_replace": 1}, "moe_intermediate_size is missing"),
+        ({**EXPERTS, "moe_layer_freq": 2}, "moe_layer_freq=2 is not supported"),
+        ({**EXPERTS, "scoring_func": "softmax"}, "scoring_func='softmax' is not supported"),
+        ({**EXPERTS, "num_experts_per_tok": 300}, "top_k=300 is more than num_experts=256"),
+        ({**EXPERTS, "n_group": 7}, "does not divide into router.num_groups=7"),
+        ({**EXPERTS, "model_type": "deepseek_v2", "norm_topk_prob": True}, "norm_topk_prob=True is not supported"),
+        ({**EXPERTS, "model_type": "deepseek_v2", "topk_method": "noaux_tc"}, "topk_method='noaux_tc' is not"),
+        ({**EXPERTS, "model_type": "deepseek_v2", "num_experts_per_tok": None}, "num_experts_per_tok is missing"),
+        ({**MAMBA, "expand": 3}, "expand=3 times hidden_size=32 differs from num_heads=8 times head_dim=8"),
+        ({**MAMBA, "time_step_limit": [0.01, 0.1]}, "time_step_limit=.* is not supported; expected from 0 to Infinity"),
+        ({**MAMBA, "time_step_limit": "none"}, "time_step_limit='none'"),
+        ({**MAMBA, "hidden_act": "gelu"}, "hidden_act='gelu' is not supported in Mamba2ForCausalLM; expected silu"),
         ({**DEEPSEEK, "rms_norm_eps": 1e-5}, "rms_norm_eps=1e-05 is not supported with latent attention; use 1e-06"),
         ({**DEEPSEEK, "num_key_value_heads": 2}, "num_key_value_heads=2 is not supported with latent attention"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type='dynamic' is not supported"),

@@ -18,8 +18,11 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    Mamba2Config,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
+    OlmoeConfig,
     Qwen2Config,
     Qwen3Config,
     modeling_rope_utils,
@@ -56,6 +59,18 @@ LOCAL_LINEAR: Any = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 700.0},
 }
 
+EAGER: Any = dict(experts_implementation="eager")
+NARROW: Any = LATENT | EAGER | dict(
+    first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=7, n_shared_experts=2,
+    routed_scaling_factor=1.7,
+)  # fmt: skip
+V2: Any = NARROW | dict(rope_parameters=YARN)
+GROUPS: Any = dict(n_group=4, topk_group=2)
+MAMBA: Any = dict(
+    vocab_size=VOCAB, hidden_size=24, num_hidden_layers=2, num_heads=6, head_dim=8, state_size=5, n_groups=2,
+    chunk_size=8, **ENDS,
+)  # fmt: skip
+
 THEIRS = {
     "llama": lambda: LlamaConfig(**SIZES, head_dim=10),
     "llama_tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
@@ -83,6 +98,18 @@ THEIRS = {
     "deepseek_v3_half_split": lambda: DeepseekV3Config(**LATENT, rope_interleave=False),
     "deepseek_v3_full_rank": lambda: DeepseekV3Config(**LATENT | dict(q_lora_rank=None)),
     "deepseek_v2": lambda: DeepseekV2Config(**LATENT, rope_parameters=YARN),
+    "deepseek_v3_experts": lambda: DeepseekV3Config(**NARROW, **GROUPS),
+    "deepseek_v3_unlike_gates": lambda: DeepseekV3Config(**NARROW, n_group=1, topk_group=1, norm_topk_prob=False),
+    "deepseek_v2_experts": lambda: DeepseekV2Config(**V2),
+    "deepseek_v2_groups": lambda: DeepseekV2Config(**V2, **GROUPS, topk_method="group_limited_greedy"),
+    "mixtral": lambda: MixtralConfig(**SIZES, **EAGER, num_local_experts=5, num_experts_per_tok=2),
+    "mixtral_windows": lambda: MixtralConfig(**SIZES, **EAGER, num_local_experts=4, head_dim=10, sliding_window=4),
+    "olmoe": lambda: OlmoeConfig(**SIZES, **EAGER, num_experts=6, num_experts_per_tok=3),
+    "olmoe_renormalised": lambda: OlmoeConfig(
+        **SIZES, **EAGER, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True, attention_bias=True
+    ),
+    "mamba2": lambda: Mamba2Config(**MAMBA),
+    "mamba2_tied": lambda: Mamba2Config(**MAMBA, tie_word_embeddings=True, use_bias=True, conv_kernel=3),
 }  # fmt: skip
 
 
@@ -98,8 +125,9 @@ def made(name):
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(THEIRS[name](), attn_implementation="eager")
     generator = torch.Generator().manual_seed(5)
+    biases = [b for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")]
     with torch.no_grad():
-        for p in model.parameters():
+        for p in [*model.parameters(), *biases]:
             p.copy_(((p + 0.2 * torch.randn(p.shape, generator=generator)) * 4096).round() / 4096)
     return model.eval()
 
@@ -174,8 +202,8 @@ def test_logits_and_gradients_in_float64(pair, exact, name):
     torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)
     loss(logits).backward()
     loss(expected).backward()
-    family = without_offsets(weights_of(ours.config, read_json(folder / "config.json")))
     gradients = {n: p.grad for n, p in theirs.named_parameters()}
+    family = without_offsets(weights_of(ours.config, read_json(folder / "config.json"), gradients))
     for ours_name, p in ours.named_parameters():
         gradient = import_tensor(family, ours_name, gradients)
         assert gradient.norm() > 0, ours_name
@@ -188,7 +216,7 @@ def test_what_is_read_is_written_so_that_theirs_loads_it(pair, tmp_path, name):
     ours, theirs, folder = pair(name)
     save_pretrained(ours, None, tmp_path)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        tmp_path, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
+        tmp_path, output_loading_info=True, attn_implementation="eager", dtype=torch.float32, **EAGER
     )
     again, problems = loaded
     assert not any(problems.values()), problems
@@ -199,6 +227,18 @@ def test_what_is_read_is_written_so_that_theirs_loads_it(pair, tmp_path, name):
     if name != "deepseek_v3_half_split":  # which is written with its pairs side by side
         first, second = (load_file(d / "model.safetensors") for d in (folder, tmp_path))
         assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "deepseek_v3_experts", "deepseek_v2_groups"])
+def test_files_that_join_their_experts(pair, tmp_path, name):
+    ours, theirs, folder = pair(name)
+    theirs.save_pretrained(tmp_path, save_original_format=False)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert any(n.endswith(".experts.gate_up_proj") for n in names) and not any(".experts.0." in n for n in names)
+    joined = load_pretrained(tmp_path)
+    assert joined.config == ours.config
+    assert all(torch.equal(p, q) for p, q in zip(ours.state_dict().values(), joined.state_dict().values(), strict=True))
+    assert not any(buffer.is_meta for buffer in joined.buffers())
 
 
 @pytest.mark.parametrize("name", ["gemma3", "deepseek_v3_yarn"])

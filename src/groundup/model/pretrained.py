@@ -92,6 +92,10 @@ def load_pretrained(path: str | Path) -> Transformer:
         raise ValueError(f"{path}: config.json ties the embeddings, yet lm_head.weight is a different matrix")
     state = {name: import_tensor(family, name, tensors).float().clone() for name in model.state_dict()}
     model.load_state_dict(state, assign=True)
+    for module in model.modules():  # counters, which no file holds
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                module.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype), persistent=False)
     return model
 
 

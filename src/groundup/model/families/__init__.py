@@ -10,12 +10,15 @@ from typing import Any
 
 from groundup.config import nearest, to_dict
 from groundup.model.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from groundup.model.families.experts import MIXTRAL, OLMOE, untrained
 from groundup.model.families.family import Family
 from groundup.model.families.gemma import GEMMA2, GEMMA3
 from groundup.model.families.gpt2 import GPT2
 from groundup.model.families.keys import ACTIVATION_NAMES, Keys
 from groundup.model.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from groundup.model.families.mamba import MAMBA2
 from groundup.model.families.olmo import OLMO2
+from groundup.model.moe import MoEConfig
 from groundup.model.transformer import ModelConfig
 from groundup.model.weight_names import FamilyWeights
 
@@ -24,7 +27,9 @@ __all__ = [
 ]  # fmt: skip
 
 # The first that claims a config decides, so Llama, which claims every attention, is last.
-FAMILIES = (GPT2, DEEPSEEK_V3, DEEPSEEK_V2, GEMMA3, GEMMA2, OLMO2, QWEN3, QWEN2, MISTRAL, LLAMA)
+FAMILIES = (
+    GPT2, DEEPSEEK_V3, DEEPSEEK_V2, MIXTRAL, OLMOE, MAMBA2, GEMMA3, GEMMA2, OLMO2, QWEN3, QWEN2, MISTRAL, LLAMA,
+)  # fmt: skip
 ARCHITECTURES = {family.model_type: family.architecture for family in FAMILIES}
 
 
@@ -48,10 +53,18 @@ def _expressed(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     reasons = [reason for holds, reason in family.reasons(config) if holds]
     if not reasons:
         data = _common(config, family) | family.write(config)
-        reasons = list(_lost(_by_layer(config), _by_layer(family.parse(data))))[:5]
+        reasons = _lost_in(family, data, config)
         if not reasons:
             return family, data
     raise ValueError(f"no Hugging Face class expresses this model: {'; '.join(reasons)}")
+
+
+def _lost_in(family: Family, data: Keys, config: ModelConfig) -> list[str]:
+    """What of the config does not come back from this config.json."""
+    try:
+        return list(_lost(_by_layer(config), _by_layer(family.parse(data))))[:5]
+    except ValueError as error:
+        return [str(error)]
 
 
 def _common(config: ModelConfig, family: Family) -> dict[str, Any]:
@@ -65,7 +78,8 @@ def _common(config: ModelConfig, family: Family) -> dict[str, Any]:
 
 def _by_layer(config: ModelConfig) -> dict[str, Any]:
     """A config with every layer's block spelled out, so that two ways of tiling the same layers are equal."""
-    blocks = tuple(config.block(i) for i in range(config.num_layers))
+    layers = [config.block(i) for i in range(config.num_layers)]
+    blocks = tuple(replace(b, ffn=untrained(b.ffn)) if isinstance(b.ffn, MoEConfig) else b for b in layers)
     kept = {"norm_bias": config.norm_bias and any(block.norm == "layer" for block in blocks)}
     return to_dict(replace(config, blocks=blocks, **kept))
 

@@ -90,5 +90,5 @@ def common_reasons(config: ModelConfig, placement: str) -> Reasons:
 
 def undivided(config: ModelConfig) -> tuple[bool, str]:
     """Some classes of `transformers` refuse a width that heads do not divide, even where head_dim is given."""
-    heads = config.block(0).mixer.num_heads
+    heads = getattr(config.block(0).mixer, "num_heads", 1)
     return config.d_model % heads != 0, "a d_model that num_heads does not divide"

@@ -154,10 +154,10 @@ def read(data: Keys, family: str) -> ModelConfig:
     return read_model(data, tuple(BlockConfig(replace(mixer, window=w), ffn) for w in each))
 
 
-def read_attention(data: Keys, default_d_head: int | None = None) -> AttentionConfig:
-    """Heads and positions."""
+def read_attention(data: Keys, default_d_head: int | None = None, theta: float = 10_000.0) -> AttentionConfig:
+    """Heads and positions; the numbers are for a file that does not say."""
     _, heads, kv_heads, d_head = attention_sizes(data, default_d_head)
-    return AttentionConfig(heads, kv_heads, d_head, read_rope(data))
+    return AttentionConfig(heads, kv_heads, d_head, read_rope(data, theta))
 
 
 def read_model(data: Keys, blocks: tuple[BlockConfig, ...], *, tied: bool = False, eps: float = 1e-6) -> ModelConfig:
