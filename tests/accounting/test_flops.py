@@ -91,11 +91,8 @@ def test_a_training_step_equals_torchs_counter(recompute, placement):
 
 
 @pytest.mark.parametrize("placement", ["pre", "sandwich"])
-@pytest.mark.parametrize(
-    "mixer", [AttentionConfig(4, 2, 4), Mamba2Config(4, d_head=6, d_state=5)], ids=["gqa", "mamba2"]
-)
-def test_a_recomputed_step_of_mixers_alone_equals_torchs_counter(mixer, placement):
-    config = ModelConfig(50, 16, 2, (BlockConfig(mixer, None, placement=placement),))
+def test_a_recomputed_step_of_mixers_alone_equals_torchs_counter(placement):
+    config = ModelConfig(50, 16, 2, (BlockConfig(AttentionConfig(4, 2, 4), None, placement=placement),))
     model = Transformer(config).double()
     model.compute_dtype, model.recompute = torch.float64, True
     with FlopCounterMode(display=False) as counter:

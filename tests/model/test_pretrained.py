@@ -274,7 +274,7 @@ def saved(tmp_path):
         ({"hidden_size": -1}, "hidden_size=-1"),
         ({"hidden_size": True}, "hidden_size=True"),
         ({"hidden_act": "swiglu"}, "hidden_act='swiglu' is not supported; did you mean"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type 'default'"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type='longrope' is not supported"),
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"),
         ({"architectures": ["LLamaForCausalLM"]}, "did you mean 'LlamaForCausalLM'"),
     ],

@@ -19,6 +19,7 @@ from groundup.gguf.blocks import Kind, kind_named
 from groundup.model.attention import AttentionConfig
 from groundup.model.block import BlockConfig
 from groundup.model.families import family_of
+from groundup.model.families.family import attention, mlp, windows
 from groundup.model.feedforward import MLPConfig
 from groundup.model.fitting import check_fit, first_of, skeleton
 from groundup.model.interleaved import to_half_split, to_interleaved
@@ -130,9 +131,10 @@ def _exported(name: str, value: Tensor, config: ModelConfig) -> Tensor:
 
 def _permuted_heads(name: str, config: ModelConfig) -> int | None:
     """The heads of a parameter whose rows llama.cpp keeps in another order; None for all others."""
-    mixer, module = config.block(0).mixer, name.split(".")[-2]
+    module = name.split(".")[-2]
     if family_of(config) != "llama" or module not in ("wq", "wk"):
         return None
+    mixer = attention(config.block(0))
     return mixer.num_heads if module == "wq" else mixer.num_kv_heads
 
 
@@ -142,22 +144,23 @@ def _permuted_heads(name: str, config: ModelConfig) -> int | None:
 def config_to_gguf(config: ModelConfig) -> dict[str, Any]:
     """The architecture's part of the metadata. ValueError says what in `config` llama.cpp has no name for."""
     family = family_of(config)
-    block = config.block(0)
-    mixer = block.mixer
+    if family not in ARCHITECTURES:
+        raise ValueError(f"no GGUF is written for this model: {family}'s architecture")
+    mixer, ffn = attention(config.block(0)), mlp(config.block(0))
+    assert mixer.rope is not None
     reasons = {
-        f"{family}'s architecture": family not in ARCHITECTURES,
-        f"activation {block.ffn.activation!r} instead of silu": block.ffn.activation != "silu",
-        "windows": any(b.mixer.window is not None for b in config.blocks[: config.num_layers]),
+        f"activation {ffn.activation!r} instead of silu": ffn.activation != "silu",
+        "windows": any(window is not None for window in windows(config)),
+        "a rotary embedding that is scaled or turns some channels": mixer.rope != Rope(mixer.rope.theta),
     }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
         raise ValueError(f"no GGUF is written for this model: {'; '.join(found)}")
-    assert mixer.rope is not None
     sizes = {
         "block_count": config.num_layers,
         "context_length": config.context_length,
         "embedding_length": config.d_model,
-        "feed_forward_length": block.ffn.d_ff,
+        "feed_forward_length": ffn.d_ff,
         "vocab_size": config.vocab_size,
         "attention.head_count": mixer.num_heads,
         "attention.head_count_kv": mixer.num_kv_heads,

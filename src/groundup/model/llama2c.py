@@ -19,6 +19,7 @@ from torch import Tensor
 
 from groundup.model.attention import AttentionConfig
 from groundup.model.block import BlockConfig
+from groundup.model.families.family import attention, mlp
 from groundup.model.feedforward import MLPConfig
 from groundup.model.fitting import first_of, skeleton
 from groundup.model.interleaved import to_half_split
@@ -99,16 +100,16 @@ def _config(sizes: dict[str, int], tied: bool) -> ModelConfig:
 
 def weights_bytes(config: ModelConfig) -> int:
     """The bytes of all weights and of the two tables of angles."""
-    block, d_model = config.block(0), config.d_model
-    d_q, d_kv = d_model, block.mixer.num_kv_heads * block.mixer.d_head
-    layer = 2 * d_model + 2 * d_model * d_q + 2 * d_model * d_kv + 3 * d_model * block.ffn.d_ff
+    mixer, d_ff, d_model = attention(config.block(0)), mlp(config.block(0)).d_ff, config.d_model
+    d_q, d_kv = d_model, mixer.num_kv_heads * mixer.d_head
+    layer = 2 * d_model + 2 * d_model * d_q + 2 * d_model * d_kv + 3 * d_model * d_ff
     tables = config.vocab_size * d_model * (1 if config.tie_embeddings else 2) + d_model + 2 * _angles(config)
     return 4 * (config.num_layers * layer + tables)
 
 
 def _angles(config: ModelConfig) -> int:
     """The numbers in one table of rotary angles: a cosine (or sine) for each position and pair of channels."""
-    return config.context_length * (config.block(0).mixer.d_head // 2)
+    return config.context_length * (attention(config.block(0)).d_head // 2)
 
 
 def _order(config: ModelConfig) -> Iterator[str]:
@@ -124,6 +125,6 @@ def _order(config: ModelConfig) -> Iterator[str]:
 
 def _imported(name: str, values: np.ndarray, config: ModelConfig) -> Tensor:
     tensor = torch.from_numpy(values.astype(np.float32))
-    mixer = config.block(0).mixer
+    mixer = attention(config.block(0))
     heads = {"wq": mixer.num_heads, "wk": mixer.num_kv_heads}.get(name.split(".")[-2])
     return tensor if heads is None else to_half_split(tensor, heads)

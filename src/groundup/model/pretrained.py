@@ -13,7 +13,7 @@ from torch import Tensor
 
 from groundup.config import to_dict
 from groundup.files import read_json, write_atomic, write_json
-from groundup.model.families import family_of, from_hugging_face, to_hugging_face
+from groundup.model.families import from_hugging_face, to_hugging_face, weights_of
 from groundup.model.fitting import check_fit, first_of, skeleton
 from groundup.model.transformer import ModelConfig, Transformer
 from groundup.model.weight_names import (
@@ -57,11 +57,11 @@ def save_pretrained(
     tokenizer that does not fit the model.
     """
     path = Path(path)
-    family = family_of(model.config)
+    family = weights_of(model.config)
     special = _special_tokens(tokenizer_dir, model.config)
-    state = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
+    state = export_tensors(family, model.state_dict())
     path.mkdir(parents=True, exist_ok=True)
-    write_sharded(path, export_tensors(family, state), max_shard_bytes)
+    write_sharded(path, {name: tensor.to(dtype) for name, tensor in state.items()}, max_shard_bytes)
     _copy_tokenizer(tokenizer_dir, path)
     ends = list(end_ids) or [special[token] for token in END_TOKENS if token in special]
     start = special.get(END_OF_TEXT)
@@ -73,7 +73,7 @@ def save_pretrained(
 
 
 def load_pretrained(path: str | Path) -> Transformer:
-    """The model of a directory: ours, or a Llama, Mistral, Qwen2, Qwen3 or GPT-2 of Hugging Face's.
+    """The model of a directory: ours, or one of a family in `families`.
 
     Weights become float32. Raises ValueError for an architecture that is not supported, for names or shapes
     that differ from the config's (they are listed), for weights that are not finite, and for damaged files.
@@ -83,11 +83,11 @@ def load_pretrained(path: str | Path) -> Transformer:
     headers = {file: _header(file) for file in _weight_files(path)}
     entries = _joined(headers, path)
     config = _parse_config(data, path, len(entries))
-    family = family_of(config)
+    family = weights_of(config, data, entries)
     names = known_names(entries, family)
     model = skeleton(config, len(entries), f"{path}: config.json")
     tied_head = config.tie_embeddings and "lm_head.weight" in names
-    expected = exported_shapes(family, dict(model.named_parameters()))
+    expected = exported_shapes(family, model.state_dict())
     if tied_head:
         expected["lm_head.weight"] = (config.vocab_size, config.d_model)
     found = {full: entries[name] for full, name in names.items()}
@@ -96,11 +96,12 @@ def load_pretrained(path: str | Path) -> Transformer:
     tensors = {full: tensor for file in headers for full, tensor in _read(file, names)}
     if tied_head and not torch.equal(tensors["lm_head.weight"], tensors[exported_name(family, "embed.weight")]):
         raise ValueError(f"{path}: config.json ties the embeddings, yet lm_head.weight is a different matrix")
-    state = {
-        name: import_tensor(family, name, tensors[exported_name(family, name)]).float().clone()
-        for name, _ in model.named_parameters()
-    }
+    state = {name: import_tensor(family, name, tensors).float().clone() for name in model.state_dict()}
     model.load_state_dict(state, assign=True)
+    for module in model.modules():  # counters, which no file holds
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                module.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype), persistent=False)
     return model
 
 

@@ -1,106 +1,142 @@
-"""Where each of our parameters is in a Hugging Face file, and in which layout."""
+"""Where each of our tensors is in a Hugging Face file, and in which layout. The tables are in `families`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a module's parameters are in a Hugging Face file; {i} is the layer.
-
-    `transposed`: weights are (d_in, d_out), as in GPT-2's Conv1D. `part`: the n-th of three matrices fused
-    along their outputs.
-    """
-
-    name: str
-    transposed: bool = False
-    part: int | None = None
-
-
-LLAMA_PLACES = {
-    "embed": Place("model.embed_tokens"),
-    "blocks.{i}.mixer_norm": Place("model.layers.{i}.input_layernorm"),
-    "blocks.{i}.mixer.wq": Place("model.layers.{i}.self_attn.q_proj"),
-    "blocks.{i}.mixer.wk": Place("model.layers.{i}.self_attn.k_proj"),
-    "blocks.{i}.mixer.wv": Place("model.layers.{i}.self_attn.v_proj"),
-    "blocks.{i}.mixer.wo": Place("model.layers.{i}.self_attn.o_proj"),
-    "blocks.{i}.mixer.q_norm": Place("model.layers.{i}.self_attn.q_norm"),
-    "blocks.{i}.mixer.k_norm": Place("model.layers.{i}.self_attn.k_norm"),
-    "blocks.{i}.ffn_norm": Place("model.layers.{i}.post_attention_layernorm"),
-    "blocks.{i}.ffn.gate": Place("model.layers.{i}.mlp.gate_proj"),
-    "blocks.{i}.ffn.up": Place("model.layers.{i}.mlp.up_proj"),
-    "blocks.{i}.ffn.down": Place("model.layers.{i}.mlp.down_proj"),
-    "final_norm": Place("model.norm"),
-    "head": Place("lm_head"),
-}
-
-GPT2_PLACES = {
-    "embed": Place("transformer.wte"),
-    "positions": Place("transformer.wpe"),
-    "blocks.{i}.mixer_norm": Place("transformer.h.{i}.ln_1"),
-    "blocks.{i}.mixer.wq": Place("transformer.h.{i}.attn.c_attn", transposed=True, part=0),
-    "blocks.{i}.mixer.wk": Place("transformer.h.{i}.attn.c_attn", transposed=True, part=1),
-    "blocks.{i}.mixer.wv": Place("transformer.h.{i}.attn.c_attn", transposed=True, part=2),
-    "blocks.{i}.mixer.wo": Place("transformer.h.{i}.attn.c_proj", transposed=True),
-    "blocks.{i}.ffn_norm": Place("transformer.h.{i}.ln_2"),
-    "blocks.{i}.ffn.up": Place("transformer.h.{i}.mlp.c_fc", transposed=True),
-    "blocks.{i}.ffn.down": Place("transformer.h.{i}.mlp.c_proj", transposed=True),
-    "final_norm": Place("transformer.ln_f"),
-    "head": Place("lm_head"),
-}
 
 # Tables that older files hold beside the weights: causal masks and rotary frequencies.
 IGNORED_ENDINGS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
-def export_tensors(family: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our parameters under a Hugging Face class's names and layouts."""
+@dataclass(frozen=True)
+class Interleaved:
+    """Rows whose rotary pairs lie side by side: the last `turned` of each head's `channels`. Half-split here.
+
+    Which two channels make a pair is a convention: (2i, 2i + 1) in Su et al. 2021, eq. 15 (arXiv:2104.09864), and in
+    DeepSeek's files, (i, i + d/2) here and in most others. Scores are the same if queries and keys agree.
+    """
+
+    channels: int
+    turned: int
+
+    def to_half_split(self, rows: Float[Tensor, "d_out *d_in"]) -> Float[Tensor, "d_out *d_in"]:
+        """Even channels first, then odd ones: 0 1 2 3 4 5 becomes 0 2 4 1 3 5."""
+        return self._permuted(rows, (self.turned // 2, 2))
+
+    def to_pairs(self, rows: Float[Tensor, "d_out *d_in"]) -> Float[Tensor, "d_out *d_in"]:
+        """What undoes `to_half_split`."""
+        return self._permuted(rows, (2, self.turned // 2))
+
+    def _permuted(self, rows: Tensor, grid: tuple[int, int]) -> Tensor:
+        still, turned = rows.unflatten(0, (-1, self.channels)).split([self.channels - self.turned, self.turned], 1)
+        turned = turned.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
+        return torch.cat([still, turned], 1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module's tensors are in a Hugging Face file, and how they differ from ours.
+
+    name         {i} stands for the layer, {e} for the expert
+    transposed   matrices are (d_in, d_out), as in GPT-2's Conv1D
+    sizes, part  several matrices are one, joined along their outputs: how many outputs each has, and which is this
+    offset       what their forward pass adds to the weight; ours holds the sum (Gemma's norms multiply by 1 + w)
+    interleaved  rotary pairs that lie side by side
+    experts      ours is a stack of so many of theirs
+    """
+
+    name: str
+    transposed: bool = False
+    sizes: tuple[int, ...] = ()
+    part: int = 0
+    offset: float = 0.0
+    interleaved: Interleaved | None = None
+    experts: int = 0
+
+    def names(self, layer: str, leaf: str) -> list[str]:
+        """Their tensors that hold our tensor `leaf`."""
+        full = f"{self.name}.{leaf}" if leaf else self.name
+        return [full.format(i=layer, e=e) for e in range(self.experts or 1)]
+
+    def to_theirs(self, ours: Tensor) -> Tensor:
+        """Our tensor, or its row of a stack, as it is in their file, before it is joined to others."""
+        value = ours - self.offset if self.offset else ours
+        value = self.interleaved.to_pairs(value) if self.interleaved else value
+        return value.mT if self.transposed and value.ndim > 1 else value
+
+    def to_ours(self, theirs: Tensor) -> Tensor:
+        """What undoes `to_theirs`. Offsets are added in float32: bfloat16 would round 1 + w to 1."""
+        value = theirs.split(self.sizes, self.axis(theirs))[self.part] if self.sizes else theirs
+        value = value.mT if self.transposed and value.ndim > 1 else value
+        value = self.interleaved.to_half_split(value) if self.interleaved else value
+        return value.float() + self.offset if self.offset else value
+
+    def axis(self, theirs: Tensor) -> int:
+        """Where outputs are counted in a tensor of theirs."""
+        return -1 if self.transposed or theirs.ndim == 1 else -2
+
+
+@dataclass(frozen=True)
+class FamilyWeights:
+    """The names and layouts in a family's files.
+
+    `places` maps a module of ours, or one tensor with its whole name, to its place; {i} is the layer. `prefix` is
+    what a causal model puts before its inner model's names; the inner model's own files leave it out. `unused` are
+    beginnings of names that a file may have and a causal model does not use.
+    """
+
+    places: Mapping[str, Place]
+    prefix: str = "model."
+    unused: tuple[str, ...] = ()
+
+    def locate(self, name: str) -> tuple[Place, list[str]]:
+        """The place of our tensor `name`, and the names of theirs there. KeyError if the family has none."""
+        path, _, leaf = name.rpartition(".")
+        steps = path.split(".")
+        layer = steps[1] if steps[0] == "blocks" else ""
+        module = ".".join(["blocks", "{i}", *steps[2:]]) if layer else path
+        whole = self.places.get(f"{module}.{leaf}")
+        place = whole or self.places[module]
+        return place, place.names(layer, "" if whole else leaf)
+
+
+def export_tensors(family: FamilyWeights, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under a Hugging Face class's names and in its layouts."""
     parts: dict[str, dict[int, Tensor]] = {}
+    axes: dict[str, int] = {}
     for name, tensor in state.items():
-        their_name, place = _locate(family, name)
-        value = tensor.T if place.transposed and tensor.ndim == 2 else tensor
-        parts.setdefault(their_name, {})[place.part or 0] = value
-    return {name: torch.cat([group[i] for i in sorted(group)], -1) for name, group in parts.items()}
+        place, names = family.locate(name)
+        for their_name, ours in zip(names, tensor if place.experts else [tensor], strict=True):
+            value = place.to_theirs(ours)
+            parts.setdefault(their_name, {})[place.part] = value
+            axes[their_name] = place.axis(value)
+    return {name: torch.cat([group[i] for i in sorted(group)], axes[name]) for name, group in parts.items()}
 
 
-def import_tensor(family: str, name: str, theirs: Tensor) -> Tensor:
-    """Our parameter `name`, taken from the tensor that holds it in a Hugging Face file."""
-    _, place = _locate(family, name)
-    value = theirs if place.part is None else theirs.chunk(3, -1)[place.part]
-    return value.T if place.transposed and theirs.ndim == 2 else value
+def import_tensor(family: FamilyWeights, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Our tensor `name`, taken from the tensors of a Hugging Face file."""
+    place, names = family.locate(name)
+    ours = [place.to_ours(tensors[n]) for n in names]
+    return torch.stack(ours) if place.experts else ours[0]
 
 
-def exported_shapes(family: str, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def exported_shapes(family: FamilyWeights, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """What `export_tensors` would give, as shapes only."""
     meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     return {name: tuple(tensor.shape) for name, tensor in export_tensors(family, meta).items()}
 
 
-def exported_name(family: str, name: str) -> str:
-    """The name of the tensor in a Hugging Face file that holds our parameter `name`."""
-    return _locate(family, name)[0]
+def exported_name(family: FamilyWeights, name: str) -> str:
+    """The name of the tensor in a Hugging Face file that holds our tensor `name` (or its first expert)."""
+    return family.locate(name)[1][0]
 
 
-def _locate(family: str, name: str) -> tuple[str, Place]:
-    path, _, leaf = name.rpartition(".")
-    steps = path.split(".")
-    layer = steps[1] if steps[0] == "blocks" else ""
-    key = ".".join(["blocks", "{i}", *steps[2:]]) if layer else path
-    place = (GPT2_PLACES if family == "gpt2" else LLAMA_PLACES)[key]
-    return f"{place.name.format(i=layer)}.{leaf}", place
-
-
-def base_prefix(family: str) -> str:
-    """What a causal model puts before its inner model's names; the inner model's own files leave it out."""
-    return "transformer." if family == "gpt2" else "model."
-
-
-def known_names(names: Iterable[str], family: str) -> dict[str, str]:
-    """The names in a file by their full spelling, without the tables that are not weights."""
-    prefix, names = base_prefix(family), list(names)
+def known_names(names: Iterable[str], family: FamilyWeights) -> dict[str, str]:
+    """The names in a file by their full spelling, without the tables that are not weights of a causal model."""
+    prefix, names = family.prefix, list(names)
     bare = not any(name.startswith(prefix) for name in names)
     full = {prefix + n if bare and not n.startswith("lm_head.") else n: n for n in names}
-    return {f: n for f, n in full.items() if not f.endswith(IGNORED_ENDINGS)}
+    return {f: n for f, n in full.items() if not f.endswith(IGNORED_ENDINGS) and not f.startswith(family.unused)}
