@@ -7,6 +7,7 @@ from groundup.model.feedforward import MLP, MLPConfig
 from groundup.model.grouping import group_kv_heads
 from groundup.model.latent import LatentAttention, LatentAttentionConfig
 from groundup.model.linear import Embedding, Linear
+from groundup.model.lora import LoRAConfig, LoRALinear, add_lora
 from groundup.model.norm import LayerNorm, RMSNorm
 from groundup.model.position import Layout, LearnedPositions, Rope, SinusoidalPositions
 from groundup.model.transformer import ModelConfig, Transformer
@@ -14,7 +15,7 @@ from groundup.model.transformer import ModelConfig, Transformer
 __all__ = [
     "MLP", "PLACEMENTS", "Attention", "AttentionConfig", "Block", "BlockConfig", "Cache", "CountingCache",
     "DenseCache", "Embedding", "LatentAttention", "LatentAttentionConfig", "LayerNorm", "Layout", "LearnedPositions",
-    "Linear", "MLPConfig",
+    "Linear", "LoRAConfig", "LoRALinear", "MLPConfig",
     "ModelConfig", "NoCache", "PagePool", "PagedCache", "RMSNorm", "Rope", "SinusoidalPositions",
-    "Transformer", "group_kv_heads",
+    "Transformer", "add_lora", "group_kv_heads",
 ]  # fmt: skip
