@@ -33,12 +33,12 @@ SIZES = AblationSettings(
 
 def glu_family(base: ModelConfig) -> list[Variant]:
     """SwiGLU is the base; plain layers and the other gates against it."""
-    return named(base, ["relu_mlp", "gelu_mlp", "relu2_mlp", "reglu", "geglu"])
+    return named(base, ["relu_mlp", "gelu_mlp", "reglu", "geglu"])
 
 
 COMPARISONS = {
     "ladder": (ladder, replace(SIZES, match="flops")),
-    "glu": (glu_family, replace(SIZES, match="parameters")),
+    "glu": (glu_family, replace(SIZES, match="parameters", steps=150)),
 }
 
 

@@ -21,8 +21,6 @@ from groundup.tokenizer import Tokenizer
 from groundup.train import Guard, objectives, precision
 
 CURVE_POINTS = 60
-# A run whose mean loss over its last steps is not below that of its first step has diverged.
-LAST_STEPS = 10
 MEASURED_STEPS, MEASURED_ROUNDS = 2, 6
 
 
@@ -75,19 +73,19 @@ def train_once(
 ) -> dict[str, Any]:
     """Train, then score the held-out text (`final`) or the validation text (to choose a rate).
 
-    A step that is not finite ends the run at once, and counts as divergence; so does a loss that ends above its
-    start. Ctrl-C raises KeyboardInterrupt, and nothing of the run is kept.
+    A step that is not finite ends the run at once, and counts as divergence; so does a loss that is not lower at the
+    end than at the start, on the same batch. Ctrl-C raises KeyboardInterrupt, and nothing of the run is kept.
     """
     set_seed(seed)
     model = make_model(config, settings, seed, material.device)
     first = next(iter(make_loader(material, settings, seed)))
     norms = {"start": gradient_norms(model, first)} if final else {}
+    start = loss_on(model, first)
     losses, seconds, fault = _train(model, settings, make_loader(material, settings, seed), rate, steps)
-    diverged = fault is not None or diverging(losses)
+    diverged = fault is not None or not loss_on(model, first) < start
     bits = None
     if not diverged:
-        texts = material.held_out if final else material.validation
-        bits = bits_per_byte(model, material.tokenizer, texts).bits_per_byte
+        bits = bits_per_byte(model, material.tokenizer, material.held_out if final else material.validation)
     if final and not diverged:
         norms["end"] = gradient_norms(model, first)
     return {
@@ -95,8 +93,8 @@ def train_once(
         "rate": rate,
         "steps": len(losses),
         "tokens": len(losses) * settings.batch_tokens,
-        "bits_per_byte": bits if bits is not None and math.isfinite(bits) else None,
-        "diverged": diverged or bits is None or not math.isfinite(bits),
+        "bits_per_byte": bits and bits.bits_per_byte,
+        "diverged": diverged,
         "fault": fault,
         "seconds": round(seconds, 3),
         "losses": thinned(losses),
@@ -125,9 +123,11 @@ def _train(
     return losses, time.monotonic() - began, None
 
 
-def diverging(losses: Sequence[float]) -> bool:
-    """Whether the loss ended where it began, or above."""
-    return not losses or statistics.fmean(losses[-LAST_STEPS:]) >= losses[0]
+@torch.no_grad()
+def loss_on(model: Transformer, batch: data.Batch) -> float:
+    """Nats per token of one batch."""
+    loss = objectives.next_token(model, batch)
+    return float(loss.total / loss.weight)
 
 
 def gradient_norms(model: Transformer, batch: data.Batch) -> list[float | None]:
