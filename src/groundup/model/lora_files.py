@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup.files import read_json, write_json
-from groundup.model.families import family_of
+from groundup.model.families import weights_of
 from groundup.model.lora import LoRAConfig, adapters, add_lora, linear_maps
 from groundup.model.transformer import Transformer
 from groundup.model.weight_names import exported_name
@@ -103,7 +103,7 @@ def module_names(model: Transformer) -> dict[str, str]:
     """Our path -> the module's name in a file, for every linear map that can have an adapter."""
     maps = linear_maps(model)
     try:
-        family = family_of(model.config)
+        family = weights_of(model.config)
     except ValueError:
         return {place: place for place in maps}
     theirs = {place: exported_name(family, f"{place}.weight").removesuffix(".weight") for place in maps}
