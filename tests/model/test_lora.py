@@ -6,7 +6,7 @@ import torch
 
 from groundup import presets
 from groundup.accounting import count_parameters, training_memory
-from groundup.model import LoRAConfig, Transformer, add_lora
+from groundup.model import BlockConfig, LoRAConfig, MLPConfig, Transformer, add_lora
 from groundup.model.linear import Linear
 from groundup.model.lora import (
     LoRALinear,
@@ -34,7 +34,7 @@ EVERY_KIND = {
     "qwen3": presets.qwen3(vocab_size=50, d_model=16, num_layers=2, num_heads=2),
     "gpt2": presets.gpt2(vocab_size=50, d_model=16, num_layers=2, num_heads=2, context_length=16),
     "vaswani": presets.vaswani(vocab_size=50, d_model=16, num_layers=2, num_heads=2, context_length=16),
-    "latent": small(presets.BlockConfig(MIXERS["latent"], presets.MLPConfig(24))),
+    "latent": small(BlockConfig(MIXERS["latent"], MLPConfig(24))),
 }
 
 

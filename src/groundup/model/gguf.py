@@ -19,7 +19,7 @@ from groundup.gguf.blocks import Kind, kind_named
 from groundup.model.attention import AttentionConfig
 from groundup.model.block import BlockConfig
 from groundup.model.families import family_of
-from groundup.model.families.family import attention, mlp, windows
+from groundup.model.families.family import attention, is_plain, mlp, windows
 from groundup.model.feedforward import MLPConfig
 from groundup.model.fitting import check_fit, first_of, skeleton
 from groundup.model.interleaved import to_half_split, to_interleaved
@@ -144,18 +144,12 @@ def _permuted_heads(name: str, config: ModelConfig) -> int | None:
 def config_to_gguf(config: ModelConfig) -> dict[str, Any]:
     """The architecture's part of the metadata. ValueError says what in `config` llama.cpp has no name for."""
     family = family_of(config)
-    if family not in ARCHITECTURES:
-        raise ValueError(f"no GGUF is written for this model: {family}'s architecture")
-    mixer, ffn = attention(config.block(0)), mlp(config.block(0))
-    assert mixer.rope is not None
-    reasons = {
-        f"activation {ffn.activation!r} instead of silu": ffn.activation != "silu",
-        "windows": any(window is not None for window in windows(config)),
-        "a rotary embedding that is scaled or turns some channels": mixer.rope != Rope(mixer.rope.theta),
-    }
+    reasons = {f"{family}'s architecture": family not in ARCHITECTURES} | _unnamed(config)
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
         raise ValueError(f"no GGUF is written for this model: {'; '.join(found)}")
+    mixer, ffn = attention(config.block(0)), mlp(config.block(0))
+    assert mixer.rope is not None
     sizes = {
         "block_count": config.num_layers,
         "context_length": config.context_length,
@@ -171,6 +165,22 @@ def config_to_gguf(config: ModelConfig) -> dict[str, Any]:
         "rope.freq_base": float(mixer.rope.theta),
     }
     return {"general.architecture": family} | {f"{family}.{key}": value for key, value in sizes.items()}
+
+
+def _unnamed(config: ModelConfig) -> dict[str, bool]:
+    """What llama.cpp has no names for, in models of attention and MLPs."""
+    if not is_plain(config):
+        return {}
+    mixer, ffn = attention(config.block(0)), mlp(config.block(0))
+    return {
+        f"activation {ffn.activation!r} instead of silu": ffn.activation != "silu",
+        "windows": any(window is not None for window in windows(config)),
+        "a rotary embedding that is scaled or turns some channels": mixer.rope not in (None, Rope(_theta(mixer))),
+    }
+
+
+def _theta(mixer: AttentionConfig) -> float:
+    return Rope().theta if mixer.rope is None else mixer.rope.theta
 
 
 def config_from_gguf(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
