@@ -155,7 +155,8 @@ def test_what_gpt2_does_not_have(changes, reason):
 
 PUBLISHED = {
     "gpt2-xl": "gpt2", "llama-2-70b": "llama", "llama-3.1-405b": "llama", "smollm2-135m": "llama",
-    "mistral-7b": "mistral", "qwen-2.5-7b": "qwen2", "qwen-3-32b": "qwen3", "gemma-3-27b": "gemma3_text", "mixtral-8x22b": "mixtral",
+    "mistral-7b": "mistral", "qwen-2.5-7b": "qwen2", "qwen-3-32b": "qwen3", "gemma-3-27b": "gemma3_text",
+    "mixtral-8x22b": "mixtral",
     "olmoe-1b-7b": "olmoe", "deepseek-v2-lite": "deepseek_v2", "deepseek-v2": "deepseek_v2",
     "deepseek-v3": "deepseek_v3", "mamba-2-2.7b": "mamba2",
 }  # fmt: skip
