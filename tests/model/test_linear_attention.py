@@ -35,13 +35,15 @@ def by_formula(layer, x, log_decay):
 
 def test_a_decay_for_each_channel_through_few():
     layer, x = layer_of(rank=3), torch.randn(2, SEQ, D_MODEL).double()
-    logits = (x @ layer.decay_down.weight.T @ layer.decay_up.weight.T + layer.decay_up.bias).unflatten(-1, (2, 4))
+    assert layer.decay_up is not None
+    logits = layer.decay_up(x @ layer.decay_down.weight.T).unflatten(-1, (2, 4))
     torch.testing.assert_close(run(layer, x), by_formula(layer, x, logits.sigmoid().log() / 16))
 
 
 def test_a_decay_for_each_head():
     layer, x = layer_of(decay="head"), torch.randn(2, SEQ, D_MODEL).double()
-    logits = x @ layer.decay_up.weight.T + layer.decay_up.bias
+    assert layer.decay_up is not None
+    logits = layer.decay_up(x)
     torch.testing.assert_close(run(layer, x), by_formula(layer, x, logits.sigmoid().log()[..., None] / 16))
 
 

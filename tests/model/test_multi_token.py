@@ -117,20 +117,24 @@ def test_a_trained_module_drafts_what_the_model_says():
     assert before < 0.5 and acceptance_rate(made, prompt, 8)[0] > 0.9
 
 
-def test_acceptance_counts_a_depth_only_behind_right_ones(monkeypatch):
-    made = model(2)
-    x = tokens(1, 4)
-    rates = acceptance_rate(made, x, 12)
-    assert len(rates) == 2 and rates[1] <= 1.0
-    text = x
-    with torch.no_grad():
-        for _ in range(12):
-            text = torch.cat([text, made(text)[:, -1:].argmax(-1)], 1)
-        drafts = [draft(made, text[:, :n])[0].tolist() for n in range(4, 16)]
-    text = text[0].tolist()
-    hits = [d[1] == text[n + 1] for n, d in zip(range(4, 15), drafts, strict=False)]
-    both = [d[1] == text[n + 1] and d[2] == text[n + 2] for n, d in zip(range(4, 14), drafts, strict=False)]
-    assert rates == [pytest.approx(sum(hits) / len(hits)), pytest.approx(sum(both) / len(both))]
+def test_acceptance_counts_a_depth_only_behind_right_ones():
+    """Against drafts made one by one; with a vocabulary of three, models that learned nothing are often right."""
+    told_apart = False
+    for seed in range(4):
+        made = build(replace(CONFIG, vocab_size=3, multi_token=MultiTokenConfig(2)), seed)
+        text = torch.tensor([[0, 1, 2, seed % 3]])
+        rates = acceptance_rate(made, text, 12)
+        with torch.no_grad():
+            for _ in range(12):
+                text = torch.cat([text, made(text)[:, -1:].argmax(-1)], 1)
+            drafts = {n: draft(made, text[:, :n])[0].tolist() for n in range(4, 15)}
+        said = text[0].tolist()
+        first = [drafts[n][1] == said[n + 1] for n in range(4, 15)]
+        second = [drafts[n][2] == said[n + 2] for n in range(4, 14)]
+        both = [a and b for a, b in zip(first, second, strict=False)]
+        assert rates == [pytest.approx(sum(first) / 11), pytest.approx(sum(both) / 10)]
+        told_apart |= second != both
+    assert told_apart
 
 
 def test_errors():

@@ -36,7 +36,7 @@ class SlowKneserNey:
     @staticmethod
     def estimate(counts):
         n1, n2, n3, n4 = (sum(c == k for c in counts) for k in (1, 2, 3, 4))
-        if not n1 * n2 * n3 * n4:
+        if not n1 * n2 * n3:
             return (0.5, 1.0, 1.5)
         y = n1 / (n1 + 2 * n2)
         d = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)

@@ -23,7 +23,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from groundup import presets
+from groundup import presets, tensorfile
 from groundup.model import (
     AttentionConfig,
     BlockConfig,
@@ -343,7 +343,77 @@ def test_config_json_is_written_last(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("groundup.model.pretrained.write_tensors", full)
+    monkeypatch.setattr("groundup.tensorfile.write_tensors", full)
     with pytest.raises(OSError, match="no space"):
         save_pretrained(Transformer(OURS["llama"]), None, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+class TestShards:
+    def names(self, path):
+        return sorted(file.name for file in path.glob("*.safetensors*"))
+
+    @pytest.mark.parametrize("limit", [1, 5_000, 20_000])
+    def test_transformers_and_we_read_them(self, tmp_path, limit):
+        model = shaken(Transformer(OURS["llama"]))
+        save_pretrained(model, None, tmp_path, max_shard_bytes=limit)
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+        sizes = [sum(t.nbytes for t in load_file(tmp_path / name).values()) for name in self.names(tmp_path)[:-1]]
+        assert len(sizes) == (21 if limit == 1 else len(sizes)) > 2
+        assert index["metadata"]["total_size"] == sum(sizes) == 4 * sum(p.numel() for p in model.parameters())
+        assert all(size <= limit or limit < 8_000 for size in sizes)
+        assert all(name in load_file(tmp_path / file) for name, file in index["weight_map"].items())
+        loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+        theirs, problems = loaded
+        assert not any(problems.values()), problems
+        same_logits(model, theirs.eval())
+        assert torch.equal(load_pretrained(tmp_path).head_weight, model.head_weight)
+
+    def test_another_number_of_files_leaves_none_of_the_old(self, tmp_path):
+        first, second = (shaken(Transformer(OURS["llama"])) for _ in range(2))
+        with torch.no_grad():
+            second.head_weight.add_(1)
+        for limit, count in ((None, 1), (20_000, 4), (5_000, 15), (None, 1)):
+            for model in (first, second):
+                save_pretrained(model, None, tmp_path, max_shard_bytes=limit)
+                assert torch.equal(load_pretrained(tmp_path).head_weight, model.head_weight)
+                assert len([name for name in self.names(tmp_path) if name.endswith("s")]) == count
+
+    @pytest.mark.parametrize("before", [None, 20_000])
+    def test_a_failure_on_the_way_mixes_no_weights(self, tmp_path, monkeypatch, before):
+        old = shaken(Transformer(OURS["llama"]))
+        save_pretrained(old, None, tmp_path, max_shard_bytes=before)
+        written = []
+
+        def full(path, tensors, metadata=None, original=tensorfile.write_tensors):
+            if len(written) == 2:
+                raise OSError("no space left")
+            written.append(path.name)
+            original(path, tensors, metadata)
+
+        monkeypatch.setattr("groundup.tensorfile.write_tensors", full)
+        with pytest.raises(OSError, match="no space"):
+            save_pretrained(shaken(Transformer(OURS["llama"])), None, tmp_path, max_shard_bytes=20_000)
+        if before is None:  # other names: the old model is still there
+            assert torch.equal(load_pretrained(tmp_path).head_weight, old.head_weight)
+        else:  # half of its files are replaced: nothing is there rather than a mixture
+            with pytest.raises(ValueError, match="no model.safetensors"):
+                load_pretrained(tmp_path)
+
+    def test_a_tensor_in_two_files(self, tmp_path):
+        save_pretrained(shaken(Transformer(OURS["llama"])), None, tmp_path, max_shard_bytes=20_000)
+        first, second, *_ = self.names(tmp_path)
+        both = load_file(tmp_path / first) | load_file(tmp_path / second)
+        save_file(both, tmp_path / second)
+        with pytest.raises(ValueError, match=f"{second} has tensors that another file has too: "):
+            load_pretrained(tmp_path)
+
+    def test_a_limit_that_is_none(self, tmp_path):
+        with pytest.raises(ValueError, match="max_bytes=0; expected at least 1"):
+            save_pretrained(Transformer(OURS["llama"]), None, tmp_path, max_shard_bytes=0)
+
+
+def test_sizes_beyond_any_tensor(saved):
+    edit_config(saved, intermediate_size=2**40, hidden_size=2**40, num_attention_heads=1, num_key_value_heads=1)
+    with pytest.raises(ValueError, match="sizes are beyond what a tensor can have"):
+        load_pretrained(saved)

@@ -92,7 +92,7 @@ def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool)
             yield from _experts(block.ffn, d_model, batch * seq)
     elements = batch * seq * d_model
     yield Operation("norm", "elementwise", len(block.norms) * NORM_FLOPS[block.norm] * elements)
-    yield Operation("residual", "elementwise", 2 * elements)
+    yield Operation("residual", "elementwise", (1 if block.ffn is None else 2) * elements)
 
 
 def _attention(mixer: AttentionConfig, d_model: int, seq: int, batch: int, causal: bool) -> Iterator[Operation]:
@@ -210,7 +210,8 @@ def training_ledger(
 
 
 def _is_read_again(row: Operation, block: BlockConfig) -> bool:
-    return row.name not in ("down", "shared_down") or bool({"ffn_post_norm", "ffn_out_norm"} & set(block.norms))
+    branch, last = ("mixer", ("wo", "out_proj")) if block.ffn is None else ("ffn", ("down", "shared_down"))
+    return row.name not in last or bool({f"{branch}_post_norm", f"{branch}_out_norm"} & set(block.norms))
 
 
 def optimizer_ledger(config: ModelConfig, optimizer: OptimizerName = "adamw") -> list[Operation]:

@@ -10,6 +10,7 @@ Benchmark = Callable[[Sequence[str]], int]
 
 # Name -> what it measures. The module of that name (with _ for -) has `main`; it is imported when it is to run.
 REGISTRY = {
+    "ngram": "Tokens per second of training a Kneser-Ney model on one core, beside KenLM's lmplz.",
     "train-step": "Tokens per second of whole training steps, beside litgpt and Hugging Face transformers.",
     "tokenizer-train": "Seconds to learn a vocabulary, beside gigatoken, Hugging Face tokenizers and others.",
     "tokenizer-encode": "MB of text per second to ids, beside gigatoken, tiktoken and Hugging Face tokenizers.",

@@ -78,12 +78,12 @@ def examples(
 
 
 def load_chat_engine(model: str | Path, device: str | None = None) -> Engine:
-    """The chat model of a run (its `chat/` folder), or any model folder whose tokenizer knows the chat tokens."""
+    """The chat model of a run (its `chat/` folder), or any model folder that knows a form of chats."""
     folder = Path(model)
     engine = Engine.load(folder / "chat" if (folder / "chat" / "config.json").exists() else folder, device=device)
-    if "<|assistant|>" not in engine.tokenizer.special_tokens:
+    if not engine.can_chat:
         raise ValueError(
-            f"{model}: its tokenizer has no <|user|> and <|assistant|> tokens, so it was not tuned to chat; "
+            f"{model}: it has no chat template, and no <|user|> and <|assistant|> tokens: it was not tuned to chat; "
             "use `groundup generate` to continue text with it"
         )
     return engine
@@ -121,9 +121,9 @@ def _exchange(engine: Engine, params: SamplingParams, turns: Sequence[dict[str, 
     """One answer, streamed. The oldest turns are forgotten when the conversation outgrows the context."""
     turns = list(turns)
     room = engine.context_length - min(params.max_tokens, engine.context_length // 2)
-    while len(turns) > 1 and len(render(engine.tokenizer, turns, add_generation_prompt=True)[0]) > room:
+    while len(turns) > 1 and len(engine.chat_prompt(turns)) > room:
         turns = turns[2:]
-    if len(render(engine.tokenizer, turns, add_generation_prompt=True)[0]) >= engine.context_length:
+    if len(engine.chat_prompt(turns)) >= engine.context_length:
         print(f"too long: the model reads {engine.context_length} tokens at once; say it shorter", file=sys.stderr)
         return turns[:-1]
     print("model: ", end="", flush=True)

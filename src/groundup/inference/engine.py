@@ -5,7 +5,7 @@ after a short prompt has position -1, which no query sees. So a row's logits are
 """
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,9 +20,10 @@ from groundup.device import default_device, require_device
 from groundup.inference.sampling import SamplingParams, TokenLogprob, sample, token_logprobs
 from groundup.inference.sequence import Completion, Sequence
 from groundup.model import Cache, Transformer
-from groundup.model.pretrained import load_pretrained
+from groundup.model.pretrained import load_pretrained, read_end_ids
 from groundup.tokenizer import Tokenizer
-from groundup.tokenizer.chat import END_TOKENS, render
+from groundup.tokenizer.chat import CONTROL_TOKENS, END_TOKENS, render
+from groundup.tokenizer.template import ChatTemplate, load_template
 
 Prompt = str | Items[int]
 
@@ -35,7 +36,8 @@ class Engine:
 
     The model is left as it was: its train mode and compute type are put back after every step, so an engine
     can sample from a model in training. `device` moves the model; `dtype` is the activations' type while
-    generating (the model's own by default). At most `batch_size` prompts run at once.
+    generating (the model's own by default). At most `batch_size` prompts run at once. A model of others brings its
+    own `chat_template`, and `end_ids` that end a text or a turn besides the tokens of `chat.END_TOKENS`.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class Engine:
         dtype: torch.dtype | None = None,
         *,
         batch_size: int = 32,
+        chat_template: ChatTemplate | None = None,
+        end_ids: Collection[int] = (),
     ) -> None:
         vocab = model.config.vocab_size
         if tokenizer.vocab_size > vocab:
@@ -60,6 +64,8 @@ class Engine:
         self.dtype = dtype
         self.batch_size = batch_size
         self.end_ids = {tokenizer.special_tokens[t] for t in END_TOKENS if t in tokenizer.special_tokens}
+        self.end_ids |= set(end_ids)
+        self.chat_template = chat_template
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str | None = None) -> "Engine":
@@ -69,7 +75,10 @@ class Engine:
         """
         target = default_device() if device is None else require_device(str(device))
         model = load_pretrained(path)
-        return cls(model.eval(), Tokenizer.load(path), target)
+        tokenizer = Tokenizer.load(path)
+        ours = all(token in tokenizer.special_tokens for token in CONTROL_TOKENS)
+        template = None if ours else load_template(path)
+        return cls(model.eval(), tokenizer, target, chat_template=template, end_ids=read_end_ids(path))
 
     @property
     def context_length(self) -> int:
@@ -140,7 +149,14 @@ class Engine:
 
     def chat_prompt(self, messages: Items[Mapping[str, str]]) -> list[int]:
         """The ids of a conversation, up to where the assistant speaks."""
+        if self.chat_template is not None:
+            return self.chat_template.encode(self.tokenizer, messages)
         return render(self.tokenizer, messages, add_generation_prompt=True)[0]
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether conversations have a form here: the model's own template, or our control tokens."""
+        return self.chat_template is not None or all(t in self.tokenizer.special_tokens for t in CONTROL_TOKENS)
 
     def _sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)

@@ -10,6 +10,7 @@ from groundup.model.grouping import group_kv_heads
 from groundup.model.latent import LatentAttention, LatentAttentionConfig
 from groundup.model.linear import Embedding, Linear
 from groundup.model.linear_attention import GatedLinear, GatedLinearConfig
+from groundup.model.lora import LoRAConfig, LoRALinear, add_lora
 from groundup.model.lstm import LSTM, LSTMConfig
 from groundup.model.mamba import Mamba2, Mamba2Config
 from groundup.model.moe import MoE, MoEConfig
@@ -25,8 +26,8 @@ __all__ = [
     "Attention", "AttentionConfig", "Balance", "Block", "BlockConfig", "Cache", "CountingCache", "DenseCache",
     "Embedding", "ExpertChoiceRouter", "GatedDelta", "GatedDeltaConfig", "GatedLinear", "GatedLinearConfig",
     "HashRouter", "LSTM", "LSTMConfig", "LatentAttention", "LatentAttentionConfig", "LayerNorm", "Layout",
-    "LearnedPositions", "Linear", "MLP", "MLPConfig", "Mamba2", "Mamba2Config", "MoE", "MoEConfig",
-    "ModelConfig", "MultiTokenConfig", "NoCache", "PLACEMENTS", "PagePool", "PagedCache", "RMSNorm", "Rope",
-    "SinusoidalPositions", "TopKRouter", "Transformer", "WindowCache", "acceptance_rate", "draft",
-    "group_kv_heads", "upcycle",
+    "LearnedPositions", "Linear", "LoRAConfig", "LoRALinear", "MLP", "MLPConfig", "Mamba2", "Mamba2Config",
+    "MoE", "MoEConfig", "ModelConfig", "MultiTokenConfig", "NoCache", "PLACEMENTS", "PagePool", "PagedCache",
+    "RMSNorm", "Rope", "SinusoidalPositions", "TopKRouter", "Transformer", "WindowCache", "acceptance_rate",
+    "add_lora", "draft", "group_kv_heads", "upcycle",
 ]  # fmt: skip

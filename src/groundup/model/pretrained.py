@@ -4,7 +4,7 @@ Reading runs no code that a directory brings (`auto_map` is not looked at) and u
 and shape is held against the config before a tensor is read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from groundup.config import to_dict
 from groundup.files import read_json, write_atomic, write_json
 from groundup.model.families import from_hugging_face, to_hugging_face, weights_of
+from groundup.model.fitting import check_fit, first_of, skeleton
 from groundup.model.transformer import ModelConfig, Transformer
 from groundup.model.weight_names import (
     export_tensors,
@@ -22,7 +23,7 @@ from groundup.model.weight_names import (
     import_tensor,
     known_names,
 )
-from groundup.tensorfile import TensorEntry, read_tensors, validate_header, write_tensors
+from groundup.tensorfile import TensorEntry, read_tensors, validate_header, write_sharded
 from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.chat import END_OF_TEXT, END_TOKENS
 
@@ -32,7 +33,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-SHOWN = 6  # names per fault in an error message
 REMEDY = "restore the file, or write the folder again"
 
 
@@ -42,11 +42,16 @@ def save_pretrained(
     path: str | Path,
     extra_config: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
+    *,
+    max_shard_bytes: int | None = None,
+    end_ids: Sequence[int] = (),
 ) -> None:
     """Write config.json, model.safetensors, generation_config.json and the tokenizer's files into `path`.
 
     Other files there stay. Each file is replaced whole, config.json last: without it a directory is
     unfinished. `extra_config` is added to config.json under the key "groundup", beside our own config.
+    `max_shard_bytes` cuts the weights into files of at most that size. `end_ids` are the ids that end a text or a
+    turn (default: those of our own tokens for it that the tokenizer has).
 
     Raises ValueError, with the reason, for an architecture that no Hugging Face class has, and for a
     tokenizer that does not fit the model.
@@ -56,9 +61,9 @@ def save_pretrained(
     special = _special_tokens(tokenizer_dir, model.config)
     state = export_tensors(family, model.state_dict())
     path.mkdir(parents=True, exist_ok=True)
-    write_tensors(path / "model.safetensors", {name: tensor.to(dtype) for name, tensor in state.items()})
+    write_sharded(path, {name: tensor.to(dtype) for name, tensor in state.items()}, max_shard_bytes)
     _copy_tokenizer(tokenizer_dir, path)
-    ends = [special[token] for token in END_TOKENS if token in special]
+    ends = list(end_ids) or [special[token] for token in END_TOKENS if token in special]
     start = special.get(END_OF_TEXT)
     ids = {"bos_token_id": start, "eos_token_id": (ends if len(ends) > 1 else ends[0]) if ends else None}
     write_json(path / "generation_config.json", {**ids, "pad_token_id": start})
@@ -76,17 +81,18 @@ def load_pretrained(path: str | Path) -> Transformer:
     path = Path(path)
     data = _read_config(path)
     headers = {file: _header(file) for file in _weight_files(path)}
-    entries = {name: entry for header in headers.values() for name, entry in header.items()}
+    entries = _joined(headers, path)
     config = _parse_config(data, path, len(entries))
     family = weights_of(config, data, entries)
     names = known_names(entries, family)
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = skeleton(config, len(entries), f"{path}: config.json")
     tied_head = config.tie_embeddings and "lm_head.weight" in names
     expected = exported_shapes(family, model.state_dict())
     if tied_head:
         expected["lm_head.weight"] = (config.vocab_size, config.d_model)
-    _compare(expected, {full: entries[name] for full, name in names.items()}, path)
+    found = {full: entries[name] for full, name in names.items()}
+    wrong_type = [f"{name} is {entry.dtype}" for name, entry in sorted(found.items()) if not _is_weight(entry)]
+    check_fit(expected, {name: entry.shape for name, entry in found.items()}, str(path), "config.json", wrong_type)
     tensors = {full: tensor for file in headers for full, tensor in _read(file, names)}
     if tied_head and not torch.equal(tensors["lm_head.weight"], tensors[exported_name(family, "embed.weight")]):
         raise ValueError(f"{path}: config.json ties the embeddings, yet lm_head.weight is a different matrix")
@@ -97,6 +103,17 @@ def load_pretrained(path: str | Path) -> Transformer:
             if buffer.is_meta:
                 module.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype), persistent=False)
     return model
+
+
+def read_end_ids(path: str | Path) -> list[int]:
+    """The ids that generation_config.json, where there is one, says end a text."""
+    file = Path(path) / "generation_config.json"
+    data = read_json(file) if file.is_file() else {}
+    ids = data.get("eos_token_id") if isinstance(data, dict) else None
+    ids = [ids] if isinstance(ids, int) else ids or []
+    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+        raise ValueError(f"{file}: eos_token_id: {ids!r:.60}; expected an id or a list of ids")
+    return ids
 
 
 def _special_tokens(tokenizer_dir: str | Path | None, config: ModelConfig) -> dict[str, int]:
@@ -139,6 +156,17 @@ def _header(file: Path) -> dict[str, TensorEntry]:
         raise ValueError(f"{error}; {REMEDY}") from error
 
 
+def _joined(headers: dict[Path, dict[str, TensorEntry]], path: Path) -> dict[str, TensorEntry]:
+    """The tensors of all files. ValueError for one that is in two of them: they may differ."""
+    entries: dict[str, TensorEntry] = {}
+    for file, header in headers.items():
+        twice = sorted(header.keys() & entries.keys())
+        if twice:
+            raise ValueError(f"{path}: {file.name} has tensors that another file has too: {first_of(twice)}")
+        entries |= header
+    return entries
+
+
 def _parse_config(data: dict[str, Any], path: Path, num_tensors: int) -> ModelConfig:
     layers = data.get("num_hidden_layers", data.get("n_layer"))
     # first of all: everything below takes time in proportion to a number that a hostile file can choose
@@ -169,24 +197,8 @@ def _weight_files(path: Path) -> list[Path]:
     return [path / name for name in sorted(set(shards.values()))]
 
 
-def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, TensorEntry], path: Path) -> None:
-    """Raise one ValueError that lists all names that are missing or extra and all shapes that differ."""
-    both = sorted(expected.keys() & found.keys())
-    shapes = [f"{n} {found[n].shape}, expected {expected[n]}" for n in both if found[n].shape != expected[n]]
-    kinds = [f"{n} is {found[n].dtype}" for n in both if not found[n].dtype.is_floating_point]
-    faults = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "not in the config": sorted(found.keys() - expected.keys()),
-        "of another shape": shapes,
-        "not floating point": kinds,
-    }
-    report = [f"{len(names)} {what}: {_first(names)}" for what, names in faults.items() if names]
-    if report:
-        raise ValueError(f"{path}: the weights do not fit config.json; {'; '.join(report)}")
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(name[:120] for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+def _is_weight(entry: TensorEntry) -> bool:
+    return entry.dtype.is_floating_point
 
 
 def _read(file: Path, names: dict[str, str]) -> Iterable[tuple[str, Tensor]]:
@@ -194,5 +206,5 @@ def _read(file: Path, names: dict[str, str]) -> Iterable[tuple[str, Tensor]]:
     here = {full: name for full, name in names.items() if name in tensors}
     broken = [full for full, name in here.items() if not tensors[name].float().isfinite().all()]
     if broken:
-        raise ValueError(f"{file}: {len(broken)} tensors hold NaN or infinity: {_first(broken)}")
+        raise ValueError(f"{file}: {len(broken)} tensors hold NaN or infinity: {first_of(broken)}")
     return [(full, tensors[name]) for full, name in here.items()]

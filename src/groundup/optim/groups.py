@@ -12,7 +12,8 @@ DECAYS: dict[Kind, bool] = {"matrix": True, "head": True, "embedding": False, "r
 
 # Muon orthogonalises maps between hidden spaces. The two ends talk to a one-hot vocabulary axis, for which
 # a steady per-coordinate scale (AdamW) is the right geometry; so do routers to a one-hot axis of experts. A stack
-# of experts is a matrix each: Muon orthogonalises over the last two axes.
+# of experts is a matrix each: Muon orthogonalises over the last two axes. A convolution that works on each channel by
+# itself is some numbers per channel, and no map between channels.
 TO_MUON: dict[Kind, bool] = {"matrix": True, "head": False, "embedding": False, "router": False, "vector": False}
 
 _EMBEDDINGS = ("embed", "positions")
@@ -21,7 +22,7 @@ _EMBEDDINGS = ("embed", "positions")
 def kind(name: str, param: Tensor) -> Kind:
     """What a parameter is, from its name in the model and its number of axes."""
     parts = name.split(".")
-    if param.ndim < 2 or parts[-1] == "bias" or any(part.endswith("norm") for part in parts):
+    if param.ndim < 2 or parts[-1] == "bias" or any(part.endswith("norm") or part == "conv" for part in parts):
         return "vector"
     if any(part in _EMBEDDINGS for part in parts[:-1]):
         return "embedding"

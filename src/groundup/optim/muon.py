@@ -126,8 +126,13 @@ def muon_adamw(
         {"params": decayed, "weight_decay": weight_decay, "name": "decay"},
         {"params": plain, "weight_decay": 0.0, "name": "no_decay"},
     ]
-    adamw = AdamW([t for t in tables if t["params"]], lr, betas, eps, weight_decay)
-    return Optimizers([Muon(matrices, muon_lr, momentum, weight_decay), adamw])
+    members: list[torch.optim.Optimizer] = []
+    # Of a model that is frozen but for its adapters, either part can be empty.
+    if matrices:
+        members.append(Muon(matrices, muon_lr, momentum, weight_decay))
+    if tables := [t for t in tables if t["params"]]:
+        members.append(AdamW(tables, lr, betas, eps, weight_decay))
+    return Optimizers(members)
 
 
 def _by_shape(params: list[Tensor]) -> list[list[Tensor]]:

@@ -83,6 +83,12 @@ def render(
     return ids, mask
 
 
+def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+    """ValueError for a message whose role is unknown, or whose content is no text."""
+    for number, message in enumerate(messages):
+        _checked(message, number)
+
+
 def _turns(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(role, content) of each user and assistant message, the system message folded in."""
     turns: list[tuple[str, str]] = []

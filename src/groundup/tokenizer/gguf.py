@@ -3,18 +3,22 @@
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
 
+import logging
 import mmap
-import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from groundup.config import nearest
+from groundup.gguf.metadata import MAGIC, MAX_ITEMS, read_header
 from groundup.tokenizer.parts import Parts
 from groundup.tokenizer.pretokenize import canonical
-from groundup.tokenizer.spelling import read_ids, read_merges, read_tokens
+from groundup.tokenizer.spelling import read_ids, read_merges, read_tokens, spell
 
-MAGIC = b"GGUF"
-MAX_METADATA_BYTES, MAX_ENTRIES, MAX_ITEMS = 1 << 25, 1 << 12, 1 << 21
+__all__ = ["MAGIC", "MAX_ITEMS", "PATTERN_OF_PRE", "load", "to_metadata"]
+
+logger = logging.getLogger(__name__)
 
 # llama.cpp's names for pre-tokenizers, where they are one of ours.
 PATTERN_OF_PRE = {
@@ -24,11 +28,9 @@ PATTERN_OF_PRE = {
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo"), "gpt2"),
     "gpt-4o": "o200k",
 }
-_SCALARS: dict[int, str] = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
-_STRING, _ARRAY = 8, 9
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 _PREFIX = "tokenizer.ggml."
-_LENGTH = struct.Struct("<Q")
+TEMPLATE_KEY = "tokenizer.chat_template"
 
 
 def load(path: Path, pattern: str | None = None) -> Parts:
@@ -42,7 +44,8 @@ def load(path: Path, pattern: str | None = None) -> Parts:
         if not file.read(1):
             raise ValueError("the file is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            return _parts(_Metadata(view).read(_PREFIX), pattern)
+            values = read_header(view, lambda key: key.startswith(_PREFIX)).values
+    return _parts({key.removeprefix(_PREFIX): values[key] for key in values if key.startswith(_PREFIX)}, pattern)
 
 
 def _parts(values: dict[str, Any], pattern: str | None) -> Parts:
@@ -50,9 +53,7 @@ def _parts(values: dict[str, Any], pattern: str | None) -> Parts:
         raise ValueError(f"{_PREFIX}model: {values.get('model')!r} is not supported; expected 'gpt2', byte-level BPE")
     found = _known_pattern(values.get("pre", "default"), pattern)
     texts, merges = _strings(values, "tokens"), _strings(values, "merges")
-    kinds = values.get("token_type", [1] * len(texts))
-    if not isinstance(kinds, (list, tuple)) or len(kinds) != len(texts):
-        raise ValueError(f"{_PREFIX}token_type: not one number for each of {len(texts)} tokens")
+    kinds = _token_types(values.get("token_type"), len(texts))
     ids = {text: i for i, text in enumerate(texts) if kinds[i] != _UNUSED}
     if len(ids) < sum(kind != _UNUSED for kind in kinds):
         twice = next(text for i, text in enumerate(texts) if kinds[i] != _UNUSED and ids[text] != i)
@@ -72,6 +73,14 @@ def _known_pattern(pre: Any, given: str | None) -> str | None:
     return found
 
 
+def _token_types(found: Any, count: int) -> list[int]:
+    if found is None:
+        return [1] * count
+    if not isinstance(found, np.ndarray) or len(found) != count:
+        raise ValueError(f"{_PREFIX}token_type: not one number for each of {count} tokens")
+    return found.tolist()
+
+
 def _strings(values: dict[str, Any], key: str) -> list[str]:
     found = values.get(key)
     if not isinstance(found, list):
@@ -79,85 +88,54 @@ def _strings(values: dict[str, Any], key: str) -> list[str]:
     return found
 
 
-class _Metadata:
-    """A reader of the keys and values in front. Every size is checked before anything of that size is read."""
+# writing ---------------------------------------------------------------------------------------------------------
 
-    def __init__(self, view: mmap.mmap) -> None:
-        self._view, self._at = view, 0
-        self._end = min(len(view), MAX_METADATA_BYTES)
+# How llama.cpp is told the patterns that it knows.
+PRE_OF_PATTERN = {"gpt2": "gpt-2", "llama3": "llama-bpe", "qwen2": "qwen2", "smollm": "smollm", "o200k": "gpt-4o"}
+_NORMAL = 1
 
-    def read(self, prefix: str) -> dict[str, Any]:
-        """The values of the keys that start with `prefix`, by the rest of the key; the others are skipped."""
-        if self._view[:4] != MAGIC:
-            raise ValueError("not a GGUF file")
-        self._at = 4
-        version, _, entries = self._number(4), self._number(10), self._number(10)
-        if version not in (2, 3):
-            raise ValueError(f"GGUF version {version}; expected 2 or 3, little-endian")
-        if entries > MAX_ENTRIES:
-            raise ValueError(f"{entries} entries of metadata; at most {MAX_ENTRIES}")
-        values: dict[str, Any] = {}
-        for _ in range(entries):
-            key = self._string("a key")
-            value = self._value(self._number(4), key, wanted=key.startswith(prefix))
-            if key in values:
-                raise ValueError(f"the key {key[:80]!r} occurs twice")
-            values[key] = value
-        return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
 
-    def _take(self, size: int) -> int:
-        """Where the next `size` bytes start, which are then behind us."""
-        start = self._at
-        if size > self._end - start:
-            raise ValueError(f"byte {start}: {size} bytes are announced, {self._end - start} are left of the metadata")
-        self._at += size
-        return start
+def to_metadata(
+    parts: Parts,
+    vocab_size: int,
+    *,
+    start: int | None = None,
+    end: int | None = None,
+    end_of_turn: int | None = None,
+    template: str | None = None,
+) -> dict[str, Any]:
+    """The metadata by which llama.cpp gives the ids that we give, for a model with `vocab_size` rows.
 
-    def _numbers(self, kind: int, count: int) -> tuple[Any, ...]:
-        layout = struct.Struct(f"<{count}{_SCALARS[kind]}")
-        return layout.unpack_from(self._view, self._take(layout.size))
-
-    def _number(self, kind: int) -> Any:
-        return self._numbers(kind, 1)[0]
-
-    def _string(self, where: str) -> str:
-        size = self._number(10)
-        start = self._take(size)
-        try:
-            return self._view[start : start + size].decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"byte {start}, {where[:80]!r}: not UTF-8 ({error.reason})") from None
-
-    def _value(self, kind: int, key: str, wanted: bool) -> Any:
-        if kind in _SCALARS:
-            return self._number(kind)
-        if kind == _STRING:
-            return self._string(key)
-        if kind != _ARRAY:
-            raise ValueError(f"{key[:80]!r}: no kind of value has the number {kind}")
-        item, count = self._number(4), self._number(10)
-        if count > MAX_ITEMS:
-            raise ValueError(f"{key[:80]!r}: {count} items; at most {MAX_ITEMS}")
-        if item in _SCALARS:
-            return self._numbers(item, count)
-        if item == _STRING:
-            return self._strings(key, count, wanted)
-        raise ValueError(f"{key[:80]!r}: a list of kind {item} is not supported")
-
-    def _strings(self, key: str, count: int, wanted: bool) -> list[str]:
-        # As `_string` does it, without a call for each: these lists are most of the metadata.
-        view, at, end = self._view, self._at, self._end
-        found: list[bytes] = []
-        for _ in range(count):
-            start = at + _LENGTH.size
-            size = _LENGTH.unpack_from(view, at)[0] if start <= end else 0
-            at = start + size
-            if at > end:
-                raise ValueError(f"byte {start}, {key[:80]!r}: {size} bytes are announced, more than are left")
-            if wanted:
-                found.append(view[start:at])
-        self._at = at
-        try:
-            return [text.decode() for text in found]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{key[:80]!r}: {error.object[:40]!r} is not UTF-8") from None
+    `start`, `end` and `end_of_turn` are ids of tokens; `template` is a chat template (Jinja). Rows without a token are
+    called [PAD...] and marked as unused. A normalizer is left out, with a warning: llama.cpp has none.
+    ValueError for a pattern that llama.cpp has no name for, for merges that do not reach every token, and for more
+    tokens than rows.
+    """
+    if max(parts.vocab, default=-1) >= vocab_size:
+        raise ValueError(f"the tokenizer has the id {max(parts.vocab)}, the model {vocab_size} rows: they do not fit")
+    pattern = parts.pattern
+    if pattern not in PRE_OF_PATTERN:
+        known = f"expected one of {', '.join(PRE_OF_PATTERN)}{nearest(pattern, PRE_OF_PATTERN)}"
+        raise ValueError(f"pattern {pattern[:80]!r}: llama.cpp has no such pre-tokenizer; {known}")
+    if (parts.ignore_merges or parts.merges is None) != (pattern == "llama3") and (lost := parts.unreached()):
+        raise ValueError(f"token {lost!r}: merges do not reach it, and llama.cpp takes whole words with llama3 alone")
+    if parts.normalizer is not None:
+        logger.warning("llama.cpp applies no normalizer: text that is not in %s gets other ids", parts.normalizer)
+    special = {token_id: token for token, token_id in parts.special_tokens.items()}
+    ids = range(vocab_size)
+    texts = [special.get(i) or (spell(parts.vocab[i]) if i in parts.vocab else f"[PAD{i}]") for i in ids]
+    kinds = [_CONTROL if i in special else _NORMAL if i in parts.vocab else _UNUSED for i in ids]
+    values: dict[str, Any] = {
+        "model": "gpt2",
+        "pre": PRE_OF_PATTERN[pattern],
+        "tokens": texts,
+        "token_type": np.array(kinds, np.int32),
+        "merges": [f"{spell(left)} {spell(right)}" for left, right in parts.listed_merges()],
+        "add_bos_token": False,
+        "add_space_prefix": False,
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "eot_token_id": end_of_turn,
+    }
+    written = {_PREFIX + key: value for key, value in values.items() if value is not None}
+    return written | ({TEMPLATE_KEY: template} if template else {})

@@ -1,0 +1,112 @@
+"""What makes a comparison fair: the same number of parameters, of FLOPs or of seconds for every variant."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from groundup.accounting import count_parameters, training_flops_per_token
+from groundup.model import MLPConfig, ModelConfig
+from groundup.scaling.settings import AblationSettings
+from groundup.scaling.variants import Variant
+
+TOLERANCE = 0.01
+MULTIPLES = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A variant as it is trained: its architecture (d_ff adjusted, where parameters are matched) and its length.
+
+    `flops` are those of all steps, forward and backward, by `accounting`.
+    """
+
+    variant: Variant
+    config: ModelConfig
+    parameters: int
+    flops_per_token: float
+    seconds_per_step: float
+    steps: int
+
+    def flops(self, batch_tokens: int) -> float:
+        return self.steps * batch_tokens * self.flops_per_token
+
+
+def match_parameters(config: ModelConfig, target: int, tolerance: float = TOLERANCE) -> ModelConfig:
+    """`config` with d_ff changed so that its parameters are within `tolerance` of `target`.
+
+    d_ff is the multiple of 8 nearest to the exact solution, or of 4, 2 or 1 where that is too coarse: the count is
+    linear in it. Raises ValueError where no d_ff does it, or a block has no plain or gated feed-forward layer.
+    """
+    if not all(isinstance(block.ffn, MLPConfig) for block in config.blocks):
+        raise ValueError("match=parameters: a block without a plain or gated feed-forward layer has no d_ff to adjust")
+    one, two = (count_parameters(_with_d_ff(config, d_ff)).total for d_ff in (1, 2))
+    exact = 1 + (target - one) / (two - one)
+    for multiple in MULTIPLES:
+        d_ff = max(1, multiple * round(exact / multiple))
+        made = one + (d_ff - 1) * (two - one)
+        if abs(made - target) <= tolerance * target:
+            return _with_d_ff(config, d_ff)
+    raise ValueError(
+        f"match=parameters: {target:,} parameters would need d_ff={exact:.1f}; "
+        "the variant is too far from the base, so match flops or time instead"
+    )
+
+
+def _with_d_ff(config: ModelConfig, d_ff: int) -> ModelConfig:
+    blocks = tuple(replace(block, ffn=replace(block.ffn, d_ff=d_ff)) for block in config.blocks)  # type: ignore[type-var]
+    return replace(config, blocks=blocks)
+
+
+def matched_configs(variants: Sequence[Variant], settings: AblationSettings) -> list[ModelConfig]:
+    """The variants' architectures, with the first one's number of parameters where these are matched."""
+    if settings.match != "parameters":
+        return [variant.config for variant in variants]
+    target = count_parameters(variants[0].config).total
+    return [variants[0].config, *(match_parameters(variant.config, target) for variant in variants[1:])]
+
+
+def relative_lengths(configs: Sequence[ModelConfig], seconds: Sequence[float], match: str) -> list[float]:
+    """Steps of each variant for one step of the first.
+
+    parameters: 1, every variant sees the same tokens. flops: FLOPs per token of the first over its own. time: the
+    same of seconds per step, measured in turns.
+    """
+    if match == "parameters":
+        return [1.0] * len(configs)
+    costs = [training_flops_per_token(c, c.context_length) for c in configs] if match == "flops" else list(seconds)
+    return [costs[0] / cost for cost in costs]
+
+
+def plan_lengths(
+    variants: Sequence[Variant], configs: Sequence[ModelConfig], seconds: Sequence[float], steps: Sequence[int]
+) -> list[Planned]:
+    """Every variant with its number of steps and what they cost."""
+    return [
+        Planned(
+            variant=variant,
+            config=config,
+            parameters=count_parameters(config).total,
+            flops_per_token=training_flops_per_token(config, config.context_length),
+            seconds_per_step=each,
+            steps=max(2, count),
+        )
+        for variant, config, each, count in zip(variants, configs, seconds, steps, strict=True)
+    ]
+
+
+def affordable_steps(
+    seconds_left: float, seconds: Sequence[float], lengths: Sequence[float], settings: AblationSettings, overhead: float
+) -> int:
+    """Steps of the first variant that `seconds_left` pay for: all seeds and all runs that choose a rate.
+
+    `overhead` are the seconds of all that is no step. Raises ValueError when that would be fewer than 20.
+    """
+    runs = settings.seeds + len(settings.tuned_rates) * settings.tune_share
+    each = runs * sum(s * length for s, length in zip(seconds, lengths, strict=True))
+    steps = int((seconds_left - overhead) / each)
+    if steps < 20:
+        needed = 20 * each + overhead
+        raise ValueError(
+            f"the budget leaves {max(0, steps)} steps to a run, and fewer than 20 show nothing; allow at least "
+            f"{needed:.0f} s more than reading and measuring take, or compare fewer or smaller models"
+        )
+    return steps

@@ -1,0 +1,89 @@
+"""What a person may decide about an ablation."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Match = Literal["parameters", "flops", "time"]
+LEAST_VOCABULARY = 260
+
+
+@dataclass(frozen=True)
+class AblationSettings:
+    """The size of the models, what is held equal, and how each is trained.
+
+    d_model: width of the models
+    num_layers: blocks of the models
+    num_heads: heads of attention (null: of 32 channels)
+    context_length: tokens that a model reads at once
+    batch_size: sequences in a training step
+    vocab_size: tokens in the vocabulary, at least 260
+    match: what all variants have equal: parameters, flops or time
+    seeds: runs of each variant, each with its own weights and data order
+    seed: the first of these seeds
+    rates: learning rates to choose from for each variant
+    tune_share: length of a run that chooses, as a share of a full run (0: the middle rate for all)
+    steps: of the base (null: as many as the budget allows)
+    budget_seconds: --budget in seconds
+    weight_decay: of matrices, by AdamW
+    warmup_share: share of the steps in which the rate rises
+    precision: fp32 or bf16
+    text_bytes: most text that is read
+    scored_bytes: most held-out text that is scored
+    held_out_fraction: share of the text to measure on, at most 0.5
+    text_field: field of .jsonl and .parquet records that holds the text (null: text, else content)
+    """
+
+    d_model: int = 128
+    num_layers: int = 4
+    num_heads: int | None = None
+    context_length: int = 128
+    batch_size: int = 8
+    vocab_size: int = 1024
+    match: Match = "flops"
+    seeds: int = 3
+    seed: int = 0
+    rates: tuple[float, ...] = (0.001, 0.003, 0.01)
+    tune_share: float = 0.33
+    steps: int | None = None
+    budget_seconds: float = 600.0
+    weight_decay: float = 0.1
+    warmup_share: float = 0.1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    text_bytes: int = 4_000_000
+    scored_bytes: int = 100_000
+    held_out_fraction: float = 0.05
+    text_field: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "num_layers", "context_length", "batch_size", "text_bytes", "scored_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.vocab_size < LEAST_VOCABULARY:
+            raise ValueError(f"vocab_size={self.vocab_size}: must be at least {LEAST_VOCABULARY}")
+        if self.seeds < 2:
+            raise ValueError(f"seeds={self.seeds}: must be at least 2: one run says nothing of how much runs differ")
+        if not self.rates or not all(0 < rate < 1 for rate in self.rates):
+            raise ValueError(f"rates={self.rates}: expected learning rates between 0 and 1, such as 0.001,0.003,0.01")
+        for name in ("tune_share", "warmup_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be from 0 to 1")
+        if not 0 < self.held_out_fraction <= 0.5:
+            raise ValueError(f"held_out_fraction={self.held_out_fraction}: must be above 0 and at most 0.5")
+        if not 0 < self.budget_seconds < math.inf:
+            raise ValueError(f"budget_seconds={self.budget_seconds}: must be a positive number")
+        if self.steps is not None and self.steps < 2:
+            raise ValueError(f"steps={self.steps}: must be at least 2")
+
+    @property
+    def tuned_rates(self) -> tuple[float, ...]:
+        """The rates among which a short run of each variant chooses; none where all take the middle one."""
+        return self.rates if self.tune_share and len(self.rates) > 1 else ()
+
+    @property
+    def middle_rate(self) -> float:
+        return sorted(self.rates)[len(self.rates) // 2]
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_size * self.context_length

@@ -1,0 +1,84 @@
+"""`groundup ablate`: what it takes, what it prints and what it refuses."""
+
+import json
+
+import pytest
+
+from groundup import cli, scaling
+
+SMALL = ["d_model=16", "num_layers=1", "context_length=16", "batch_size=2", "vocab_size=270", "steps=4",
+         "text_bytes=150000", "scored_bytes=1000", "tune_share=0", "--seeds", "2", "--device", "cpu"]  # fmt: skip
+
+
+def call(capsys, *words):
+    code = cli.main(["ablate", *map(str, words)])
+    shown = capsys.readouterr()
+    last = shown.out.splitlines()[-1] if shown.out else ""
+    return code, shown, json.loads(last) if last.startswith("{") else None
+
+
+def test_a_comparison_prints_its_tables_and_one_json_line(tmp_path, capsys):
+    code, shown, result = call(capsys, *SMALL, "--variants", "relu_mlp", "--match", "parameters", "--json",
+                               "--out", tmp_path / "run")  # fmt: skip
+    assert code == 0
+    assert "relu_mlp" in shown.out and result["comparisons"][0]["verdict"] in shown.out
+    assert result["settings"]["match"] == "parameters" and result["settings"]["seeds"] == 2
+    assert "losses" not in result["variants"][0] and len(result["variants"][0]["bits_per_byte"]) == 2
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"result.json", "report.html", "runs.jsonl", "plan.json"}
+    assert "run 4 of 4" in shown.err
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scaling, "ablate", stop)
+    code, shown, _ = call(capsys, *SMALL, "--ladder", "--out", tmp_path / "run")
+    assert code == 130 and f"groundup ablate --resume {tmp_path / 'run'}" in shown.err
+
+
+def test_a_dry_run_shows_the_variants_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, shown, result = call(capsys, *SMALL, "--ladder", "--more", "gqa", "--dry-run", "--json")
+    assert code == 0 and list(tmp_path.iterdir()) == []
+    assert [v["name"] for v in result["variants"]] == [
+        "2017",
+        "+rmsnorm",
+        "+pre",
+        "+swiglu",
+        "+rope",
+        "+no_bias",
+        "+gqa",
+    ]
+
+
+def test_own_variants_of_the_command_line(capsys):
+    _, _, result = call(capsys, *SMALL, "--variant", "wide", "blocks.0.ffn.d_ff=99", "--dry-run", "--json")
+    assert [v["name"] for v in result["variants"]] == ["base", "wide"]
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ([], "give one of --ladder"),
+        (["--ladder", "--variants", "geglu"], "give one of --ladder"),
+        (["--variants", "gelu"], "did you mean 'geglu'"),
+        (["--variants", "geglu", "--more", "gqa"], "--more adds rungs"),
+        (["--ladder", "d_modl=3"], "unknown setting 'd_modl'; did you mean 'd_model'"),
+        (["--ladder", "seeds=3", "--seeds", "4"], "seeds= and its option are the same setting"),
+        (["--ladder", "--seeds", "1"], "one run says nothing"),
+        (["--ladder", "--budget", "soon"], "expected a time such as"),
+        (["--resume", "nowhere", "--ladder"], "leave out 'ladder'"),
+        (["--resume", "nowhere"], "no config.json there"),
+    ],
+)
+def test_what_is_refused(words, fault, capsys):
+    code, shown, _ = call(capsys, *words)
+    assert code == 1 and fault in shown.err
+
+
+def test_help_lists_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["ablate", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f"{name}=" in shown for name in ("tune_share", "rates", "match", "budget_seconds"))
