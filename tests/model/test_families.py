@@ -23,6 +23,7 @@ from groundup.model import (
 )
 from groundup.model.balance import Balance
 from groundup.model.families import ARCHITECTURES, family_of, from_hugging_face, to_hugging_face
+from groundup.model.multi_token import MultiTokenConfig
 from groundup.model.rope_scaling import LinearScaling, Llama3Scaling, NTKScaling, YarnScaling
 from groundup.model.router import ExpertChoiceRouter
 
@@ -150,6 +151,26 @@ def test_what_a_class_would_lose_is_named(made, reason):
 def test_what_gpt2_does_not_have(changes, reason):
     with pytest.raises(ValueError, match=reason):
         family_of(replace(GPT2, **changes))
+
+
+PUBLISHED = {
+    "gpt2-xl": "gpt2", "llama-2-70b": "llama", "llama-3.1-405b": "llama", "smollm2-135m": "llama",
+    "mistral-7b": "mistral", "qwen-2.5-7b": "qwen2", "qwen-3-32b": "qwen3", "gemma-3-27b": "gemma3_text",
+    "mixtral-8x22b": "mixtral",
+    "olmoe-1b-7b": "olmoe", "deepseek-v2-lite": "deepseek_v2", "deepseek-v2": "deepseek_v2",
+    "deepseek-v3": "deepseek_v3", "mamba-2-2.7b": "mamba2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_are_of_their_families(name):
+    assert family_of(presets.published(name)) == PUBLISHED[name]
+
+
+def test_modules_that_predict_further_tokens_are_not_written():
+    made = replace(presets.published("deepseek-v3"), multi_token=MultiTokenConfig())
+    with pytest.raises(ValueError, match="multi_token=.* \\(its class has None\\)"):
+        family_of(made)
 
 
 def test_what_is_about_training_alone_is_left_behind():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from groundup import kernels
-from groundup.files import read_json
+from groundup.files import read_json, write_json
 from groundup.model.families import weights_of
 from groundup.model.pretrained import load_pretrained, save_pretrained
 from groundup.model.weight_names import FamilyWeights, import_tensor
@@ -239,6 +239,20 @@ def test_files_that_join_their_experts(pair, tmp_path, name):
     assert joined.config == ours.config
     assert all(torch.equal(p, q) for p, q in zip(ours.state_dict().values(), joined.state_dict().values(), strict=True))
     assert not any(buffer.is_meta for buffer in joined.buffers())
+
+
+def test_layers_that_predict_further_tokens_are_passed_over(pair, tmp_path):
+    """The published DeepSeek-V3 has one behind its last layer; without its key in the config it does not belong."""
+    ours, _, folder = pair("deepseek_v3")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "model.layers.3.eh_proj.weight": torch.ones(2, 2)}, tmp_path / "model.safetensors")
+    config = read_json(folder / "config.json") | {"num_nextn_predict_layers": 1}
+    write_json(tmp_path / "config.json", config)
+    again = load_pretrained(tmp_path)
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), again.parameters(), strict=True))
+    write_json(tmp_path / "config.json", config | {"num_nextn_predict_layers": 0})
+    with pytest.raises(ValueError, match=r"not in the config: model\.layers\.3\.eh_proj\.weight"):
+        load_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "deepseek_v3_yarn"])
