@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from groundup.model import AttentionConfig, BlockConfig, MLPConfig, group_kv_heads
+from groundup.model import AttentionConfig, BlockConfig, LSTMConfig, MLPConfig, MoEConfig, group_kv_heads
 
 from .variants import build, small, tokens
 
@@ -55,3 +55,15 @@ def test_better_than_dropping_heads():
 def test_a_number_that_does_not_divide_names_those_that_do():
     with pytest.raises(ValueError, match="4 key/value heads cannot be pooled to num_kv_heads=3; allowed: 1, 2, 4"):
         group_kv_heads(build(small(MHA)), 3)
+
+
+def test_other_mixers_and_experts_stay_as_they_are():
+    blocks = (
+        BlockConfig(LSTMConfig(12), MoEConfig(4, 2, 12)),
+        BlockConfig(AttentionConfig(4, 4, 4), MoEConfig(4, 2, 12)),
+    )
+    model = build(small(*blocks))
+    grouped = group_kv_heads(model, 2)
+    assert grouped.config.blocks[0] == blocks[0] and grouped.config.blocks[1].mixer.num_kv_heads == 2
+    assert grouped(tokens()).isfinite().all()
+    assert not any(buffer.is_meta for buffer in grouped.buffers())

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from groundup.model.transformer import ModelConfig, Transformer
 
@@ -24,6 +25,16 @@ def skeleton(config: ModelConfig, num_tensors: int, where: str) -> Transformer:
             return Transformer(config)
     except RuntimeError as error:  # the product of two sizes passes 2^63
         raise ValueError(f"{where}: its sizes are beyond what a tensor can have ({str(error)[:120]})") from error
+
+
+def fill(model: Transformer, state: Mapping[str, Tensor]) -> Transformer:
+    """A skeleton with these weights. Its counters (experts' loads), which no file holds, start at zero."""
+    model.load_state_dict(state, assign=True)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                module.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype), persistent=False)
+    return model
 
 
 def check_fit(expected: Shapes, found: Shapes, where: str, config_name: str, wrong_type: Sequence[str] = ()) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from groundup.model.attention import AttentionConfig
 from groundup.model.block import BlockConfig
+from groundup.model.fitting import fill
 from groundup.model.transformer import Transformer
 
 
@@ -33,7 +34,7 @@ def group_kv_heads(model: Transformer, num_kv_heads: int) -> Transformer:
             path = f"blocks.{i}.mixer.{name}"
             if path in state:
                 state[path] = _mean_heads(state[path], num_kv_heads, mixer.d_head)
-    grouped.load_state_dict(state, assign=True)
+    fill(grouped, state)
     grouped.compute_dtype, grouped.recompute = model.compute_dtype, model.recompute
     return grouped.train(model.training)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from groundup.config import to_dict
 from groundup.files import read_json, write_atomic, write_json
 from groundup.model.families import from_hugging_face, to_hugging_face, weights_of
-from groundup.model.fitting import check_fit, first_of, skeleton
+from groundup.model.fitting import check_fit, fill, first_of, skeleton
 from groundup.model.transformer import ModelConfig, Transformer
 from groundup.model.weight_names import (
     export_tensors,
@@ -97,12 +97,7 @@ def load_pretrained(path: str | Path) -> Transformer:
     if tied_head and not torch.equal(tensors["lm_head.weight"], tensors[exported_name(family, "embed.weight")]):
         raise ValueError(f"{path}: config.json ties the embeddings, yet lm_head.weight is a different matrix")
     state = {name: import_tensor(family, name, tensors).float().clone() for name in model.state_dict()}
-    model.load_state_dict(state, assign=True)
-    for module in model.modules():  # counters, which no file holds
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:
-                module.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype), persistent=False)
-    return model
+    return fill(model, state)
 
 
 def read_end_ids(path: str | Path) -> list[int]:
