@@ -69,6 +69,7 @@ def test_the_text_says_what_diverged(folder):
 def test_a_verdict_is_filled_and_no_verdict_is_hollow():
     hollow = interval_svg([comparison("a", "no difference shown", -0.2, 0.1)])
     filled = interval_svg([comparison("a", "better", -0.2, -0.1)])
+    assert hollow is not None and filled is not None
     assert hollow.count("fill: var(--model)") < filled.count("fill: var(--model)")
     assert MODEL not in filled
     assert interval_svg([comparison("a", "worse", None, None, (None, None))]) is None

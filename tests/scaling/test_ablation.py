@@ -124,6 +124,12 @@ def test_folders_that_are_in_use_or_none_are_refused(finished, tiny, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_run_that_is_there_twice_counts_once(finished, tmp_path):
+    lines = (finished[0] / "runs.jsonl").read_bytes()
+    (tmp_path / "runs.jsonl").write_bytes(lines + lines.splitlines(keepends=True)[3])
+    assert read_runs(tmp_path / "runs.jsonl") == read_runs(finished[0] / "runs.jsonl")
+
+
 @pytest.mark.parametrize("line", ["[]", "{}", "nonsense"])
 def test_a_line_that_is_no_run_is_refused(line, tmp_path):
     (tmp_path / "runs.jsonl").write_text(f"{line}\n")
