@@ -87,6 +87,7 @@ def test_a_stopped_comparison_goes_on_and_ends_the_same(finished, tmp_path, monk
     on = resume(tmp_path / "run", device="cpu")
     assert count == 105, "five runs were left, and no finished one was trained again"
     assert on["comparisons"] == result["comparisons"]
+    assert len(read_runs(tmp_path / "run" / "runs.jsonl")) == 12, "what a kill left is gone from the file"
 
 
 def test_divergence_is_counted_and_not_raised(tiny, tmp_path, monkeypatch):
