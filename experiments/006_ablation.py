@@ -14,7 +14,7 @@ from pathlib import Path
 from groundup.config import to_dict
 from groundup.files import read_json, write_atomic
 from groundup.model import ModelConfig
-from groundup.scaling import AblationSettings, Variant, ablate, ladder, modern, named, resume
+from groundup.scaling import AblationSettings, Variant, ablate, ladder, leave_one_out, modern, named, resume
 from groundup.scaling.ablation import read_runs
 
 SIZES = AblationSettings(
@@ -39,6 +39,7 @@ def glu_family(base: ModelConfig) -> list[Variant]:
 COMPARISONS = {
     "ladder": (ladder, replace(SIZES, match="flops")),
     "glu": (glu_family, replace(SIZES, match="parameters", steps=150)),
+    "alone": (leave_one_out, replace(SIZES, match="parameters", steps=160)),
 }
 
 

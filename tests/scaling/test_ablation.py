@@ -87,6 +87,7 @@ def test_a_stopped_comparison_goes_on_and_ends_the_same(finished, tmp_path, monk
     on = resume(tmp_path / "run", device="cpu")
     assert count == 105, "five runs were left, and no finished one was trained again"
     assert on["comparisons"] == result["comparisons"]
+    assert len(read_runs(tmp_path / "run" / "runs.jsonl")) == 12, "what a kill left is gone from the file"
 
 
 def test_divergence_is_counted_and_not_raised(tiny, tmp_path, monkeypatch):
@@ -122,6 +123,12 @@ def test_folders_that_are_in_use_or_none_are_refused(finished, tiny, tmp_path):
     with pytest.raises(ValueError, match="'2017' is compared with, but not among"):
         ablate([], variants[1:], tiny, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_run_that_is_there_twice_counts_once(finished, tmp_path):
+    lines = (finished[0] / "runs.jsonl").read_bytes()
+    (tmp_path / "runs.jsonl").write_bytes(lines + lines.splitlines(keepends=True)[3])
+    assert read_runs(tmp_path / "runs.jsonl") == read_runs(finished[0] / "runs.jsonl")
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", "nonsense"])

@@ -269,7 +269,7 @@ def _place(variant: str, seed: int, rate: float, final: bool) -> tuple[str, int,
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
-    """The finished runs. A last line that a kill cut short is left out, and cut off the file."""
+    """The finished runs, each once. A last line that a kill cut short is left out, and cut off the file."""
     if not path.exists():
         return []
     raw = path.read_bytes()
@@ -279,6 +279,10 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
     try:
         runs = [json.loads(line) for line in whole.splitlines()]
         assert all({"variant", "seed", "rate", "final", "diverged"} <= run.keys() for run in runs)
-    except (ValueError, AttributeError, AssertionError) as error:
+        # Two processes in one folder train some runs twice, with equal results.
+        once: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for run in runs:
+            once.setdefault((run["variant"], run["seed"], run["rate"], run["final"]), run)
+    except (ValueError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path}: a line is not that of a run; {REMEDY}") from error
-    return runs
+    return list(once.values())
