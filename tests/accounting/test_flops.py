@@ -17,7 +17,7 @@ from groundup.accounting.flops import visible_pairs
 from groundup.model import PLACEMENTS, AttentionConfig, BlockConfig, MLPConfig, ModelConfig, Transformer
 from groundup.optim import orthogonalize
 from groundup.train import next_token
-from tests.model.variants import VARIANTS
+from tests.model.variants import MIXERS, VARIANTS, small, tokens
 
 
 def test_visible_pairs_equal_a_count_by_loops():
@@ -101,6 +101,17 @@ def test_a_recomputed_step_of_mixers_alone_equals_torchs_counter(placement):
     assert sum(row.flops for row in rows if row.kind != "elementwise") == counter.get_total_flops()
     per_block = [row.flops for row in rows if row.name == "residual" and row.phase == "forward"]
     assert per_block == [2 * 12 * 16] * 2
+
+
+@pytest.mark.parametrize("mixer", ["mha", "gqa", "mqa"])
+def test_decoding_with_a_cache_does_the_work_of_one_pass_over_the_text(mixer):
+    """Token by token, each against the keys so far: the causal count, and no product a second time."""
+    model, x = Transformer(small(BlockConfig(MIXERS[mixer], MLPConfig(24)))), tokens(2, 9)
+    caches = model.new_caches()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for piece in x.split(1, 1):
+            model(piece, caches=caches)
+    assert counter.get_total_flops() == forward_flops(model.config, seq=9, batch=2, causal=True)
 
 
 def test_more_layers_recomputed_than_there_are():

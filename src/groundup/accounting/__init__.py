@@ -10,30 +10,37 @@ from groundup.accounting.flops import (
 )
 from groundup.accounting.hardware import Machine, describe_machine, probe
 from groundup.accounting.memory import (
+    CacheBytes,
     MemoryLedger,
     activation_bytes,
+    cache_bytes,
     kv_cache_bytes_per_token,
     least_recompute,
     training_memory,
 )
+from groundup.accounting.napkin import largest_model, training_days
 from groundup.accounting.params import ParameterCount, count_parameters
 from groundup.accounting.summary import summary
 
 __all__ = [
+    "CacheBytes",
     "Machine",
     "MemoryLedger",
     "ParameterCount",
     "activation_bytes",
     "beside_six_nd",
+    "cache_bytes",
     "count_parameters",
     "describe_machine",
     "forward_flops",
     "kv_cache_bytes_per_token",
+    "largest_model",
     "least_recompute",
     "ledger",
     "optimizer_ledger",
     "probe",
     "summary",
+    "training_days",
     "training_flops_per_token",
     "training_ledger",
     "training_memory",

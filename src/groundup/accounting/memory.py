@@ -7,6 +7,7 @@ keeps no scores.
 """
 
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -160,13 +161,26 @@ def least_recompute(
     return low if low <= config.num_layers else None
 
 
-def kv_cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> int:
-    """What one more token of context costs in inference: 2 L n_kv d_head numbers of `dtype` for attention.
+class CacheBytes(NamedTuple):
+    """What inference remembers: bytes for each token of a sequence, and bytes of a sequence whatever its length."""
 
-    Counted by running the model on the meta device with a cache that only counts.
+    per_token: int
+    fixed: int
+
+
+def cache_bytes(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> CacheBytes:
+    """Counted by running the model on the meta device with a cache that only counts.
+
+    Attention remembers 2 L n_kv d_head numbers of `dtype` per token (the last ones alone, where it has a window),
+    latent attention L (kv_rank + d_rope); recurrences have states, in float32 where they are sums.
     """
     model = meta_model(config)
     model.compute_dtype = dtype
     caches = [CountingCache() for _ in model.blocks]
     model.hidden(torch.zeros(1, 1, dtype=torch.long, device="meta"), caches=caches)
-    return sum(cache.bytes_per_token for cache in caches)
+    return CacheBytes(sum(cache.bytes_per_token for cache in caches), sum(cache.fixed_bytes for cache in caches))
+
+
+def kv_cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> int:
+    """What one more token of context costs in inference."""
+    return cache_bytes(config, dtype).per_token

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from groundup.accounting.flops import beside_six_nd, forward_flops, ledger, training_flops_per_token
-from groundup.accounting.memory import kv_cache_bytes_per_token, training_memory
+from groundup.accounting.memory import cache_bytes, training_memory
 from groundup.accounting.params import count_parameters
 from groundup.model import ModelConfig
 
@@ -13,13 +13,18 @@ def summary(config: ModelConfig, context_length: int | None = None, batch: int =
     seq = context_length or config.context_length
     count = count_parameters(config)
     memory = training_memory(config, batch, seq)
+    cache = cache_bytes(config)
+    active = [f"of these active {count.active:>18,}  that a token meets"] if count.active < count.total else []
+    fixed = [f"states          {cache.fixed:>18,}  bytes per sequence"] if cache.fixed else []
     lines = [
         f"parameters      {count.total:>18,}  (embedding {count.embedding:,}, head {count.head:,})",
+        *active,
         f"forward         {forward_flops(config, seq, batch):>18,}  FLOPs for {batch} x {seq} tokens",
         f"training        {training_flops_per_token(config, seq):>18,.0f}  FLOPs per token "
-        f"({training_flops_per_token(config, seq) / count.total:.2f} per parameter)",
+        f"({training_flops_per_token(config, seq) / count.active:.2f} per{' active' * bool(active)} parameter)",
         f"training peak   {memory.peak:>18,}  bytes (fp32, AdamW, batch {batch})",
-        f"KV cache        {kv_cache_bytes_per_token(config):>18,}  bytes per token (bf16)",
+        f"KV cache        {cache.per_token:>18,}  bytes per token (bf16)",
+        *fixed,
         "",
         *_share_rows(config, seq, batch),
         "",
