@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from groundup.config import from_dict, to_dict
 from groundup.model import PLACEMENTS, DenseCache, ModelConfig, PagedCache, PagePool, Transformer
 
-from .variants import EVERY_VARIANT, FFNS, MIXERS, NORMS, VARIANTS, build, tokens
+from .variants import EVERY_VARIANT, FFNS, KINDS, MIXERS, NORMS, VARIANTS, build, tokens
 
 variants = pytest.mark.parametrize("name", VARIANTS)
 
@@ -102,4 +102,4 @@ def test_the_fast_selection_meets_what_it_promises():
 
 
 def test_the_full_product_is_one():
-    assert {(m, f, p) for m, f, _, p in parts_of(EVERY_VARIANT)} == set(product(MIXERS, FFNS, PLACEMENTS))
+    assert {(m, f, p) for m, f, _, p in parts_of(EVERY_VARIANT)} == set(product(MIXERS, KINDS, PLACEMENTS))

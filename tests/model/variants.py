@@ -85,9 +85,13 @@ def _variant(mixer: str, ffn: str, norm: str, placement: str) -> tuple[str, Mode
     return f"{mixer}-{ffn}-{norm}-{placement}", small(block, norm_bias=norm == "layer")
 
 
+KINDS = [name for name in FFNS if name.endswith(("_silu", "_bias")) or name.startswith("moe_")]
+"""Feed-forward layers that differ in more than their activation."""
+
+
 def _every_variant() -> dict[str, ModelConfig]:
-    """Every mixer with every feed-forward layer in every placement; the norms alternate."""
-    parts = product(enumerate(MIXERS), enumerate(FFNS), enumerate(PLACEMENTS))
+    """Every mixer with every kind of feed-forward layer in every placement; the norms alternate."""
+    parts = product(enumerate(MIXERS), enumerate(KINDS), enumerate(PLACEMENTS))
     return dict(
         _variant(mixer, ffn, NORMS[(i + j + k) % len(NORMS)], placement)
         for (i, mixer), (j, ffn), (k, placement) in parts
@@ -125,7 +129,7 @@ WHOLE_MODELS = {
 }
 
 EVERY_VARIANT = _every_variant() | WHOLE_MODELS
-"""Every mixer with every feed-forward layer in every placement, for tests marked slow."""
+"""Every mixer with every kind of feed-forward layer in every placement, for tests marked slow."""
 
 VARIANTS = _covering() | WHOLE_MODELS
 """Every mixer, and every feed-forward layer, with every norm and placement, but not with each other."""

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from groundup.model.attention import AttentionConfig
+from groundup.model.attention import AttentionConfig
 from groundup.model.block import BlockConfig
 from groundup.model.fitting import fill
 from groundup.model.transformer import Transformer
@@ -40,6 +41,8 @@ def group_kv_heads(model: Transformer, num_kv_heads: int) -> Transformer:
 
 
 def _grouped(block: BlockConfig, num_kv_heads: int) -> BlockConfig:
+    if not isinstance(block.mixer, AttentionConfig):
+        return block
     if not isinstance(block.mixer, AttentionConfig):
         return block
     if not isinstance(block.mixer, AttentionConfig):
