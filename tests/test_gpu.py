@@ -15,6 +15,7 @@ from groundup.model.transformer import Transformer
 from groundup.optim import AdamW
 from groundup.tokenizer import Tokenizer
 from groundup.train import objectives, precision, train
+from tests.model.variants import VARIANTS, build, tokens
 
 pytestmark = pytest.mark.gpu
 
@@ -53,6 +54,30 @@ def test_gradients_are_those_of_the_cpu():
     assert gradients["cpu"].keys() == gradients["cuda"].keys()
     for name, expected in gradients["cpu"].items():
         torch.testing.assert_close(gradients["cuda"][name], expected, rtol=1e-3, atol=1e-5, msg=name)
+
+
+# One variant of each mixer and of each kind of feed-forward layer, and the models with something of their own.
+ONE_OF_EACH = [name for name in VARIANTS if name.count("-") < 3 or name.endswith("-rms-pre")]
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_every_variant_gives_the_cpus_logits_gradients_and_cached_steps(name):
+    model, x = build(VARIANTS[name]), tokens()
+    expected = model(x)
+    expected.logsumexp(-1).square().mean().backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    there = build(VARIANTS[name]).to("cuda")
+    found = there(x.cuda())
+    found.logsumexp(-1).square().mean().backward()
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-4)
+    scale = max(g.abs().max() for g in gradients.values())
+    for n, p in there.named_parameters():
+        if p.grad is not None:
+            assert ((p.grad.cpu() - gradients[n]).abs().max() / scale).item() < 1e-3, n
+    with torch.no_grad():
+        caches = there.new_caches()
+        pieces = [there(piece, caches=caches) for piece in x.cuda().split([4, 2, 1, 1, 1], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, 1).cpu(), expected.detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_five_steps_are_those_of_the_cpu():
