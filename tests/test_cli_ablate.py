@@ -28,13 +28,33 @@ def test_a_comparison_prints_its_tables_and_one_json_line(tmp_path, capsys):
     assert "run 4 of 4" in shown.err
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("begun", [True, False])
+def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch, begun):
     def stop(*arguments, **options):
+        if begun:
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(scaling, "ablate", stop)
     code, shown, _ = call(capsys, *SMALL, "--ladder", "--out", tmp_path / "run")
-    assert code == 130 and f"groundup ablate --resume {tmp_path / 'run'}" in shown.err
+    assert code == 130 and (f"groundup ablate --resume {tmp_path / 'run'}" in shown.err) == begun
+    assert ("nothing to go on with" in shown.err) != begun
+
+
+@pytest.mark.parametrize("change", ["context_length=1000000", "vocab_size=200"])
+def test_what_all_variants_share_is_no_variant(tmp_path, capsys, change):
+    for more in (["--dry-run"], ["--out", tmp_path / "run"]):
+        code, shown, _ = call(capsys, *SMALL, "--variant", "other", change, *more)
+        assert code == 1 and f"variant 'other': {change}; all variants are trained with" in shown.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_report_writes_a_comparisons_own_page_again(tmp_path, capsys):
+    code, _, _ = call(capsys, *SMALL, "--variants", "relu_mlp", "--seeds", "2", "--out", tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_bytes()
+    assert code == 0 and cli.main(["report", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report.html").read_bytes() == page
 
 
 def test_a_dry_run_shows_the_variants_and_writes_nothing(tmp_path, capsys, monkeypatch):

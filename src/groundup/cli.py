@@ -260,8 +260,10 @@ def _report_options(parser: Parser) -> None:
 
 def _report(options: Arguments) -> int:
     from groundup.report import write_report
+    from groundup.report.ablation import is_ablation, write_ablation_report
 
-    print(write_report(options.run_folder))
+    write = write_ablation_report if is_ablation(options.run_folder) else write_report
+    print(write(options.run_folder))
     return 0
 
 

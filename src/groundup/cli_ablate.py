@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, whole_number
@@ -70,7 +71,10 @@ def run(options: Arguments) -> int:
                 files, variants, settings, out=folder, device=options.device, say=say, started=started
             )  # fmt: skip
     except KeyboardInterrupt:
-        say(f"stopped; go on with: groundup ablate --resume {folder}")
+        if folder and (Path(folder) / "config.json").is_file():
+            say(f"stopped; go on with: groundup ablate --resume {folder}")
+        else:
+            say("stopped before the first run: there is nothing to go on with; begin anew, in another folder")
         return INTERRUPTED
     page = write_ablation_report(folder)
     print(ablation_text(folder))
@@ -148,8 +152,10 @@ def _fresh() -> str:
 def _dry_run(variants: list["Variant"], settings: "AblationSettings", as_json: bool) -> int:
     """Print what each variant would be; nothing is read, timed or written."""
     from groundup.accounting import count_parameters, training_flops_per_token
+    from groundup.scaling.ablation import check_variants
     from groundup.scaling.matching import matched_configs
 
+    check_variants(variants, settings)
     configs = matched_configs(variants, settings)
     rows = [
         {"name": v.name, "against": v.against, "change": v.change, "parameters": count_parameters(c).total,

@@ -1,6 +1,7 @@
 """`groundup import` and `groundup export`: models from other programs, and for them. Each ends with a comparison."""
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ def run_export(options: Arguments) -> int:
     """Write a model for another program."""
     from groundup.model.source import refuse_existing, write_folder, write_gguf_model
 
-    name = Path(options.source).resolve().stem
+    path = Path(options.source).resolve()
+    name = path.name if path.is_dir() else path.stem
     options.dtype = options.dtype or {"hf": "f32", "gguf": "f16"}[options.to]
     if options.to == "hf" and not options.out:
         raise ValueError("--out: name the folder to write")
@@ -53,11 +55,19 @@ def run_export(options: Arguments) -> int:
     if options.to == "gguf" and options.max_shard_size:
         raise ValueError("--max-shard-size: a GGUF file is written in one piece; leave it out, or use --to hf")
     source = _read(options)
+    _say_which(options)
     if options.to == "hf":
         write_folder(source, out, options.dtype, _bytes(options.max_shard_size))
     else:
         write_gguf_model(source, out, options.dtype, name)
     return _report(options, source, out)
+
+
+def _say_which(options: Arguments) -> None:
+    chat = Path(options.source) / "chat"
+    if (chat / "config.json").is_file():
+        print(f"this is the model that continues text; the one tuned to chat is exported with: groundup export {chat} "
+              f"--to {options.to} --out PATH", file=sys.stderr)  # fmt: skip
 
 
 def _add_shared(parser: Parser, dtypes: tuple[str, ...], default: str | None) -> None:

@@ -156,3 +156,16 @@ def test_sinks_take_weight_and_start_as_one_key_of_score_zero():
     weight = score.exp() / (1 + score.exp())
     expected = layer.wo((weight[:, None] * layer.wv(x).view(2, 4)).view(1, 1, 8))
     torch.testing.assert_close(run(layer, x), expected)
+
+
+@pytest.mark.parametrize("wrong", ["Whole", "head", 1, None])
+def test_an_unknown_qk_norm_is_refused(wrong):
+    config = AttentionConfig(4, 2, 8)
+    object.__setattr__(config, "qk_norm", wrong)  # the tests' type checks would refuse it first
+    with pytest.raises(ValueError, match="qk_norm=.*expected True, False or 'whole'"):
+        config.__post_init__()
+
+
+def test_alibi_and_a_rotation_exclude_each_other():
+    with pytest.raises(ValueError, match="give rope=None"):
+        AttentionConfig(4, 2, 8, alibi=True)

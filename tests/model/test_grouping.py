@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from groundup.model import AttentionConfig, BlockConfig, LSTMConfig, MLPConfig, MoEConfig, group_kv_heads
+from groundup.model import (
+    AttentionConfig,
+    BlockConfig,
+    LSTMConfig,
+    MLPConfig,
+    MoEConfig,
+    MultiTokenConfig,
+    group_kv_heads,
+)
 
 from .variants import build, small, tokens
 
@@ -67,3 +75,13 @@ def test_other_mixers_and_experts_stay_as_they_are():
     assert grouped.config.blocks[0] == blocks[0] and grouped.config.blocks[1].mixer.num_kv_heads == 2
     assert grouped(tokens()).isfinite().all()
     assert not any(buffer.is_meta for buffer in grouped.buffers())
+
+
+def test_a_norm_over_all_heads_and_further_tokens_are_pooled_too():
+    block = BlockConfig(AttentionConfig(4, 4, 4, qk_norm="whole"), MLPConfig(24))
+    model = build(small(block, multi_token=MultiTokenConfig(depth=2)))
+    model.dropout = 0.1
+    grouped = group_kv_heads(model, 2)
+    assert grouped.blocks[0].mixer.k_norm.weight.shape == (8,)
+    assert grouped.multi_token.depths[1].block.mixer.wk.weight.shape == (8, 16)
+    assert grouped.dropout == 0.1 and grouped(tokens()).isfinite().all()

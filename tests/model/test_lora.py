@@ -6,7 +6,7 @@ import torch
 
 from groundup import presets
 from groundup.accounting import count_parameters, training_memory
-from groundup.model import BlockConfig, LoRAConfig, MLPConfig, Transformer, add_lora
+from groundup.model import BlockConfig, LoRAConfig, MLPConfig, MoEConfig, TopKRouter, Transformer, add_lora
 from groundup.model.linear import Linear
 from groundup.model.lora import (
     LoRALinear,
@@ -350,3 +350,19 @@ def test_a_folded_model_is_saved_as_a_plain_one(tmp_path):
     adapted = model(x).detach()
     save_pretrained(fold(model), None, tmp_path)
     torch.testing.assert_close(load_pretrained(tmp_path)(x), adapted)
+
+
+def test_an_adapter_where_only_the_weight_is_read_is_refused():
+    model = build(small(BlockConfig(MIXERS["lstm"], MLPConfig(24))))
+    with pytest.raises(ValueError, match="read as a matrix"):
+        add_lora(model, LoRAConfig(patterns=("blocks.*.mixer.wh",)))
+
+
+def test_the_balancing_bias_of_a_frozen_base_stays():
+    model = build(small(BlockConfig(MIXERS["gqa"], MoEConfig(4, 2, 12, router=TopKRouter(bias_rate=0.1)))))
+    add_lora(model, LoRAConfig(patterns=("blocks.*.mixer.wq",)))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("bias")}
+    train(model, [{"tokens": tokens(4, 9)}] * 3, next_token, AdamW(model, lr=1e-2), 3, progress=False)
+    assert len(before) == 2
+    for name, buffer in model.named_buffers():
+        assert name not in before or torch.equal(buffer, before[name])

@@ -26,12 +26,16 @@ from transformers import (
 from groundup import presets, tensorfile
 from groundup.model import (
     AttentionConfig,
+    Balance,
     BlockConfig,
+    LatentAttentionConfig,
     LearnedPositions,
     MLPConfig,
     ModelConfig,
+    MoEConfig,
     Rope,
     SinusoidalPositions,
+    TopKRouter,
     Transformer,
 )
 from groundup.model.pretrained import load_pretrained, save_pretrained
@@ -417,3 +421,23 @@ def test_sizes_beyond_any_tensor(saved):
     edit_config(saved, intermediate_size=2**40, hidden_size=2**40, num_attention_heads=1, num_key_value_heads=1)
     with pytest.raises(ValueError, match="hidden_size=1099511627776; expected an integer of at most 1048576"):
         load_pretrained(saved)
+
+
+def test_what_balances_experts_comes_back(tmp_path):
+    router = TopKRouter("sigmoid", True, 2.5, bias_rate=0.001)
+    for ffn in (MoEConfig(4, 2, 12, balance=Balance(load=0.01, z=0.001)), MoEConfig(4, 2, 12, 1, router)):
+        block = BlockConfig(AttentionConfig(4, 2, 8), ffn)
+        if ffn.router is router:
+            block = replace(block, mixer=LatentAttentionConfig(4, 16, 8, 4, 8))
+        config = ModelConfig(61, 32, 2, (block,), norm_eps=1e-6)
+        save_pretrained(Transformer(config), None, tmp_path / ffn.router.score)
+        assert load_pretrained(tmp_path / ffn.router.score).config == config
+
+
+def test_half_precision_that_cannot_hold_a_weight_is_refused_before_anything_is_written(tmp_path):
+    model = Transformer(presets.llama(vocab_size=61, d_model=32, num_layers=1, num_heads=2))
+    with torch.no_grad():
+        model.final_norm.weight[0] = 1e5
+    with pytest.raises(ValueError, match="beyond what float16 holds: model.norm.weight; bf16 reaches further"):
+        save_pretrained(model, None, tmp_path / "half", dtype=torch.float16)
+    assert not (tmp_path / "half").exists()

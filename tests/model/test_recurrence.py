@@ -12,13 +12,15 @@ from groundup.model import (
     Layout,
     LSTMConfig,
     Mamba2Config,
+    MLPConfig,
     ModelConfig,
     PagedCache,
     PagePool,
 )
 from groundup.model.recurrence import GatedNorm, ShortConvolution, first_tokens, real_tokens, silenced
 
-from .variants import VOCAB, build, tokens
+from . import variants
+from .variants import VOCAB, build, small, tokens
 
 MIXERS = {
     "gated_linear": GatedLinearConfig(2, 4, 6),
@@ -147,3 +149,12 @@ def test_gated_norm_in_groups(gate_first):
     halves = (x * silu if gate_first else x).chunk(2, -1)
     plain = torch.cat([rmsnorm(h, torch.ones(3)) for h in halves], -1) * norm.weight
     torch.testing.assert_close(norm(x, gate), plain if gate_first else plain * silu)
+
+
+@pytest.mark.parametrize("name", ["mamba2", "gated_delta", "gated_linear", "lstm"])
+def test_padding_on_the_left_is_no_beginning(name):
+    model, x = build(small(BlockConfig(variants.MIXERS[name], MLPConfig(24)))), tokens(2, 13)
+    positions = torch.cat([torch.full((2, 4), -1), torch.arange(9).expand(2, -1)], 1)
+    with torch.no_grad():
+        padded, alone = model(x, positions)[:, 4:], model(x[:, 4:])
+    torch.testing.assert_close(padded, alone, rtol=1e-4, atol=2e-5)

@@ -93,3 +93,22 @@ def test_the_amplitude_is_in_the_tables():
 def test_numbers_that_make_no_sense(make):
     with pytest.raises(ValueError, match="rotary scaling"):
         make()
+
+
+@pytest.mark.parametrize("make", [lambda: YarnScaling(4.0, 0), lambda: Llama3Scaling(original_context=-5)])
+def test_a_trained_length_of_nothing(make):
+    with pytest.raises(ValueError, match="original_context"):
+        make()
+
+
+def test_yarn_needs_a_base_above_one():
+    with pytest.raises(ValueError, match="theta=1.0; YaRN needs one above 1"):
+        Rope(1.0, scaling=YarnScaling(4.0, 64))
+
+
+def test_the_sizes_that_are_advised_fit():
+    with pytest.raises(ValueError, match="use 62 or 63") as caught:
+        Rope(fraction=0.3).check(64, "d_head")
+    assert not str(caught.value).endswith(",")
+    for channels in (62, 63):
+        Rope(fraction=0.3).check(channels, "d_head")

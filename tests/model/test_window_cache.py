@@ -81,5 +81,6 @@ def test_cropping_only_before_anything_was_dropped():
     assert cache.length == 1 and cache.next_positions().item() == 1
     for position in range(1, 10):
         cache.append(torch.tensor([[position]]), step)
-    with pytest.raises(ValueError, match="window of 3 has dropped tokens"):
-        cache.crop(1)
+    for length in (1, 8, 27):
+        with pytest.raises(ValueError, match="window of 3 has dropped tokens"):
+            cache.crop(length)

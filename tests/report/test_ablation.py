@@ -91,3 +91,14 @@ def test_folders_without_a_whole_result_are_refused(tmp_path):
     (tmp_path / "result.json").write_text('{"variants": []}')
     with pytest.raises(ValueError, match="it has no comparisons, notes, settings"):
         ablation_text(tmp_path)
+
+
+def test_variants_of_different_depths_share_a_table():
+    norms = [
+        {"name": name, "gradient_norms": [{"start": [1.0] * depth, "end": [2.0] * depth}]}
+        for name, depth in (("a", 2), ("b", 3))
+    ]
+    for variants in (norms, norms[::-1]):
+        table = gradient_table({"variants": variants})
+        assert table is not None and len(table.columns) == 4
+        assert sorted(map(len, table.rows)) == [4, 4]

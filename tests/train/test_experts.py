@@ -6,12 +6,22 @@ import pytest
 import torch
 
 from groundup import presets
-from groundup.model import Balance, MoEConfig, TopKRouter, Transformer
+from groundup.model import (
+    AttentionConfig,
+    Balance,
+    BlockConfig,
+    MoEConfig,
+    MultiTokenConfig,
+    TopKRouter,
+    Transformer,
+)
 from groundup.model.balance import routers, step_loads
 from groundup.train import next_token
 from groundup.train.compiling import compile_blocks
+from groundup.train.objectives import multi_token, pretraining
 from groundup.train.step import compute_gradients
 from tests.distributed import run_ranks
+from tests.model.variants import build, small, tokens
 from tests.train.small import VOCAB, Batches, Collected, batch, tiny_model, tiny_run
 
 MOE = MoEConfig(4, 2, 16, router=TopKRouter("sigmoid", bias_rate=0.01))
@@ -176,3 +186,12 @@ def test_experts_stay_uneven_without_balancing_and_get_even_with_either_kind():
     assert imbalance(softmax) > 1.5
     assert imbalance(with_loss) < 1.3
     assert imbalance(with_bias) < 1.3
+
+
+def test_what_did_not_run_is_no_part_of_the_statistics():
+    """next_token leaves the modules for further tokens alone, whose routers then saw nothing."""
+    block = BlockConfig(AttentionConfig(4, 2, 4), MoEConfig(4, 2, 12, balance=Balance(load=0.01)))
+    model = build(small(block, multi_token=MultiTokenConfig()))
+    loss = next_token(model, {"tokens": tokens(2, 9)})
+    assert loss.metrics["expert_load"] / loss.weight >= 1
+    assert pretraining(model) is multi_token and pretraining(build(small(block))) is next_token

@@ -94,10 +94,9 @@ def converse(engine: Engine, params: SamplingParams, message: str | None = None)
     if message is not None:
         print(engine.chat([{"role": "user", "content": message}], params).text.strip())
         return 0
-    print(
-        "Say how a passage begins; the model goes on. /reset forgets what was said, /exit leaves.",
-        file=sys.stderr,
-    )
+    is_ours = engine.chat_template is None  # tuned by a build, on passages of its text
+    opening = "Say how a passage begins; the model goes on." if is_ours else "Say something; the model answers."
+    print(f"{opening} /reset forgets what was said, /exit leaves.", file=sys.stderr)
     turns: list[dict[str, str]] = []
     while (line := _ask()) is not None:
         if line in QUIT:

@@ -139,7 +139,7 @@ def pretrain(
     return train.train(
         session.model,
         make_loader(shards, made, seed),
-        objectives.next_token,
+        objectives.pretraining(session.model),
         make_optimizer(session.model, made),
         max_steps,
         schedule=schedule(made, max_steps),

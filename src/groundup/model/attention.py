@@ -56,6 +56,10 @@ class AttentionConfig:
                 f"and each key/value head serves the same number of query heads; allowed are "
                 f"{', '.join(map(str, allowed))} (nearest: {closest})"
             )
+        if not isinstance(self.qk_norm, bool) and self.qk_norm != "whole":
+            raise ValueError(f"attention: qk_norm={self.qk_norm!r}; expected True, False or 'whole'")
+        if self.alibi and self.rope is not None:
+            raise ValueError("attention: alibi stands in place of a rotary embedding; give rope=None beside it")
         if self.rope is not None:
             self.rope.check(self.d_head, "attention: d_head", " or rope=None")
         if self.window is not None and self.window < 1:

@@ -71,7 +71,10 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
     if not found:
         return {}
     loads = torch.stack([router.load.max() / router.load.mean().clamp(min=1e-9) for router in found])
-    return {"expert_load": loads.mean(), "expert_dropped": torch.stack([r.dropped for r in found]).mean()}
+    ran = torch.stack([router.load.sum() > 0 for router in found])  # those of further tokens may not
+    count = ran.sum().clamp(min=1)
+    dropped = torch.stack([router.dropped for router in found])
+    return {"expert_load": (loads * ran).sum() / count, "expert_dropped": (dropped * ran).sum() / count}
 
 
 def start_step(model: nn.Module) -> None:
@@ -101,5 +104,7 @@ def update_biases(model: nn.Module, skip: Tensor | None = None) -> None:
     for router in routers(model).values():
         if router.bias is None or not isinstance(router.config, TopKRouter) or not router.config.bias_rate:
             continue
+        if router.weight is not None and not router.weight.requires_grad:
+            continue  # a frozen base, as under LoRA, whose files have no place for a bias
         change = router.config.bias_rate * (router.step_load.mean() - router.step_load).sign()
         router.bias += change if skip is None else change * (1 - skip)

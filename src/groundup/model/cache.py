@@ -65,6 +65,10 @@ class _States:
     def get(self, likes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return self._states or tuple(torch.zeros_like(like) for like in likes)
 
+    def refuse_crop(self) -> None:
+        if self.length:
+            raise ValueError("a recurrent state cannot be cropped: it does not know what it was before its last tokens")
+
     def keep(self, positions: Positions, states: tuple[Tensor, ...]) -> None:
         _refuse_gradients(states)
         reached = positions.amax(1, keepdim=True) + 1
@@ -123,7 +127,7 @@ class DenseCache:
 
     def crop(self, length: int) -> None:
         """Forget every slot from `length` on, such as rejected draft tokens."""
-        assert not self._states.length, "a recurrent state cannot be cropped"
+        self._states.refuse_crop()
         self._used = min(self._used, length)
 
     def next_positions(self) -> Int[Tensor, "batch 1"]:
@@ -229,7 +233,7 @@ class PagedCache:
 
     def crop(self, length: int) -> None:
         """Forget every row's tokens from `length` on and give their pages back."""
-        assert not self._states.length, "a recurrent state cannot be cropped"
+        self._states.refuse_crop()
         pages = -(-length // self.pool.page_size)
         for row, table in enumerate(self.tables):
             self.lengths[row] = min(self.lengths[row], length)

@@ -9,7 +9,7 @@ from torch import Tensor
 from groundup.model.attention import AttentionConfig
 from groundup.model.block import BlockConfig
 from groundup.model.fitting import fill
-from groundup.model.transformer import Transformer
+from groundup.model.transformer import ModelConfig, Transformer
 
 
 def group_kv_heads(model: Transformer, num_kv_heads: int) -> Transformer:
@@ -26,26 +26,29 @@ def group_kv_heads(model: Transformer, num_kv_heads: int) -> Transformer:
     with torch.device("meta"):
         grouped = Transformer(config)
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    for i in range(config.num_layers):
-        mixer = config.block(i).mixer
+    for place, block in _blocks(config).items():
+        mixer = block.mixer
         if not isinstance(mixer, AttentionConfig):
             continue
-        for name in ("wk.weight", "wk.bias", "wv.weight", "wv.bias"):
-            path = f"blocks.{i}.mixer.{name}"
+        norm = ("k_norm.weight",) if mixer.qk_norm == "whole" else ()
+        for name in ("wk.weight", "wk.bias", "wv.weight", "wv.bias", *norm):
+            path = f"{place}.mixer.{name}"
             if path in state:
                 state[path] = _mean_heads(state[path], num_kv_heads, mixer.d_head)
     fill(grouped, state)
-    grouped.compute_dtype, grouped.recompute = model.compute_dtype, model.recompute
+    grouped.compute_dtype, grouped.recompute, grouped.dropout = model.compute_dtype, model.recompute, model.dropout
     return grouped.train(model.training)
 
 
+def _blocks(config: ModelConfig) -> dict[str, BlockConfig]:
+    """Every block by its place in the model, those of further tokens included: they are as the last one."""
+    blocks = {f"blocks.{i}": config.block(i) for i in range(config.num_layers)}
+    for k in range(config.multi_token.depth if config.multi_token else 0):
+        blocks[f"multi_token.depths.{k}.block"] = config.block(config.num_layers - 1)
+    return blocks
+
+
 def _grouped(block: BlockConfig, num_kv_heads: int) -> BlockConfig:
-    if not isinstance(block.mixer, AttentionConfig):
-        return block
-    if not isinstance(block.mixer, AttentionConfig):
-        return block
-    if not isinstance(block.mixer, AttentionConfig):
-        return block
     if not isinstance(block.mixer, AttentionConfig):
         return block
     old = block.mixer.num_kv_heads

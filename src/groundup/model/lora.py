@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from groundup.config import near, plural
 from groundup.model.linear import Linear, truncated_normal_
 
-# Read by their weight and never called (the head in the fused loss, latent attention's absorbed form), so an
-# adapter beside the weight would be passed over without a word.
-READ_AS_MATRIX = ("head", "wkv_up")
+# Read by their weight and never called (the head in the fused loss, latent attention's absorbed form, an LSTM's
+# recurrence), so an adapter beside the weight would be passed over without a word.
+READ_AS_MATRIX = ("head", "wkv_up", "wh")
 SHOWN = 4
 
 

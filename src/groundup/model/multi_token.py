@@ -111,6 +111,8 @@ def acceptance_rate(model: Any, prompt: Int[Tensor, "batch seq"], count: int) ->
     compared with what stands there. Depth k counts only where the depths before it were right: what is behind a
     refused token is thrown away (Leviathan et al. 2022, arXiv:2211.17192).
     """
+    if count <= (depth := model.multi_token.config.depth):
+        raise ValueError(f"acceptance_rate: count={count}; expected more than the {depth + 1} tokens of one draft")
     text = prompt
     for _ in range(count):
         text = torch.cat([text, model(text)[:, -1:].argmax(-1)], 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from groundup import kernels
 from groundup.model.linear import truncated_normal_
-from groundup.model.rope_scaling import RopeScaling
+from groundup.model.rope_scaling import RopeScaling, YarnScaling
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,21 @@ class Rope:
             raise ValueError(f"rotary embedding: theta={self.theta}; expected a positive number, such as 10000")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"rotary embedding: fraction={self.fraction}; expected a share of channels, up to 1")
+        if isinstance(self.scaling, YarnScaling) and self.theta <= 1:
+            raise ValueError(f"rotary embedding: theta={self.theta}; YaRN needs one above 1, such as 10000")
 
     def check(self, channels: int, name: str, remedy: str = "") -> None:
         """ValueError unless the channels that turn make pairs; `name` is what to call their number."""
         turned = int(channels * self.fraction)
         if turned % 2 or turned == 0:
             share = "" if self.fraction == 1 else f" times fraction={self.fraction}"
+            turning = {n: int(n * self.fraction) for n in range(2, 2 * channels + 40)}
+            fitting = [n for n, turns in turning.items() if turns and turns % 2 == 0]
+            nearest = sorted(sorted(fitting, key=lambda n: abs(n - channels))[:2])
+            use = " or ".join(map(str, nearest)) or "a larger fraction"
             raise ValueError(
                 f"{name}={channels}{share} is {'odd' if turned else 'nothing'}, and a rotary embedding turns "
-                f"channels in pairs; use {channels - 1 or 2} or {channels + 1},{remedy}"
+                f"channels in pairs; use {use}{',' if remedy else ''}{remedy}"
             )
 
     def tables(self, positions: Int[Tensor, "batch seq"], channels: int) -> tuple[Tensor, Tensor]:

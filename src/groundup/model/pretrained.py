@@ -5,15 +5,17 @@ and shape is held against the config before a tensor is read.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from groundup.config import to_dict
+from groundup.config import from_dict, to_dict
 from groundup.files import read_json, write_atomic, write_json
 from groundup.model.families import from_hugging_face, to_hugging_face, weights_of
+from groundup.model.families.experts import without_training
 from groundup.model.fitting import check_fit, fill, first_of, skeleton
 from groundup.model.transformer import ModelConfig, Transformer
 from groundup.model.weight_names import (
@@ -59,9 +61,12 @@ def save_pretrained(
     path = Path(path)
     family = weights_of(model.config)
     special = _special_tokens(tokenizer_dir, model.config)
-    state = export_tensors(family, model.state_dict())
+    state = {name: tensor.to(dtype) for name, tensor in export_tensors(family, model.state_dict()).items()}
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{path}: not finite, or beyond what {kind} holds: {first_of(broken)}; bf16 reaches further")
     path.mkdir(parents=True, exist_ok=True)
-    write_sharded(path, {name: tensor.to(dtype) for name, tensor in state.items()}, max_shard_bytes)
+    write_sharded(path, state, max_shard_bytes)
     _copy_tokenizer(tokenizer_dir, path)
     ends = list(end_ids) or [special[token] for token in END_TOKENS if token in special]
     start = special.get(END_OF_TEXT)
@@ -101,12 +106,13 @@ def load_pretrained(path: str | Path) -> Transformer:
 
 
 def read_end_ids(path: str | Path) -> list[int]:
-    """The ids that generation_config.json, where there is one, says end a text."""
+    """The ids that generation_config.json says end a text; config.json where there is none."""
     file = Path(path) / "generation_config.json"
+    file = file if file.is_file() else Path(path) / "config.json"
     data = read_json(file) if file.is_file() else {}
     ids = data.get("eos_token_id") if isinstance(data, dict) else None
     ids = [ids] if isinstance(ids, int) else ids or []
-    if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
         raise ValueError(f"{file}: eos_token_id: {ids!r:.60}; expected an id or a list of ids")
     return ids
 
@@ -168,9 +174,24 @@ def _parse_config(data: dict[str, Any], path: Path, num_tensors: int) -> ModelCo
     if isinstance(layers, int) and layers > num_tensors:
         raise ValueError(f"{path}: config.json has {layers} layers, the weights {num_tensors} tensors")
     try:
-        return from_hugging_face(data)
+        config = from_hugging_face(data)
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'}: {error}") from error
+    return _as_trained(config, data)
+
+
+def _as_trained(config: ModelConfig, data: dict[str, Any]) -> ModelConfig:
+    """With what only training needs, such as coefficients of balancing losses, where our part of the file has it."""
+    ours = data.get("groundup")
+    try:
+        saved = from_dict(ModelConfig, ours["model"]) if isinstance(ours, dict) and "model" in ours else config
+    except ValueError:
+        return config  # of another version, or another program's: the class's own keys say all that is needed
+    layers = range(config.num_layers)
+    same_layers = saved.num_layers == config.num_layers and all(
+        without_training(saved.block(i)) == without_training(config.block(i)) for i in layers
+    )
+    return saved if same_layers and replace(saved, blocks=config.blocks) == config else config
 
 
 def _weight_files(path: Path) -> list[Path]:

@@ -88,16 +88,22 @@ class ShortConvolution(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch seq channels"], before: Float[Tensor, "batch earlier channels"], layout: Layout
     ) -> tuple[Float[Tensor, "batch seq channels"], Float[Tensor, "batch earlier channels"]]:
-        """The outputs, and the last kernel - 1 inputs of each row that are not padding."""
+        """The outputs, and the last kernel - 1 inputs of each row that are not padding.
+
+        Padding may stand on either side of a row's tokens, not between them.
+        """
+        real = real_tokens(layout)
+        x = silenced(x, real)  # on the left it is then the zeros before a beginning
         y = kernels.causal_convolution(x, self.weight[:, 0], self.bias, before, first_tokens(layout))
-        return kernels.activate(y, "silu"), self._last_inputs(x, before, real_tokens(layout))
+        return kernels.activate(y, "silu"), self._last_inputs(x, before, real)
 
     def _last_inputs(self, x: Tensor, before: Tensor, real: Tensor | None) -> Tensor:
         earlier, inputs = before.shape[1], torch.cat([before, x], 1)
         if real is None:
             return inputs[:, x.shape[1] :].clone()
-        # Padding is on the right, so these are where each row's padding begins, and before.
-        at = real.sum(1)[:, None] + torch.arange(earlier, device=x.device)
+        places = torch.arange(1, x.shape[1] + 1, device=x.device)
+        behind_last = (places * real).amax(1)  # 0 in a row of padding, whose inputs stay those of before
+        at = behind_last[:, None] + torch.arange(earlier, device=x.device)
         return inputs.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
 
 

@@ -68,6 +68,7 @@ class Llama3Scaling:
 
     def __post_init__(self) -> None:
         _check_factor(self.factor)
+        _check_context(self.original_context)
         if not 0 < self.low_turns < self.high_turns:
             raise ValueError(f"rotary scaling: low_turns={self.low_turns} must be below high_turns={self.high_turns}")
 
@@ -101,6 +102,7 @@ class YarnScaling:
 
     def __post_init__(self) -> None:
         _check_factor(self.factor)
+        _check_context(self.original_context)
         if not 0 < self.slow_turns < self.fast_turns:
             raise ValueError(f"rotary scaling: slow_turns={self.slow_turns} must be below fast_turns={self.fast_turns}")
 
@@ -134,3 +136,8 @@ RopeScaling = LinearScaling | NTKScaling | Llama3Scaling | YarnScaling
 def _check_factor(factor: float) -> None:
     if not 0 < factor < math.inf:
         raise ValueError(f"rotary scaling: factor={factor}; expected a positive number, such as 4")
+
+
+def _check_context(original_context: int) -> None:
+    if original_context < 1:
+        raise ValueError(f"rotary scaling: original_context={original_context}; expected the trained length in tokens")

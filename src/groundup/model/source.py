@@ -25,6 +25,7 @@ from groundup.tokenizer.template import ChatTemplate, load_template
 
 PROBE = "The quick brown fox jumps over the lazy dog: 12 + 34 = 46. Übung macht den Meister, 你好!\n\n  x = f(y)\n"
 PROBE_TOKENS = 48
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # as ChatML, Llama 3 and Gemma spell the end of a turn
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -92,7 +93,7 @@ def _read_gguf(path: Path, with_tokenizer: bool) -> Source:
     if template is not None:
         ChatTemplate(str(template))  # a broken one is an error here, and not once somebody chats
     named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
-    texts = (tokenizer.special_tokens.get(token) for token in END_TOKENS)
+    texts = (tokenizer.special_tokens.get(token) for token in (*END_TOKENS, *TURN_ENDS))
     ends = dict.fromkeys(i for i in (*named, *texts) if type(i) is int and i < model.config.vocab_size)
     return Source(model, tokenizer, template if isinstance(template, str) else None, tuple(ends))
 
@@ -132,11 +133,19 @@ def write_gguf_model(source: Source, path: str | Path, dtype: str = "f16", name:
     refuse_existing(path)
     metadata = None
     if source.tokenizer is not None:
-        end, end_of_turn = (*source.end_ids, None, None)[:2]
+        end, end_of_turn = _ends(source)
         start = source.tokenizer.special_tokens.get(END_OF_TEXT)
         metadata = to_metadata(source.tokenizer.parts(), source.model.config.vocab_size, start=start, end=end,
                                end_of_turn=end_of_turn, template=source.template)  # fmt: skip
     save_gguf(source.model, path, metadata, dtype, name)
+
+
+def _ends(source: Source) -> tuple[int | None, int | None]:
+    """The two that GGUF has keys for: what ends a text, and what ends a turn, by its name where it has a known one."""
+    special = source.tokenizer.special_tokens if source.tokenizer else {}
+    known = [special[text] for text in TURN_ENDS if special.get(text) in source.end_ids]
+    others = [i for i in (*known, *source.end_ids) if i != source.end_ids[0]]
+    return (source.end_ids or (None,))[0], (others or [None])[0]
 
 
 def refuse_existing(path: str | Path) -> Path:

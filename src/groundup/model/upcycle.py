@@ -28,6 +28,8 @@ def upcycle(dense: Transformer, moe: MoEConfig, seed: int = 0, every: int = 1) -
     """
     if dense.config.multi_token is not None:
         raise ValueError("upcycle: the multi-token modules copy the last layer's form; train them after upcycling")
+    if every < 1:
+        raise ValueError(f"upcycle: every={every}; expected at least 1, for each layer")
     layers = range(dense.config.num_layers)
     turned = {layer for layer in layers if (dense.config.num_layers - 1 - layer) % every == 0}
     for layer in turned:
@@ -40,7 +42,7 @@ def upcycle(dense: Transformer, moe: MoEConfig, seed: int = 0, every: int = 1) -
         model = Transformer(replace(dense.config, blocks=blocks))
     model.to_empty(device=dense.device)
     model.init_weights(seed)
-    model.compute_dtype = dense.compute_dtype
+    model.compute_dtype, model.recompute, model.dropout = dense.compute_dtype, dense.recompute, dense.dropout
     taken = model.load_state_dict(dense.state_dict(), strict=False)
     assert all(".ffn." in name for name in [*taken.missing_keys, *taken.unexpected_keys])
     with torch.no_grad():

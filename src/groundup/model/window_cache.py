@@ -44,7 +44,7 @@ class WindowCache(DenseCache):
 
     def crop(self, length: int) -> None:
         """As `DenseCache.crop`, as long as nothing has been dropped: what is forgotten may uncover what was."""
-        if self._dropped and length < self._used:
+        if self._dropped:
             raise ValueError(f"a cache with a window of {self.window} has dropped tokens, so it cannot be cropped")
         super().crop(length)
 

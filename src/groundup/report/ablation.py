@@ -131,6 +131,13 @@ def _p(p: float | None) -> str:
     return MISSING if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
+def is_ablation(folder: str | Path) -> bool:
+    """Whether a folder holds a comparison of variants, not a run."""
+    file = Path(folder) / "config.json"
+    config = read_json(file) if file.is_file() else None
+    return isinstance(config, dict) and "ablation" in config
+
+
 def gradient_table(result: Result) -> Table | None:
     """Gradient norms of the first seed, from the first block to the last; None where there are none."""
     rows = []
@@ -139,9 +146,10 @@ def gradient_table(result: Result) -> Table | None:
         start, end = norms.get("start", []), norms.get("end", [])
         cells = [f"{_norm(a)} → {_norm(b)}" for a, b in zip(start, end or [None] * len(start), strict=True)]
         rows.append([variant["name"], *cells])
-    layers = len(rows[0]) - 1 if rows else 0
+    layers = max((len(row) - 1 for row in rows), default=0)
     if not layers:
         return None
+    rows = [row + [MISSING] * (layers + 1 - len(row)) for row in rows]  # variants may differ in depth
     return Table([Column("variant"), *(Column(f"block {i + 1}", "right") for i in range(layers))], rows)
 
 

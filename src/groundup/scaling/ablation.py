@@ -75,10 +75,11 @@ def ablate(
     """
     started = time.monotonic() if started is None else started
     settings = settings or AblationSettings()
-    _check_variants(variants)
+    check_variants(variants, settings)
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--out {folder}: it already holds something; choose another, or --resume {folder}")
+        go_on = f", or --resume {folder}" if (folder / "config.json").is_file() else ""
+        raise ValueError(f"--out {folder}: it already holds something; choose another{go_on}")
     configs = matched_configs(variants, settings)
     target = require_device(device) if device else default_device()
     paths = [Path(file) for file in files] or [bundled.path()]
@@ -108,13 +109,22 @@ def resume(out: str | Path, *, device: str | None = None, say: Say = lambda line
     return _finish(folder, require_device(device) if device else default_device(), say)
 
 
-def _check_variants(variants: Sequence[Variant]) -> None:
+def check_variants(variants: Sequence[Variant], settings: AblationSettings) -> None:
+    """ValueError for variants that cannot be compared: too few, alike in name, or of another text or context."""
     names = [variant.name for variant in variants]
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"variants {', '.join(names) or '(none)'}: expected at least two, each with its own name")
     lost = [v.against for v in variants if v.against is not None and v.against not in names]
     if lost:
         raise ValueError(f"variants: {lost[0]!r} is compared with, but not among {', '.join(names)}")
+    for variant in variants:
+        for key in ("context_length", "vocab_size"):
+            theirs, ours = getattr(variant.config, key), getattr(settings, key)
+            if theirs != ours:
+                raise ValueError(
+                    f"variant {variant.name!r}: {key}={theirs}; all variants are trained with the comparison's own "
+                    f"({ours}): leave it out, or give it as a setting"
+                )
 
 
 def _prepare(folder: Path, paths: Sequence[Path], settings: AblationSettings) -> None:

@@ -112,7 +112,7 @@ def _train(
     began = time.monotonic()
     try:
         run = train.train(
-            model, loader, objectives.next_token, optimizer, steps,
+            model, loader, objectives.pretraining(model), optimizer, steps,
             schedule=optim.cosine(warmup, steps, final=0.1), guard=Guard(max_in_row=0, sigma=None), progress=False,
             every={1: lambda step, model, run: losses.append(run.losses[-1])},
         )  # fmt: skip

@@ -72,7 +72,7 @@ class ChatTemplate:
                 length += len(piece)
                 self._environment.check_length(length)
                 pieces.append(piece)
-        except (TemplateError, RecursionError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        except (TemplateError, RecursionError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"chat template: {error}") from error
         return "".join(pieces)
 
@@ -104,7 +104,10 @@ def load_template(folder: str | Path) -> ChatTemplate | None:
     config = read_json(config_file) if config_file.is_file() else {}
     if not isinstance(config, dict):
         raise ValueError(f"{config_file}: expected a JSON object")
-    source = file.read_text("utf-8") if file.is_file() else config.get("chat_template")
+    try:
+        source = file.read_text("utf-8") if file.is_file() else config.get("chat_template")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     if not isinstance(source, str):  # some list several templates, by name, for tools that are not offered here
         return None
     try:

@@ -60,6 +60,11 @@ def multi_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     return _with_auxiliary(Loss(total, weight, metrics), model, auxiliary)
 
 
+def pretraining(model: nn.Module) -> Any:
+    """The objective that trains all of a model: `multi_token` where it has such modules, else `next_token`."""
+    return next_token if getattr(model, "multi_token", None) is None else multi_token
+
+
 def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name][:, :-1] for name in ("positions", "segments") if name in batch}
 

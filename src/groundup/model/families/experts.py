@@ -36,6 +36,11 @@ def moe(block: BlockConfig) -> MoEConfig:
     return block.ffn
 
 
+def without_training(block: BlockConfig) -> BlockConfig:
+    """The block as a config.json can say it."""
+    return replace(block, ffn=untrained(block.ffn)) if isinstance(block.ffn, MoEConfig) else block
+
+
 def untrained(ffn: MoEConfig) -> MoEConfig:
     """Without what is about training alone, as a config.json has no room for it."""
     router = ffn.router
