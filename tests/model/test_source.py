@@ -179,3 +179,21 @@ def test_smollm2_goes_through_a_folder(tmp_path):
     write_folder(source, tmp_path / "m", max_shard_bytes=10**8)
     same(source, read_source(tmp_path / "m"))
     assert compare(source, read_source(tmp_path / "m"))[0] == 0
+
+
+def test_the_tokens_that_a_template_means_come_along(source, tmp_path):
+    """As Llama 3: it begins with bos_token, ends turns with a token that is one of three ends, and not the first."""
+    template = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"]
+    tokenizer = Tokenizer.train_from_iterator(["user: the cat in the hat"] * 3, 280, special)
+    model = shaken(Transformer(replace(CONFIG, vocab_size=tokenizer.vocab_size)))
+    ends = tuple(tokenizer.special_tokens[token] for token in special[1:])
+    first = Source(model, tokenizer, template, ends, {"bos_token": special[0], "eos_token": special[3]})
+    write_folder(first, tmp_path / "one")
+    write_gguf_model(read_source(tmp_path / "one"), tmp_path / "two.gguf", "f32")
+    write_folder(read_source(tmp_path / "two.gguf"), tmp_path / "three")
+    for name in ("one", "three"):
+        engine = Engine.load(tmp_path / name, device="cpu")
+        expected = tokenizer.encode("<|begin_of_text|>user:hi<|eot_id|>", allowed_special="all")
+        assert engine.chat_prompt([{"role": "user", "content": "hi"}]) == expected
+        assert {tokenizer.special_tokens["<|eot_id|>"], tokenizer.special_tokens["<|end_of_text|>"]} <= engine.end_ids

@@ -3,7 +3,8 @@
 And the other way: a folder or a GGUF file that holds the same, and how far its logits are from the model's.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,17 +27,23 @@ from groundup.tokenizer.template import ChatTemplate, load_template
 PROBE = "The quick brown fox jumps over the lazy dog: 12 + 34 = 46. Übung macht den Meister, 你好!\n\n  x = f(y)\n"
 PROBE_TOKENS = 48
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>")  # as ChatML, Llama 3 and Gemma spell the end of a turn
+TEMPLATE_TOKENS = ("bos_token", "eos_token")
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model, and what comes with it. `end_ids` end a text or a turn; `template` is a chat template (Jinja)."""
+    """A model, and what comes with it.
+
+    `end_ids` end a text or a turn; `template` is a chat template (Jinja), `tokens` the texts that it may name,
+    bos_token and eos_token.
+    """
 
     model: Transformer
     tokenizer: Tokenizer | None = None
     template: str | None = None
     end_ids: tuple[int, ...] = ()
+    tokens: Mapping[str, str] = field(default_factory=dict)
 
     def probe(self) -> Int[Tensor, "1 seq"]:
         """The fixed text as ids, or ids spread over the vocabulary where there is no tokenizer."""
@@ -79,7 +86,9 @@ def _read_folder(path: Path, with_tokenizer: bool) -> Source:
         return Source(model)
     template, tokenizer = load_template(path), _load_tokenizer(path)
     ends = read_end_ids(path) or [tokenizer.special_tokens[t] for t in END_TOKENS if t in tokenizer.special_tokens]
-    return Source(model, tokenizer, template.source if template else None, tuple(ends))
+    if template is None:
+        return Source(model, tokenizer, None, tuple(ends))
+    return Source(model, tokenizer, template.source, tuple(ends), template.tokens)
 
 
 def _read_gguf(path: Path, with_tokenizer: bool) -> Source:
@@ -95,7 +104,12 @@ def _read_gguf(path: Path, with_tokenizer: bool) -> Source:
     named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
     texts = (tokenizer.special_tokens.get(token) for token in (*END_TOKENS, *TURN_ENDS))
     ends = dict.fromkeys(i for i in (*named, *texts) if type(i) is int and i < model.config.vocab_size)
-    return Source(model, tokenizer, template if isinstance(template, str) else None, tuple(ends))
+    if not isinstance(template, str):
+        return Source(model, tokenizer, None, tuple(ends))
+    ids = {name: metadata.get(f"tokenizer.ggml.{name[:3]}_token_id") for name in TEMPLATE_TOKENS if name in template}
+    spelled = tokenizer.special_tokens.items()
+    tokens = {name: text for name, meant in ids.items() for text, special in spelled if special == meant}
+    return Source(model, tokenizer, template, tuple(ends), tokens)
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
@@ -125,6 +139,7 @@ def _write_chat(source: Source, path: Path) -> None:
     names = {i: token for token, i in (source.tokenizer.special_tokens if source.tokenizer else {}).items()}
     if source.end_ids and source.end_ids[0] in names:
         config["eos_token"] = names[source.end_ids[0]]
+    config |= {name: text for name, text in source.tokens.items() if text}  # a template means these, and no others
     write_json(path, config)
 
 
@@ -134,7 +149,7 @@ def write_gguf_model(source: Source, path: str | Path, dtype: str = "f16", name:
     metadata = None
     if source.tokenizer is not None:
         end, end_of_turn = _ends(source)
-        start = source.tokenizer.special_tokens.get(END_OF_TEXT)
+        start = source.tokenizer.special_tokens.get(source.tokens.get("bos_token") or END_OF_TEXT)
         metadata = to_metadata(source.tokenizer.parts(), source.model.config.vocab_size, start=start, end=end,
                                end_of_turn=end_of_turn, template=source.template)  # fmt: skip
     save_gguf(source.model, path, metadata, dtype, name)
@@ -143,9 +158,10 @@ def write_gguf_model(source: Source, path: str | Path, dtype: str = "f16", name:
 def _ends(source: Source) -> tuple[int | None, int | None]:
     """The two that GGUF has keys for: what ends a text, and what ends a turn, by its name where it has a known one."""
     special = source.tokenizer.special_tokens if source.tokenizer else {}
+    meant = special.get(source.tokens.get("eos_token", ""))  # what a template means by eos_token
+    end = meant if meant in source.end_ids else (source.end_ids or (None,))[0]
     known = [special[text] for text in TURN_ENDS if special.get(text) in source.end_ids]
-    others = [i for i in (*known, *source.end_ids) if i != source.end_ids[0]]
-    return (source.end_ids or (None,))[0], (others or [None])[0]
+    return end, next((i for i in (*known, *source.end_ids) if i != end), None)
 
 
 def refuse_existing(path: str | Path) -> Path:

@@ -45,7 +45,7 @@ class ChatTemplate:
     def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
         if len(source) > MAX_CHARACTERS:
             raise ValueError(f"chat template: {len(source)} characters; at most {MAX_CHARACTERS}")
-        self.source, self._tokens = source, {"bos_token": bos_token, "eos_token": eos_token}
+        self.source, self.tokens = source, {"bos_token": bos_token, "eos_token": eos_token}
         environment = _Sandbox()
         try:
             parsed = environment.parse(source)
@@ -68,7 +68,7 @@ class ChatTemplate:
         pieces: list[str] = []
         length = 0
         try:
-            for piece in self._template.generate(**variables, **self._tokens):
+            for piece in self._template.generate(**variables, **self.tokens):
                 length += len(piece)
                 self._environment.check_length(length)
                 pieces.append(piece)
