@@ -26,7 +26,19 @@ def lstm(
 
     Hochreiter & Schmidhuber 1997; the forget gate is of Gers et al. 2000. Order of gates as in torch.nn.LSTM.
     """
-    outs, weight = [], weight.to(gates.dtype)
+    return _by_token(gates, weight.to(gates.dtype), hidden, cell, resets, real)
+
+
+@torch.compiler.disable()  # a compiler would unroll it, token by token
+def _by_token(
+    gates: Float[Tensor, "batch seq d_gates"],
+    weight: Float[Tensor, "d_gates d_hidden"],
+    hidden: Hidden,
+    cell: Hidden,
+    resets: Bool[Tensor, "batch seq"] | None,
+    real: Bool[Tensor, "batch seq"] | None,
+) -> tuple[Float[Tensor, "batch seq d_hidden"], Hidden, Hidden]:
+    outs = []
     for t, gates_t in enumerate(gates.unbind(1)):
         if resets is not None:
             hidden, cell = (x.masked_fill(resets[:, t, None], 0.0) for x in (hidden, cell))

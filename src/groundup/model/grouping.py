@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from groundup.model.attention import AttentionConfig
+from groundup.model.attention import AttentionConfig
 from groundup.model.block import BlockConfig
 from groundup.model.fitting import fill
 from groundup.model.transformer import ModelConfig, Transformer
@@ -49,6 +50,8 @@ def _blocks(config: ModelConfig) -> dict[str, BlockConfig]:
 
 
 def _grouped(block: BlockConfig, num_kv_heads: int) -> BlockConfig:
+    if not isinstance(block.mixer, AttentionConfig):
+        return block
     if not isinstance(block.mixer, AttentionConfig):
         return block
     old = block.mixer.num_kv_heads
