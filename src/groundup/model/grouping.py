@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from groundup.model.attention import AttentionConfig
-from groundup.model.attention import AttentionConfig
 from groundup.model.block import BlockConfig
 from groundup.model.fitting import fill
 from groundup.model.transformer import ModelConfig, Transformer
