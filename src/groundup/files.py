@@ -46,20 +46,37 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(f.fileno())
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Replace `path` by `data`: readers see the old content or the new, never a part of it."""
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Fill the yielded temporary file; on success it durably takes the name `path`, which an error leaves as it is."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     try:
-        write_durably(Path(temporary), data.encode() if isinstance(data, str) else data)
+        with naming(path):
+            yield Path(temporary)
+            _fsync(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def _fsync(path: str) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Replace `path` by `data`: readers see the old content or the new, never a part of it."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from groundup.files import fsync_directory, write_json
+from groundup.files import replacing, write_json
 
 # A parsed header takes up to 30 times its bytes in memory, so this bounds what a hostile one costs to some
 # 60 MB. It is room for about 20,000 tensors in one file; larger models are split over several files.
@@ -87,21 +86,11 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
     """
     path = Path(path)
     _check_header_room(tensors, metadata or {}, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
     try:
-        save_file(_own_memory(tensors), temporary, {"format": "pt", **(metadata or {})})
-        os.chmod(temporary, 0o644)
-        _fsync(temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(_own_memory(tensors), str(temporary), {"format": "pt", **(metadata or {})})
     except SafetensorError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise OSError(f"{path}: {error}") from error
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    fsync_directory(path.parent)
 
 
 def write_sharded(folder: str | Path, tensors: dict[str, Tensor], max_bytes: int | None) -> None:
@@ -251,11 +240,3 @@ def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         seen.add(plain.untyped_storage().data_ptr())
         result[name] = plain
     return result
-
-
-def _fsync(path: str) -> None:
-    handle = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

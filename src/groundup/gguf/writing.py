@@ -1,17 +1,14 @@
 """Writing a GGUF file: metadata, a table of tensors, then their bytes, each encoded only when its turn comes."""
 
-import os
 import struct
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from groundup.files import fsync_directory, naming
+from groundup.files import replacing
 from groundup.gguf.blocks import Kind, quantise
 from groundup.gguf.metadata import header_bytes, pack_string
 from groundup.gguf.reading import DEFAULT_ALIGNMENT
@@ -30,7 +27,7 @@ def write_gguf(
         table.append(pack_string(name) + struct.pack("<I", values.ndim) + sizes + struct.pack("<IQ", kind.number, at))
         at += _padded(kind.nbytes(values.size))
     head = header_bytes(metadata, len(tensors)) + b"".join(table)
-    with _replacing(Path(path)) as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(head.ljust(_padded(len(head)), b"\0"))
         for name, (kind, values) in tensors.items():
             data = _encoded(name, kind, values)
@@ -46,21 +43,3 @@ def _encoded(name: str, kind: Kind, values: NDArray[np.float32]) -> bytes:
         return quantise(kind, values)
     except ValueError as error:
         raise ValueError(f"tensor {name!r}: {error}") from None
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the name `path` once it is whole and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with naming(path), os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    fsync_directory(path.parent)
