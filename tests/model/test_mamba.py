@@ -7,7 +7,8 @@ from transformers import Mamba2ForCausalLM
 from transformers.models.mamba2 import modeling_mamba2
 
 from groundup.model import BlockConfig, DenseCache, Layout, Mamba2, Mamba2Config, ModelConfig, NoCache, Transformer
-from groundup.model.mamba_published import MAMBA2_PLACES, MAMBA2_SIZES, mamba2
+from groundup.model.families.mamba import MAMBA2_PLACES
+from groundup.presets.recurrent import MAMBA2_SIZES, mamba2
 
 VOCAB, D_MODEL = 31, 16
 

@@ -1,11 +1,11 @@
 """Model configs: by one dial (`llama(vocab_size=..., num_layers=...)`), or those of published models, by name."""
 
 from groundup.config import nearest
-from groundup.model.mamba_published import mamba2
 from groundup.model.transformer import ModelConfig
 from groundup.presets import dense, experts, recurrent
 from groundup.presets.dials import GPT2_SIZES, gated_d_ff, gpt2, llama, qwen3, vaswani
 from groundup.presets.published import Published
+from groundup.presets.recurrent import mamba2
 
 __all__ = [
     "GPT2_SIZES", "PUBLISHED", "Published", "gated_d_ff", "gpt2", "llama", "mamba2", "published", "qwen3", "vaswani",

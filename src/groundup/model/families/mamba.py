@@ -10,8 +10,21 @@ from groundup.model.block import BlockConfig
 from groundup.model.families.family import Family, Reasons, used_blocks
 from groundup.model.families.keys import MOST_HEADS, MOST_LAYERS, MOST_WIDTH, Keys, flag, number, size
 from groundup.model.mamba import Mamba2Config
-from groundup.model.mamba_published import MAMBA2_PLACES
 from groundup.model.transformer import ModelConfig
+from groundup.model.weight_names import Place
+
+MAMBA2_PLACES = {
+    "embed": Place("backbone.embeddings"),
+    "blocks.{i}.mixer_norm": Place("backbone.layers.{i}.norm"),
+    "blocks.{i}.mixer": Place("backbone.layers.{i}.mixer"),  # A_log, D and dt_bias, which are not in a module of theirs
+    "blocks.{i}.mixer.in_proj": Place("backbone.layers.{i}.mixer.in_proj"),
+    "blocks.{i}.mixer.conv": Place("backbone.layers.{i}.mixer.conv1d"),
+    "blocks.{i}.mixer.norm": Place("backbone.layers.{i}.mixer.norm"),
+    "blocks.{i}.mixer.out_proj": Place("backbone.layers.{i}.mixer.out_proj"),
+    "final_norm": Place("backbone.norm_f"),
+    "head": Place("lm_head"),
+}
+"""As `weight_names.LLAMA_PLACES`, for Mamba2ForCausalLM."""
 
 
 def claims(config: ModelConfig) -> bool:
