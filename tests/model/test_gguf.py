@@ -11,7 +11,6 @@ from groundup.gguf import KINDS, GGUFFile, write_gguf
 from groundup.inference import Engine
 from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig, Rope, Transformer
 from groundup.model.gguf import gguf_name, load_gguf, save_gguf
-from groundup.model.interleaved import to_half_split, to_interleaved
 from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.chat import CHAT_TEMPLATE
 from groundup.tokenizer.gguf import to_metadata
@@ -42,13 +41,6 @@ CONFIGS = {
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer.train_from_iterator([TEXT] * 3, 300, SPECIAL)
-
-
-def test_rows_of_a_head_of_six_by_hand():
-    rows = torch.arange(12.0)
-    assert to_half_split(rows, 2).tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
-    assert to_interleaved(rows, 2).tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
-    assert torch.equal(to_interleaved(to_half_split(rows, 3), 3), rows)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

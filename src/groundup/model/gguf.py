@@ -22,7 +22,7 @@ from groundup.model.families import family_of
 from groundup.model.families.family import attention, is_plain, mlp, windows
 from groundup.model.feedforward import MLPConfig
 from groundup.model.fitting import check_fit, first_of, skeleton
-from groundup.model.interleaved import to_half_split, to_interleaved
+from groundup.model.interleaved import Interleaved
 from groundup.model.position import Rope
 from groundup.model.transformer import ModelConfig, Transformer
 
@@ -120,22 +120,21 @@ def _kind_for(value: Tensor, kind: Kind) -> Kind:
 
 def _imported(file: GGUFFile, name: str, config: ModelConfig) -> Tensor:
     value = torch.from_numpy(file.read(gguf_name(name)))
-    heads = _permuted_heads(name, config)
-    return value if heads is None else to_half_split(value, heads)
+    order = _order(name, config)
+    return value if order is None else order.to_half_split(value)
 
 
 def _exported(name: str, value: Tensor, config: ModelConfig) -> Tensor:
-    heads = _permuted_heads(name, config)
-    return value if heads is None else to_interleaved(value, heads)
+    order = _order(name, config)
+    return value if order is None else order.to_pairs(value)
 
 
-def _permuted_heads(name: str, config: ModelConfig) -> int | None:
-    """The heads of a parameter whose rows llama.cpp keeps in another order; None for all others."""
-    module = name.split(".")[-2]
-    if family_of(config) != "llama" or module not in ("wq", "wk"):
+def _order(name: str, config: ModelConfig) -> Interleaved | None:
+    """How llama.cpp keeps the rows of a parameter, where that is not as here."""
+    if family_of(config) != "llama" or name.split(".")[-2] not in ("wq", "wk"):
         return None
-    mixer = attention(config.block(0))
-    return mixer.num_heads if module == "wq" else mixer.num_kv_heads
+    d_head = attention(config.block(0)).d_head
+    return Interleaved(d_head, d_head)
 
 
 # metadata --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from groundup.model.block import BlockConfig
 from groundup.model.families.family import attention, mlp
 from groundup.model.feedforward import MLPConfig
 from groundup.model.fitting import first_of, skeleton
-from groundup.model.interleaved import to_half_split
+from groundup.model.interleaved import Interleaved
 from groundup.model.position import Rope
 from groundup.model.transformer import ModelConfig, Transformer
 
@@ -125,6 +125,7 @@ def _order(config: ModelConfig) -> Iterator[str]:
 
 def _imported(name: str, values: np.ndarray, config: ModelConfig) -> Tensor:
     tensor = torch.from_numpy(values.astype(np.float32))
-    mixer = attention(config.block(0))
-    heads = {"wq": mixer.num_heads, "wk": mixer.num_kv_heads}.get(name.split(".")[-2])
-    return tensor if heads is None else to_half_split(tensor, heads)
+    if name.split(".")[-2] not in ("wq", "wk"):
+        return tensor
+    d_head = attention(config.block(0)).d_head
+    return Interleaved(d_head, d_head).to_half_split(tensor)
