@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -17,6 +16,7 @@ from groundup.report.charts import _STYLE, INK, MODEL, Chart, Line, Panel, _them
 from groundup.report.quantities import MISSING
 from groundup.report.run import Series
 from groundup.report.tables import Column, Table, to_html, to_text
+from groundup.report.templates import fill
 
 Result = dict[str, Any]
 SAYS_NOTHING = "no difference shown"
@@ -51,11 +51,8 @@ def read_result(folder: Path) -> Result:
 
 def page(name: str, result: Result) -> str:
     """The HTML; every name and note is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("ablation.html.j2").render(
+    return fill(
+        "ablation.html.j2",
         name=name,
         lede=lede(result),
         interval_chart=interval_svg(result["comparisons"]),

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from groundup.files import write_atomic
@@ -18,6 +17,7 @@ from groundup.report.quantities import label, plain, quantity
 from groundup.report.run import RunFiles, read_run
 from groundup.report.scores import score_table
 from groundup.report.tables import to_html, to_text
+from groundup.report.templates import fill
 
 WIDE, NARROW = 960, 380
 
@@ -70,19 +70,13 @@ def report_text(run_dir: str | Path) -> str:
 
 def page(run: RunFiles, shown: Content) -> str:
     """The HTML. Everything from the run is escaped: samples may hold any text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     folder, seen_from = where(run.path)
     charts, commands = figures(run), how_to_use(run, folder)
     filled = {**vars(shown), "charts": charts, "commands": commands, "": True}
     filled["stages"] = shown.stages or shown.cost
     filled["samples"] = shown.samples or shown.chat_samples
-    return environment.get_template("template.html.j2").render(
+    return fill(
+        "template.html.j2",
         content=shown,
         parts=[(id, title) for id, title, needs in _PARTS if filled[needs]],
         charts=charts,
