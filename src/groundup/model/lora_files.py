@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from groundup.files import read_json, write_json
 from groundup.model.families import weights_of
+from groundup.model.fitting import first_of
 from groundup.model.lora import LoRAConfig, adapters, add_lora, linear_maps
 from groundup.model.transformer import Transformer
 from groundup.model.weight_names import exported_name
@@ -27,7 +28,6 @@ PLAIN = {
     "use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none",
     "modules_to_save": None, "lora_bias": False, "layer_replication": None,
 }  # fmt: skip
-SHOWN = 6
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ def load_adapter(model: Transformer, path: str | Path) -> LoRAConfig:
     tensors = read_tensors(weights)
     broken = [name for name, tensor in tensors.items() if not tensor.float().isfinite().all()]
     if broken:
-        raise ValueError(f"{weights}: NaN or infinity in {_first(broken)}")
+        raise ValueError(f"{weights}: NaN or infinity in {first_of(broken)}")
     config = LoRAConfig(r, alpha, tuple(chosen), dropout)
     add_lora(model, config)
     with torch.no_grad():
@@ -170,14 +170,10 @@ def _fitting(model: Transformer, header: dict[str, TensorEntry], r: int, file: P
         expected |= {f"{stem}.lora_A.weight": (r, d_in), f"{stem}.lora_B.weight": (d_out, r)}
     missing, extra = sorted(expected.keys() - header.keys()), sorted(header.keys() - expected.keys())
     if extra or missing or not chosen:
-        lacks = f"; missing: {_first(missing)}" if missing else ""
-        raise ValueError(f"{file}: tensors that no linear map of this model has: {_first(extra) or 'none'}{lacks}")
+        lacks = f"; missing: {first_of(missing)}" if missing else ""
+        raise ValueError(f"{file}: tensors that no linear map of this model has: {first_of(extra) or 'none'}{lacks}")
     wrong = [f"{n} {header[n].shape}, expected {shape}" for n, shape in expected.items() if header[n].shape != shape]
     wrong += [f"{n} of {entry.dtype}" for n, entry in header.items() if not entry.dtype.is_floating_point]
     if wrong:
-        raise ValueError(f"{file}: of another shape or type (r={r}): {_first(wrong)}")
+        raise ValueError(f"{file}: of another shape or type (r={r}): {first_of(wrong)}")
     return chosen
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(name[:120] for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

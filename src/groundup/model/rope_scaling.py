@@ -6,6 +6,7 @@ the trained length, pairs that never finished a turn meet angles that the model 
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,13 +20,10 @@ class LinearScaling:
     """Position interpolation: every pair `factor` times slower. Chen et al. 2023 (arXiv:2306.15595)."""
 
     factor: float
+    amplitude: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_factor(self.factor)
-
-    @property
-    def amplitude(self) -> float:
-        return 1.0
 
     def scale(self, frequencies: Frequencies, theta: float) -> Frequencies:
         return frequencies / self.factor
@@ -39,13 +37,10 @@ class NTKScaling:
     """
 
     factor: float
+    amplitude: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_factor(self.factor)
-
-    @property
-    def amplitude(self) -> float:
-        return 1.0
 
     def scale(self, frequencies: Frequencies, theta: float) -> Frequencies:
         pairs = len(frequencies)
@@ -65,16 +60,13 @@ class Llama3Scaling:
     low_turns: float = 1.0
     high_turns: float = 4.0
     original_context: int = 8192
+    amplitude: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_factor(self.factor)
         _check_context(self.original_context)
         if not 0 < self.low_turns < self.high_turns:
             raise ValueError(f"rotary scaling: low_turns={self.low_turns} must be below high_turns={self.high_turns}")
-
-    @property
-    def amplitude(self) -> float:
-        return 1.0
 
     def scale(self, frequencies: Frequencies, theta: float) -> Frequencies:
         turns = self.original_context * frequencies / (2 * math.pi)
