@@ -10,9 +10,12 @@ VERSIONS = {"gigatoken": version("gigatoken")}
 
 
 def load(task):
+    """With what a tokenizer loads at its first use, as far as the empty string makes it."""
     os.environ["RAYON_NUM_THREADS"] = str(task.threads)  # read when its pool of threads is made, at the first use
     ranks = task.vocabulary / "ranks.tiktoken"
-    return gigatoken.Tokenizer.from_tiktoken(ranks, "gpt2", {task.separator: task.end_of_text})
+    tokenizer = gigatoken.Tokenizer.from_tiktoken(ranks, "gpt2", {task.separator: task.end_of_text})
+    tokenizer.encode("")
+    return tokenizer
 
 
 def flat(output):

@@ -82,7 +82,7 @@ def test_everyone_is_compared_or_has_a_reason(races, tmp_path):
     assert line["details"]["headline"] == "documents, 1 thread"
 
 
-@pytest.mark.parametrize("state", ["cold", "fresh"])
+@pytest.mark.parametrize("state", ["cold", "new", "fresh"])
 def test_differing_ids_are_seen_in_every_state(races, tmp_path, state):
     table = rows(races.run([cell(tmp_path, state=state, tries=TRIES[:3])]))
     assert [row["check"] for row in table] == ["the reference", "identical", "DIFFERS: 4 against 3"]

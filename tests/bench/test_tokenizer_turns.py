@@ -11,7 +11,7 @@ from groundup.bench.tokenizer_turns import SEPARATOR, Task, Turns, prepare
 from groundup.bench.worker import Worker, WorkerFailed
 
 STUB = """
-import os, sys
+import os, sys, time
 VERSIONS = {"stub": "1.2"}
 made = []
 
@@ -19,6 +19,7 @@ def lengths(task):
     if task.options.get("broken"):
         raise ValueError("no such vocabulary")
     print("noise")
+    time.sleep(task.options.get("sleeps", 0))
     made.append(task)
     texts = task.texts
     def call():
@@ -63,8 +64,8 @@ def test_a_warm_job_is_made_once(options):
     assert all(s["seconds"] > 0 and s["peak_bytes"] > 0 for s in said)
 
 
-def test_a_cold_job_is_made_for_every_call(options):
-    side, made = turns(options | {"state": "cold"})
+def test_a_new_job_is_made_for_every_call(options):
+    side, made = turns(options | {"state": "new"})
     made.run(3)
     assert side.made == [made.task, "call"] * 3
 
@@ -99,6 +100,13 @@ def test_fresh_processes(options, tmp_path):
     said = run(2)
     assert said["seconds"] > 0 and said["peak_bytes"] > 1_000_000
     assert json.loads((tmp_path / "check.json").read_text("utf-8"))["count"] == 3
+
+
+def test_a_cold_call_is_the_first_of_its_process_and_alone_in_the_time(options):
+    _, run = prepare(options | {"state": "cold", "sleeps": 0.5})
+    _, whole = prepare(options | {"state": "fresh", "sleeps": 0.5})
+    cold, fresh = run(1)["seconds"], whole(1)["seconds"]
+    assert 0 < cold < fresh - 0.5  # making the job sleeps
 
 
 @pytest.mark.parametrize(("fault", "reason"), [("broken", "no such vocabulary"), ("dies", "out of memory")])

@@ -72,6 +72,7 @@ def whole_text(corpus: Corpus, vocabulary: Vocabulary, threads: int) -> list[Cel
         Cell("documents, warm", threads, SPEED, megabytes, [*IN_MEMORY, tiktoken, huggingface], options),
         Cell("file, warm", threads, SPEED, megabytes, FILES, options),
         Cell("documents, cold", threads, SPEED, megabytes, IN_MEMORY, options, "cold"),
+        Cell("documents, new tokenizer", threads, SPEED, megabytes, IN_MEMORY, options, "new"),
         Cell("lists of int, warm", threads, SPEED, megabytes, [*LISTS, tiktoken], options),
         Cell("file, fresh process", threads, SECONDS, 1.0, FILES, options, "fresh"),
     ]

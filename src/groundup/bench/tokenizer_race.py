@@ -1,6 +1,7 @@
 """What the tokenizer benchmarks race: programs in cells, one after the other.
 
-A cell is one comparison: the same work, text, threads and state (warm, cold, fresh process) for every program in it.
+A cell is one comparison: the same work, text, threads and state (warm, cold, new tokenizer, fresh process) for every
+program in it.
 """
 
 import json

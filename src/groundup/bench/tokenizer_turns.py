@@ -75,7 +75,7 @@ class Turns:
         self.side, self.options, self.task = side, options, Task(options)
         if first := options.get("warm_up"):  # other options for a short first call, which loads code and wakes threads
             side.WORKS[options["work"]](Task(options | first))[0]()
-        self.job = None if options["state"] == "cold" else self._new_job()
+        self.job = None if options["state"] == "new" else self._new_job()
         self.unchecked: list[Iterable[Any]] | None = []
 
     def run(self, units: int) -> dict[str, Any]:
@@ -114,10 +114,13 @@ class Turns:
 
 
 class FreshProcesses:
-    """Every unit is a new process: interpreter, imports, vocabulary, the work. The time is all of it."""
+    """Every unit is a new process: interpreter, imports, vocabulary, the work.
+
+    The time is all of it ("fresh"), or that of the work alone, the first that this process does ("cold").
+    """
 
     def __init__(self, options: dict[str, Any]):
-        self.options = options
+        self.options, self.whole = options, options["state"] == "fresh"
 
     def run(self, units: int) -> dict[str, Any]:
         measured = [self._process() for _ in range(units)]
@@ -132,24 +135,26 @@ class FreshProcesses:
             words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             raise RuntimeError(f"a fresh process ended with code {done.returncode}: {words[-1] if words else ''}")
         self.options = self.options | {"check": None}  # the first one alone, whose time does not count
-        return seconds, json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
+        said = json.loads(done.stdout.splitlines()[-1])
+        return seconds if self.whole else said["seconds"], said["peak_bytes"]
 
 
 def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], dict[str, Any]]]:
-    """What worker.py asks for. options["state"]: "warm" (the same object again and again), "cold" (a new object for
-    each call) or "fresh" (a new process for each call)."""
+    """What worker.py asks for. options["state"]: "warm" (the same object again and again), "new" (a new object for
+    each call), "cold" (the first call of a new process) or "fresh" (a new process, all of it)."""
     side = load(options["side"])
-    turns = FreshProcesses(options) if options["state"] == "fresh" else Turns(side, options)
+    turns = FreshProcesses(options) if options["state"] in ("cold", "fresh") else Turns(side, options)
     return {"versions": side.VERSIONS}, turns.run
 
 
 def once(options: dict[str, Any]) -> None:
     """What a fresh process does."""
     call, results = load(options["side"]).WORKS[options["work"]](Task(options))
+    started = time.perf_counter()
     output = call()
-    peak = peak_bytes()
+    said = {"seconds": time.perf_counter() - started, "peak_bytes": peak_bytes()}
     write_check(options, results(output))
-    print(f"\n{json.dumps({'peak_bytes': peak})}", flush=True)  # last, after whatever a library printed
+    print(f"\n{json.dumps(said)}", flush=True)  # last, after whatever a library printed
 
 
 def write_check(options: dict[str, Any], results: Iterable[Any]) -> None:
