@@ -1,5 +1,7 @@
 """The ledger against hand counts, against torch's own counter, and against a published figure."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,9 +16,19 @@ from groundup.accounting import (
     training_ledger,
 )
 from groundup.accounting.flops import visible_pairs
-from groundup.model import PLACEMENTS, AttentionConfig, BlockConfig, MLPConfig, ModelConfig, Transformer
+from groundup.model import (
+    PLACEMENTS,
+    AttentionConfig,
+    BlockConfig,
+    MLPConfig,
+    ModelConfig,
+    MoEConfig,
+    MultiTokenConfig,
+    Transformer,
+)
 from groundup.optim import orthogonalize
 from groundup.train import next_token
+from groundup.train.objectives import multi_token
 from tests.model.variants import MIXERS, VARIANTS, small, tokens
 
 
@@ -88,6 +100,30 @@ def test_a_training_step_equals_torchs_counter(recompute, placement):
         next_token(model, batch).total.backward()
     rows = training_ledger(config, seq=12, batch=2, causal=False, recomputed_layers=recompute, optimizer=None)
     assert sum(row.flops for row in rows if row.kind != "elementwise") == counter.get_total_flops()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_a_step_of_every_variant_equals_torchs_counter(name):
+    model = Transformer(VARIANTS[name]).double()
+    model.compute_dtype, model.recompute = torch.float64, True
+    with FlopCounterMode(display=False) as counter:
+        next_token(model, {"tokens": torch.randint(0, model.config.vocab_size, (2, 13))}).total.backward()
+    rows = training_ledger(model.config, 12, 2, False, recomputed_layers=model.config.num_layers, optimizer=None)
+    assert sum(row.flops for row in rows if row.kind != "elementwise") == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_a_step_with_multi_token_modules_equals_torchs_counter(name):
+    ffn = MLPConfig(24) if name == "dense" else MoEConfig(4, 2, 8)
+    config = replace(small(BlockConfig(AttentionConfig(4, 2, 4), ffn)), multi_token=MultiTokenConfig(depth=2))
+    model = Transformer(config).double()
+    model.compute_dtype = torch.float64
+    with FlopCounterMode(display=False) as counter:
+        multi_token(model, {"tokens": torch.randint(0, config.vocab_size, (2, 13))}).total.backward()
+    rows = training_ledger(config, seq=12, batch=2, causal=False, optimizer=None)
+    assert sum(row.flops for row in rows if row.kind != "elementwise") == counter.get_total_flops()
+    assert forward_flops(config, 12) == forward_flops(replace(config, multi_token=None), 12)
 
 
 @pytest.mark.parametrize("placement", ["pre", "sandwich"])

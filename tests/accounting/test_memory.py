@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from groundup import presets
 from groundup.accounting import activation_bytes, kv_cache_bytes_per_token, least_recompute, training_memory
-from groundup.model import Transformer
+from groundup.model import MultiTokenConfig, Transformer
 from tests.model.variants import VARIANTS
 
 SMALL = presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=64, context_length=16)
@@ -39,7 +39,10 @@ def kept_bytes(config, batch, seq, dtype, recompute: bool | int = False):
         return tensor
 
     with saved_tensors_hooks(pack, lambda t: t):
-        model.hidden(torch.randint(0, config.vocab_size, (batch, seq)))
+        tokens = torch.randint(0, config.vocab_size, (batch, seq))
+        hidden = model.hidden(tokens)
+        if model.multi_token is not None:
+            alive.append(model.multi_token(model, hidden, tokens[:, 1:]))
     return sum(kept.values())
 
 
@@ -60,6 +63,18 @@ def test_deep_models_and_recomputed_ones_are_counted_exactly(recompute):
     assert activation_bytes(config, 2, 12, torch.float32, recompute) == kept_bytes(
         config, 2, 12, torch.float32, recompute
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recompute", [0, 2])
+def test_multi_token_modules_are_counted(recompute, dtype):
+    config = replace(SMALL, num_layers=3, multi_token=MultiTokenConfig(2))
+    without, kept = replace(config, multi_token=None), kept_bytes(config, 2, 12, dtype, recompute)
+    assert activation_bytes(config, 2, 12, dtype, recompute) == kept
+    assert kept > kept_bytes(without, 2, 12, dtype, recompute)
+    matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 128 + 32 * 64)  # of two depths, each a block and its `combine`
+    copies = [training_memory(c, 2, 12, dtype, recompute=recompute).cast_weights for c in (config, without)]
+    assert copies[0] - copies[1] == (2 * matrices if dtype == torch.bfloat16 else 0)
 
 
 @pytest.mark.parametrize("recompute", [0, 1, 2])

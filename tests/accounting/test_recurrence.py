@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from groundup.accounting import forward_flops, ledger
+from groundup.accounting import forward_flops, ledger, training_ledger
 from groundup.model import (
     BlockConfig,
     CountingCache,
@@ -15,6 +15,7 @@ from groundup.model import (
     ModelConfig,
     Transformer,
 )
+from groundup.train import next_token
 
 MIXERS = {
     "gated_linear": GatedLinearConfig(2, 4, 6, rank=3),
@@ -40,6 +41,20 @@ def test_counted_equals_measured(name, seq):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(2, seq, dtype=torch.long))
     assert forward_flops(config, seq, batch=2, causal=False) == counter.get_total_flops()
+
+
+@mixers
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("seq", [2, 64, 100])
+def test_a_training_step_equals_torchs_counter(name, seq, recompute):
+    """The first state needs no gradient and the last one gets none; with one chunk that is all of them."""
+    config = model_config(name)
+    model = Transformer(config).double()
+    model.compute_dtype, model.recompute = torch.float64, recompute
+    with FlopCounterMode(display=False) as counter:
+        next_token(model, {"tokens": torch.zeros(2, seq + 1, dtype=torch.long)}).total.backward()
+    rows = training_ledger(config, seq, 2, causal=False, recomputed_layers=int(recompute), optimizer=None)
+    assert sum(row.flops for row in rows if row.kind != "elementwise") == counter.get_total_flops()
 
 
 def test_mamba2_by_hand():

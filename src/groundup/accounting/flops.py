@@ -48,11 +48,15 @@ MUON_ITERATIONS = 5
 
 @dataclass(frozen=True)
 class Operation:
-    """One line of the ledger: the FLOPs of one operation in one layer (None: outside of the blocks)."""
+    """One line of the ledger: the FLOPs of one operation in one layer (None: outside of the blocks).
+
+    `backward` are those of its backward pass, where they are not twice as many.
+    """
 
     name: str
     kind: Kind
     flops: int
+    backward: int | None = None
     layer: int | None = None
     phase: Phase = "forward"
 
@@ -74,6 +78,23 @@ def ledger(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -
         norm = NORM_FLOPS[config.block(config.num_layers - 1).norm]
         rows.append(Operation("final_norm", "elementwise", norm * tokens * config.d_model))
     rows.append(Operation("head", "matmul", 2 * tokens * config.d_model * config.vocab_size))
+    return rows
+
+
+def further_tokens(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -> list[Operation]:
+    """The forward pass of the multi-token modules, which training runs beside the model; none without modules.
+
+    Depth k reads seq - k tokens: after those the token that it needs is not known (see `model.multi_token`).
+    """
+    rows = []
+    block, norm = config.block(config.num_layers - 1), NORM_FLOPS[config.block(config.num_layers - 1).norm]
+    for k in range(1, 1 + (config.multi_token.depth if config.multi_token else 0)):
+        known = seq - k
+        elements = batch * known * config.d_model
+        rows += _block(block, config.d_model, known, batch, causal)
+        rows.append(Operation("combine", "matmul", 2 * elements * 2 * config.d_model))
+        rows.append(Operation("further_norms", "elementwise", 3 * norm * elements))
+        rows.append(Operation("further_head", "matmul", 2 * elements * config.vocab_size))
     return rows
 
 
@@ -191,15 +212,20 @@ def training_ledger(
 ) -> list[Operation]:
     """One optimizer step on `batch` rows: the forward rows, the backward ones, what is recomputed, the update.
 
+    Multi-token modules are among them.
+
     A matmul has two in the backward pass, for the gradient of either factor, and attention's products too: exact.
+    So are recurrences, where some factors need no gradient.
     Elementwise operations are counted twice there as a convention. The first `recomputed_layers` blocks run
     forward once more, up to the last thing that their backward pass reads: without a norm after it, what the
     `down` product makes is not needed again.
     """
     if not 0 <= recomputed_layers <= config.num_layers:
         raise ValueError(f"recomputed_layers={recomputed_layers}; expected 0 to {config.num_layers}")
-    forward = ledger(config, seq, batch, causal)
-    backward = [replace(row, flops=2 * row.flops, phase="backward") for row in forward]
+    forward = [*ledger(config, seq, batch, causal), *further_tokens(config, seq, batch, causal)]
+    backward = [
+        replace(row, flops=2 * row.flops if row.backward is None else row.backward, phase="backward") for row in forward
+    ]
     again = [
         replace(row, phase="recompute")
         for row in forward

@@ -65,7 +65,8 @@ def training_memory(
     count = sum(p.numel() for p in model.parameters())
     first_kept = config.num_layers if recompute is True else int(recompute)
     copies = 0 if dtype == torch.float32 else dtype.itemsize
-    blocks = copies * sum(p.numel() for block in model.blocks[first_kept:] for p in block.parameters() if p.ndim > 1)
+    kept = [*model.blocks[first_kept:], *([] if model.multi_token is None else [model.multi_token])]
+    blocks = copies * sum(p.numel() for module in kept for p in module.parameters() if p.ndim > 1)
     return MemoryLedger(
         parameters=FP32_BYTES * count,
         gradients=FP32_BYTES * count,
@@ -131,7 +132,11 @@ def _kept_bytes(
                 setattr(module, name, torch.empty(b.shape, dtype=b.dtype, device=device))
         own = {p.untyped_storage()._cdata for p in model.parameters()}
         with saved_tensors_hooks(pack, lambda t: t):
-            model.hidden(torch.zeros(batch, seq, dtype=torch.long, device=device))
+            tokens = torch.zeros(batch, seq, dtype=torch.long, device=device)
+            hidden = model.hidden(tokens)
+            if model.multi_token is not None:
+                further = model.multi_token(model, hidden, tokens[:, 1:])
+                alive.extend(further)  # each is read by the head
     return sum(kept.values())
 
 

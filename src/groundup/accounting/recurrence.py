@@ -3,16 +3,28 @@
 Unlike attention's, these grow linearly with the length: each token meets those of its own chunk, and one state.
 Products with parameters are of kind "matmul", products between tokens and states of kind "attention". The triangular
 systems of the delta rule are counted as elementwise work: they are solved by substitution, not on a matrix unit.
+
+Backward, a product costs twice as much, once for each factor, but for these: the first state is constant, the last one
+is read by nobody, and the gradient of a triangular system is a system and a product.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from groundup.kernels import chunk_length
 from groundup.model import GatedDeltaConfig, GatedLinearConfig, LSTMConfig, Mamba2Config
 
-Row = tuple[str, Literal["matmul", "attention", "elementwise"], int]
 RecurrentConfig = GatedLinearConfig | Mamba2Config | GatedDeltaConfig | LSTMConfig
+
+
+class Row(NamedTuple):
+    """As `flops.Operation`; `backward` are the FLOPs of the backward pass where they are not twice the forward ones."""
+
+    name: str
+    kind: Literal["matmul", "attention", "elementwise"]
+    flops: int
+    backward: int | None = None
+
 
 # FLOPs per element, counting an exponential, a root or a division as one.
 DECAY_FLOPS = 6
@@ -21,7 +33,7 @@ CELL_FLOPS = 17
 
 
 def recurrent_rows(mixer: RecurrentConfig, d_model: int, seq: int, batch: int, causal: bool) -> Iterator[Row]:
-    """(name, kind, FLOPs) of each operation; `causal` as for `accounting.ledger`."""
+    """One for each operation; `causal` as for `accounting.ledger`."""
     match mixer:
         case GatedLinearConfig():
             yield from _gated_linear(mixer, d_model, seq, batch, causal)
@@ -30,7 +42,7 @@ def recurrent_rows(mixer: RecurrentConfig, d_model: int, seq: int, batch: int, c
         case GatedDeltaConfig():
             yield from _gated_delta(mixer, d_model, seq, batch, causal)
         case LSTMConfig():
-            yield from _lstm(mixer, d_model, batch * seq)
+            yield from _lstm(mixer, d_model, batch, seq)
 
 
 def _gated_linear(mixer: GatedLinearConfig, d_model: int, seq: int, batch: int, causal: bool) -> Iterator[Row]:
@@ -43,14 +55,14 @@ def _gated_linear(mixer: GatedLinearConfig, d_model: int, seq: int, batch: int, 
         yield _product("decay_down", tokens, d_model, mixer.rank)
     if decays:
         yield _product("decay_up", tokens, mixer.rank if mixer.decay == "channel" else d_model, decays)
-        yield "decay", "elementwise", DECAY_FLOPS * tokens * decays
+        yield Row("decay", "elementwise", DECAY_FLOPS * tokens * decays)
     d_value = mixer.d_value + (mixer.features == "elu")
     by_channel = mixer.decay == "channel" and mixer.d_key > 1
     sizes = (mixer.num_heads, mixer.num_heads, mixer.d_key, d_value)
     yield from _scan(*sizes, seq, batch, causal, by_channel)
     if mixer.output_gate:
         yield _product("wz", tokens, d_model, d_values)
-        yield "gated_norm", "elementwise", NORM_AND_GATE_FLOPS * tokens * d_values
+        yield Row("gated_norm", "elementwise", NORM_AND_GATE_FLOPS * tokens * d_values)
     yield _product("wo", tokens, d_values, d_model)
 
 
@@ -58,10 +70,10 @@ def _mamba2(mixer: Mamba2Config, d_model: int, seq: int, batch: int, causal: boo
     tokens = batch * seq
     yield _product("in_proj", tokens, d_model, mixer.d_inner + mixer.d_conv + mixer.num_heads)
     yield _convolution(tokens, mixer.d_conv, mixer.conv_kernel)
-    yield "decay", "elementwise", DECAY_FLOPS * tokens * mixer.num_heads
+    yield Row("decay", "elementwise", DECAY_FLOPS * tokens * mixer.num_heads)
     yield from _scan(mixer.num_groups, mixer.num_heads, mixer.d_state, mixer.d_head, seq, batch, causal)
-    yield "skip", "elementwise", 3 * tokens * mixer.d_inner  # dt x, and D x added
-    yield "gated_norm", "elementwise", NORM_AND_GATE_FLOPS * tokens * mixer.d_inner
+    yield Row("skip", "elementwise", 3 * tokens * mixer.d_inner)  # dt x, and D x added
+    yield Row("gated_norm", "elementwise", NORM_AND_GATE_FLOPS * tokens * mixer.d_inner)
     yield _product("out_proj", tokens, mixer.d_inner, d_model)
 
 
@@ -72,25 +84,32 @@ def _gated_delta(mixer: GatedDeltaConfig, d_model: int, seq: int, batch: int, ca
     yield _product("wa", tokens, d_model, heads)
     yield _product("wb", tokens, d_model, heads)
     yield _convolution(tokens, 2 * mixer.d_keys + mixer.d_values, mixer.conv_kernel)
-    yield "decay", "elementwise", DECAY_FLOPS * tokens * heads
+    yield Row("decay", "elementwise", DECAY_FLOPS * tokens * heads)
     if seq > 1:
         pairs, padded = _pairs(seq, batch, causal)
-        groups = mixer.num_key_heads or heads
-        yield "overlaps", "attention", 2 * pairs * groups * d_key
-        yield "solve", "elementwise", pairs * heads * (d_key + d_value)
-        yield "read_keys", "attention", 2 * padded * heads * d_key * d_value
-        yield from _scan(groups, heads, d_key, d_value, seq, batch, causal)
+        groups, chunks = mixer.num_key_heads or heads, _chunks(seq)
+        yield Row("overlaps", "attention", 2 * pairs * groups * d_key)
+        yield Row("solve", "elementwise", pairs * heads * (d_key + d_value))
+        yield Row("solve_gradient", "attention", 0, 2 * pairs * heads * (d_key + d_value))
+        reads = 2 * padded * heads * d_key * d_value
+        yield Row("read_keys", "attention", reads, reads * (2 * chunks - 1) // chunks)
+        for row in _scan(groups, heads, d_key, d_value, seq, batch, causal):
+            # Here each chunk writes by a product of its own, and the last one is left out of the backward pass.
+            is_write = row.name == "write_state"
+            yield row._replace(backward=2 * row.flops * (chunks - 1) // chunks) if is_write else row
     else:
-        yield "read_keys", "attention", 2 * tokens * heads * d_key * d_value
+        yield Row("read_keys", "attention", 2 * tokens * heads * d_key * d_value)
         yield from _step(heads, d_key, d_value, tokens)
-    yield "gated_norm", "elementwise", NORM_AND_GATE_FLOPS * tokens * mixer.d_values
+    yield Row("gated_norm", "elementwise", NORM_AND_GATE_FLOPS * tokens * mixer.d_values)
     yield _product("wo", tokens, mixer.d_values, d_model)
 
 
-def _lstm(mixer: LSTMConfig, d_model: int, tokens: int) -> Iterator[Row]:
+def _lstm(mixer: LSTMConfig, d_model: int, batch: int, seq: int) -> Iterator[Row]:
+    tokens = batch * seq
     yield _product("wx", tokens, d_model, 4 * mixer.d_hidden)
-    yield _product("wh", tokens, mixer.d_hidden, 4 * mixer.d_hidden)
-    yield "cell", "elementwise", CELL_FLOPS * tokens * mixer.d_hidden
+    again = _product("wh", tokens, mixer.d_hidden, 4 * mixer.d_hidden)
+    yield again._replace(backward=2 * again.flops - again.flops // seq)
+    yield Row("cell", "elementwise", CELL_FLOPS * tokens * mixer.d_hidden)
     yield _product("wo", tokens, mixer.d_hidden, d_model)
 
 
@@ -108,15 +127,16 @@ def _scan(
         # Halves against halves leave out what is above the diagonal; the diagonal itself is elementwise.
         size = chunk_length(seq)
         scores = padded * (size - 1) * heads * d_key
-    yield "scores", "attention", scores
-    yield "values", "attention", 2 * pairs * heads * d_value
-    yield "read_state", "attention", 2 * padded * heads * d_key * d_value
-    yield "write_state", "attention", 2 * padded * heads * d_key * d_value
+    yield Row("scores", "attention", scores)
+    yield Row("values", "attention", 2 * pairs * heads * d_value)
+    states, alone = 2 * padded * heads * d_key * d_value, _chunks(seq) == 1
+    yield Row("read_state", "attention", states, states if alone else None)
+    yield Row("write_state", "attention", states, 0 if alone else None)
 
 
 def _step(heads: int, d_key: int, d_value: int, tokens: int) -> Iterator[Row]:
-    yield "read_state", "attention", 2 * tokens * heads * d_key * d_value
-    yield "write_state", "elementwise", 3 * tokens * heads * d_key * d_value  # an outer product, and the decay
+    yield Row("read_state", "attention", 2 * tokens * heads * d_key * d_value)
+    yield Row("write_state", "elementwise", 3 * tokens * heads * d_key * d_value)  # an outer product, and the decay
 
 
 def _pairs(seq: int, batch: int, causal: bool) -> tuple[int, int]:
@@ -125,13 +145,16 @@ def _pairs(seq: int, batch: int, causal: bool) -> tuple[int, int]:
     whole, rest = divmod(seq, size)
     if causal:
         return batch * (whole * size * (size + 1) + rest * (rest + 1)) // 2, batch * seq
-    chunks = whole + (rest > 0)
-    return batch * chunks * size * size, batch * chunks * size
+    return batch * _chunks(seq) * size * size, batch * _chunks(seq) * size
+
+
+def _chunks(seq: int) -> int:
+    return -(-seq // chunk_length(seq))
 
 
 def _product(name: str, tokens: int, d_in: int, d_out: int) -> Row:
-    return name, "matmul", 2 * tokens * d_in * d_out
+    return Row(name, "matmul", 2 * tokens * d_in * d_out)
 
 
 def _convolution(tokens: int, channels: int, kernel: int) -> Row:
-    return "convolution", "elementwise", (2 * kernel + 4) * tokens * channels
+    return Row("convolution", "elementwise", (2 * kernel + 4) * tokens * channels)
