@@ -22,7 +22,7 @@ LAYERS = (
     ("evaluation",),
     ("scaling",),
     ("alignment",),
-    ("report", "web", "bench"),
+    ("report", "web", "bench", "inspection"),
     ("build",),
     ("cli",),
 )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundup import cli_ablate, cli_model, cli_tokenizer
+from groundup import cli_ablate, cli_inspect, cli_model, cli_tokenizer
 from groundup.cli_parts import (
     Arguments,
     Parser,
@@ -312,6 +312,8 @@ VERBS = {
                    cli_model.import_options, cli_model.run_import),
     "export": Verb("write a model for transformers or llama.cpp (GGUF)",
                    cli_model.export_options, cli_model.run_export),
+    "inspect": Verb("look into a checkpoint, a model, a run, a tensor's memory or the number types",
+                    cli_inspect.options, cli_inspect.run),
     "report": Verb("write a run's report.html again", _report_options, _report),
     "bench": Verb("measure groundup against its peers", _bench_options, _bench),
     "doctor": Verb("measure what this machine can do", _doctor_options, _doctor),

@@ -89,7 +89,7 @@ def load(path: str | Path, *, verified: bool = False) -> Checkpoint:
     Raises ValueError that names the file, and the tensor where there is one.
     """
     path = Path(path)
-    manifest = _open_manifest(path) if verified else verify(path)
+    manifest = read_manifest(path) if verified else verify(path)
     tensors: dict[str, Tensor] = {}
     for name in sorted(manifest["files"]):
         if name.endswith(".safetensors"):
@@ -100,7 +100,7 @@ def load(path: str | Path, *, verified: bool = False) -> Checkpoint:
 def verify(path: str | Path) -> dict[str, Any]:
     """The manifest, after holding every byte of the checkpoint against it. Raises ValueError or OSError."""
     path = Path(path)
-    manifest = _open_manifest(path)
+    manifest = read_manifest(path)
     found = {p.name for p in path.iterdir() if p.suffix in (".safetensors", ".json")} - {MANIFEST}
     if found != set(manifest["files"]):
         missing, extra = set(manifest["files"]) - found, found - set(manifest["files"])
@@ -200,7 +200,8 @@ def _parse_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _open_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, which is whole by its own hash; the files that it lists are not looked at."""
     file = path / MANIFEST
     if not file.is_file():
         raise ValueError(f"{path}: no {MANIFEST}: not a checkpoint, or its save did not finish")
