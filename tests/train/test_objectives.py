@@ -73,6 +73,13 @@ def test_z_loss_pulls_the_denominator_towards_one():
     assert model(b["tokens"][:, :-1]).logsumexp(-1).square().mean() < logits.logsumexp(-1).square().mean()
 
 
+def test_a_model_that_sees_the_next_token_is_not_trained_to_predict_it():
+    config = tiny_model().config
+    block = dataclasses.replace(config.blocks[0], mixer=dataclasses.replace(config.blocks[0].mixer, causal=False))
+    with pytest.raises(ValueError, match="next_token: .* sees the very token .* train it with masked_tokens"):
+        next_token(Transformer(dataclasses.replace(config, blocks=(block,))), batch(0))
+
+
 @pytest.mark.parametrize("bad", [-1, 31, -100, 10**9])
 def test_ids_outside_the_vocabulary_are_refused(bad):
     b = batch(0)

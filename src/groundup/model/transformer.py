@@ -65,14 +65,23 @@ class ModelConfig:
             )
         if self.logit_softcap is not None and self.logit_softcap <= 0:
             raise ValueError(f"model: logit_softcap={self.logit_softcap}; expected a positive number")
+        if self.multi_token is not None and not self.causal:
+            raise ValueError("model: multi_token with causal=False; the tokens that it would predict are in sight")
 
     def block(self, layer: int) -> BlockConfig:
         """The block of this layer, counted from 0."""
         return self.blocks[layer % len(self.blocks)]
 
+    @property
+    def causal(self) -> bool:
+        """Whether no layer looks ahead: what is needed to generate, and to be trained on the next token."""
+        return all(getattr(block.mixer, "causal", True) for block in self.blocks[: self.num_layers])
+
 
 class Transformer(nn.Module):
-    """A decoder-only language model, initialised with seed 0 unless built on the meta device.
+    """A language model of one stack, initialised with seed 0 unless built on the meta device.
+
+    A decoder, such as GPT; with `causal=False` in its attention an encoder, such as BERT.
 
     Weights are float32 masters; `compute_dtype` is the activations' type. `recompute` is the number of
     blocks (True: all) whose activations are recomputed in the backward pass instead of kept; gradients
@@ -230,8 +239,13 @@ class Transformer(nn.Module):
     def new_caches(self, capacity: int = 0) -> list[Cache]:
         """An empty cache per block, with room for `capacity` tokens before it first grows.
 
-        A layer with a window gets one that keeps no more than its window.
+        A layer with a window gets one that keeps no more than its window. ValueError for a model that looks ahead.
         """
+        if not self.config.causal:
+            raise ValueError(
+                "new_caches: a layer of this model has causal=False, so each new token would change what is "
+                "remembered; call it on whole texts without caches, or build it with causal=True"
+            )
         return [_new_cache(self.config.block(i).mixer, capacity) for i in range(self.config.num_layers)]
 
     @torch.no_grad()

@@ -34,6 +34,7 @@ def next_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     z_loss: adds z_loss * (log of the softmax's denominator)^2 to each token's loss, which keeps logits from
     drifting (Chowdhery et al. 2022 use 1e-4); `functools.partial(next_token, z_loss=1e-4)` is an objective.
     """
+    _require_causal(model, "next_token")
     hidden, auxiliary = _hidden(model, batch)
     total, weight = _cross_entropy(model, hidden, batch, ahead=1, z_loss=z_loss)
     return _with_auxiliary(Loss(total, weight), model, auxiliary)
@@ -67,6 +68,14 @@ def pretraining(model: nn.Module) -> Any:
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name][:, :-1] for name in ("positions", "segments") if name in batch}
+
+
+def _require_causal(model: nn.Module, objective: str) -> None:
+    if not getattr(getattr(model, "config", None), "causal", True):
+        raise ValueError(
+            f"{objective}: a layer of the model has causal=False and sees the very token that it should predict; "
+            "train it with masked_tokens, or build it with causal=True"
+        )
 
 
 def _hidden(model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor] | None]:

@@ -50,13 +50,17 @@ def _expressed(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
         parts = [part for block in config.blocks[: config.num_layers] for part in (block.mixer, block.ffn)]
         kinds = ", ".join(dict.fromkeys(type(part).__name__ for part in parts))
         raise ValueError(f"no Hugging Face class expresses this model: blocks of {kinds}")
-    reasons = [reason for holds, reason in family.reasons(config) if holds]
+    reasons = [reason for holds, reason in (_not_a_decoder(config), *family.reasons(config)) if holds]
     if not reasons:
         data = _common(config, family) | family.write(config)
         reasons = _lost_in(family, data, config)
         if not reasons:
             return family, data
     raise ValueError(f"no Hugging Face class expresses this model: {'; '.join(reasons)}")
+
+
+def _not_a_decoder(config: ModelConfig) -> tuple[bool, str]:
+    return not config.causal, "attention that looks ahead (causal=False), where the classes that are written are causal"
 
 
 def _lost_in(family: Family, data: Keys, config: ModelConfig) -> list[str]:
