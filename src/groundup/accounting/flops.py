@@ -79,6 +79,8 @@ def ledger(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -
 
 
 def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool) -> Iterator[Operation]:
+    if block.cross is not None:
+        raise ValueError("ledger: a block attends to a source (cross), whose length this count does not know")
     match block.mixer:
         case AttentionConfig():
             yield from _attention(block.mixer, d_model, seq, batch, causal)
