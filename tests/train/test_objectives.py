@@ -12,7 +12,7 @@ from groundup.optim import AdamW, warmup_stable_decay
 from groundup.train import masked_tokens, next_token, sequence_to_sequence, train
 from groundup.train.feed import count_tokens, split
 from groundup.train.masked import mask_tokens
-from tests.train.small import VOCAB, batch, tiny_model
+from tests.train.small import VOCAB, Batches, batch, same_weights, tiny_model
 
 
 def test_equals_cross_entropy_of_the_logits():
@@ -203,6 +203,26 @@ def test_sources_are_not_counted_as_predictions():
 
 
 # Learning
+
+
+@pytest.mark.parametrize("objective", ["masked", "pairs"])
+def test_a_resumed_run_and_micro_batches_give_the_same_weights(objective, tmp_path):
+    def go(name, steps, micro_batches=1, resume=False):
+        model = tiny_encoder() if objective == "masked" else EncoderDecoder(PAIRS_CONFIG)
+        function = partial(masked_tokens, mask_id=0) if objective == "masked" else sequence_to_sequence
+        model.dropout = 0.0 if micro_batches > 1 else 0.1
+        torch.manual_seed(99 if resume else 0)
+        train(
+            model, Batches(), function, AdamW(model, lr=1e-2), steps, progress=False,
+            run_dir=tmp_path / name, resume=resume, micro_batches=micro_batches,
+        )  # fmt: skip
+        return model
+
+    whole = go("whole", 4)
+    go("cut", 2)
+    assert same_weights(go("cut", 4, resume=True), whole)
+    for a, b in zip(go("two", 3, 2).parameters(), go("four", 3, 4).parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def learn(model, source, objective, steps):
