@@ -7,6 +7,7 @@ from groundup.model.cache import Cache, CountingCache, DenseCache, NoCache, Page
 from groundup.model.delta import GatedDelta, GatedDeltaConfig
 from groundup.model.feedforward import MLP, MLPConfig
 from groundup.model.grouping import group_kv_heads
+from groundup.model.hard_choice import ReinforceRouter, StraightThroughRouter
 from groundup.model.latent import LatentAttention, LatentAttentionConfig
 from groundup.model.linear import Embedding, Linear
 from groundup.model.linear_attention import GatedLinear, GatedLinearConfig
@@ -28,6 +29,6 @@ __all__ = [
     "HashRouter", "LSTM", "LSTMConfig", "LatentAttention", "LatentAttentionConfig", "LayerNorm", "Layout",
     "LearnedPositions", "Linear", "LoRAConfig", "LoRALinear", "MLP", "MLPConfig", "Mamba2", "Mamba2Config",
     "MoE", "MoEConfig", "ModelConfig", "MultiTokenConfig", "NoCache", "PLACEMENTS", "PagePool", "PagedCache",
-    "RMSNorm", "Rope", "SinusoidalPositions", "TopKRouter", "Transformer", "WindowCache", "acceptance_rate",
-    "add_lora", "draft", "group_kv_heads", "upcycle",
+    "RMSNorm", "ReinforceRouter", "Rope", "SinusoidalPositions", "StraightThroughRouter", "TopKRouter", "Transformer",
+    "WindowCache", "acceptance_rate", "add_lora", "draft", "group_kv_heads", "upcycle",
 ]  # fmt: skip

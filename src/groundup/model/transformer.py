@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from groundup.model.block import Block, BlockConfig, MixerConfig
 from groundup.model.cache import Cache, DenseCache, NoCache
+from groundup.model.hard_choice import Choice
 from groundup.model.linear import Embedding, Linear
 from groundup.model.multi_token import MultiToken, MultiTokenConfig
 from groundup.model.norm import build_norm
@@ -155,15 +156,18 @@ class Transformer(nn.Module):
         caches: Sequence[Cache] | None = None,
         segments: Int[Tensor, "batch seq"] | None = None,
         auxiliary: list[Tensor] | None = None,
+        choices: list[Choice] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """What the head reads: the blocks' output after the final norm.
 
         `positions` continue each row of the caches by default; -1 marks padding. `caches` is one per
         block, as from `new_caches`. `segments` number the documents packed into a row: a token sees only
         its own document. Positions may run on through documents, as rotary embeddings are relative.
-        `auxiliary` is filled with the losses of layers that have one (routers), for the objective to add.
+        `auxiliary` is filled with the losses of layers that have one (routers), for the objective to add, and
+        `choices` with what layers sampled.
         """
-        layout = replace(self.layout(tokens, positions, caches, segments), auxiliary=auxiliary)
+        layout = self.layout(tokens, positions, caches, segments)
+        layout = replace(layout, auxiliary=auxiliary, choices=choices)
         x = self.run_blocks(self.embed_tokens(tokens, layout), layout, caches)
         return self.final_norm(x)
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from groundup.data.batch import Batch
 from groundup.kernels.cross_entropy import linear_cross_entropy
 from groundup.model.balance import routers, statistics
+from groundup.model.hard_choice import Choice, ReinforceRouter
+from groundup.train import reinforce
 
 
 @dataclass
@@ -29,13 +31,18 @@ def next_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     Pretraining and SFT are both this: `mask` (batch, seq + 1) weighs the prediction of each token (its first
     column predicts nothing and is ignored); without one every token weighs 1.
 
-    A mixture of experts adds its balancing losses; `metrics` then has their sum and the experts' loads.
+    A mixture of experts adds its balancing losses; `metrics` then has their sum and the experts' loads. Choices that
+    were sampled get their gradient here, and change no value (see `reinforce`).
 
     z_loss: adds z_loss * (log of the softmax's denominator)^2 to each token's loss, which keeps logits from
     drifting (Chowdhery et al. 2022 use 1e-4); `functools.partial(next_token, z_loss=1e-4)` is an objective.
     """
-    hidden, auxiliary = _hidden(model, batch)
+    greedy = reinforce.greedy_nats(model, batch, _inputs(batch))
+    choices: list[Choice] = []
+    hidden, auxiliary = _hidden(model, batch, choices)
     total, weight = _cross_entropy(model, hidden, batch, ahead=1, z_loss=z_loss)
+    if choices:
+        total = total + reinforce.score_function(choices, reinforce.token_nats(model, hidden, batch), greedy, batch)
     return _with_auxiliary(Loss(total, weight), model, auxiliary)
 
 
@@ -49,6 +56,10 @@ def multi_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     extra: Any = getattr(model, "multi_token", None)
     if extra is None:
         raise ValueError("multi_token: the model has no multi-token modules; set its config's multi_token")
+    if any(isinstance(router.config, ReinforceRouter) for router in routers(model).values()):
+        raise ValueError(
+            "multi_token: choices of a ReinforceRouter are trained by next_token alone; use another router"
+        )
     hidden, auxiliary = _hidden(model, batch)
     states = extra(model, hidden, batch["tokens"][:, 1:-1], **_inputs(batch), auxiliary=auxiliary)
     total, weight = _cross_entropy(model, hidden, batch, ahead=1, z_loss=z_loss)
@@ -69,14 +80,15 @@ def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name][:, :-1] for name in ("positions", "segments") if name in batch}
 
 
-def _hidden(model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor] | None]:
+def _hidden(model: nn.Module, batch: Batch, choices: list[Choice] | None = None) -> tuple[Tensor, list[Tensor] | None]:
     """What the head reads, and the losses that layers left behind (None: the model has no such layers)."""
     tokens, head = batch["tokens"], model.head_weight
     _check_ids(tokens, head.shape[0])  # type: ignore[union-attr]
     if not routers(model):
         return model.hidden(tokens[:, :-1], **_inputs(batch)), None  # type: ignore[operator]
     auxiliary: list[Tensor] = []
-    return model.hidden(tokens[:, :-1], **_inputs(batch), auxiliary=auxiliary), auxiliary  # type: ignore[operator]
+    left = {"auxiliary": auxiliary, "choices": choices}
+    return model.hidden(tokens[:, :-1], **_inputs(batch), **left), auxiliary  # type: ignore[operator]
 
 
 def _cross_entropy(
