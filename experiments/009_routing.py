@@ -35,24 +35,24 @@ def routed(router, base: MoEConfig = ONE) -> MoEConfig:
 
 CASES = {
     "softmax, top 1 (Switch)": ONE,
-    "softmax, top 1, gate 1": routed(TopKRouter()),
     "softmax, top 2, renormalised": TWO,
-    "sigmoid, top 2, renormalised, bias": experts.biased(routed(TopKRouter("sigmoid"), TWO)),
     "hash": experts.CASES["flops"]["8 experts, hash"],
+    "dense": experts.DENSE,
     "straight-through": routed(StraightThroughRouter()),
+    "REINFORCE, greedy": routed(ReinforceRouter("greedy")),
+    "sigmoid, top 2, renormalised, bias": experts.biased(routed(TopKRouter("sigmoid"), TWO)),
+    "32, top 8": experts.FINE,
+    "softmax, top 1, gate 1": routed(TopKRouter()),
+    "REINFORCE, mean": routed(ReinforceRouter("mean")),
     "straight-through, Gumbel": routed(StraightThroughRouter(gumbel=True)),
     "REINFORCE, no baseline": routed(ReinforceRouter("none")),
-    "REINFORCE, mean": routed(ReinforceRouter("mean")),
-    "REINFORCE, greedy": routed(ReinforceRouter("greedy")),
-    "dense": experts.DENSE,
-    "32, top 8": experts.FINE,
-    "28, top 4, and 4 shared": experts.CASES["grain"]["28, top 4, and 4 shared"],
 }
 FURTHER = {
     "softmax, top 1, gates times 8": routed(TopKRouter(renormalise=False, scale=8.0)),
     "straight-through, top 2": routed(StraightThroughRouter(), TWO),
     "hash, top 2": routed(HashRouter(), replace(TWO, balance=Balance())),
     "REINFORCE, greedy, discount 1": routed(ReinforceRouter("greedy", 1.0)),
+    "28, top 4, and 4 shared": experts.CASES["grain"]["28, top 4, and 4 shared"],
 }
 """Run last, for seed 0 unless more are asked for."""
 
