@@ -28,6 +28,13 @@ def test_a_comparison_prints_its_tables_and_one_json_line(tmp_path, capsys):
     assert "run 4 of 4" in shown.err
 
 
+def test_lengths_are_a_setting(tmp_path, capsys):
+    code, shown, result = call(capsys, *SMALL, "--variants", "learned", "lengths=[1,2]", 'scalings=["ntk"]', "--json",
+                               "--out", tmp_path / "run")  # fmt: skip
+    assert code == 0 and "2 x 16" in shown.out and "cannot" in shown.out
+    assert list(result["variants"][0]["lengths"]) == ["as trained", "ntk"]
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch, begun):
     def stop(*arguments, **options):

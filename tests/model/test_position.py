@@ -4,8 +4,19 @@ import pytest
 import torch
 
 from groundup.kernels import apply_rope
-from groundup.model import Layout, LearnedPositions, Rope
+from groundup.model import (
+    AttentionConfig,
+    BlockConfig,
+    Layout,
+    LearnedPositions,
+    MLPConfig,
+    ModelConfig,
+    Rope,
+    SinusoidalPositions,
+    Transformer,
+)
 from groundup.model.position import PositionTable, rotary_tables, sinusoids
+from groundup.model.rope_scaling import LinearScaling, Llama3Scaling, NTKScaling, YarnScaling
 
 
 def test_sinusoids_by_hand():
@@ -69,3 +80,33 @@ def test_channels_that_make_no_pairs(channels, fraction, word):
 def test_a_fraction_is_a_share(fraction):
     with pytest.raises(ValueError, match="fraction"):
         Rope(fraction=fraction)
+
+
+SCALINGS = [None, LinearScaling(4.0), NTKScaling(4.0), Llama3Scaling(4.0, original_context=16), YarnScaling(4.0, 16)]
+RELATIVE = {f"rope {scaling}": {"rope": Rope(100.0, scaling=scaling)} for scaling in SCALINGS} | {
+    "rope of half": {"rope": Rope(100.0, fraction=0.5)},
+    "alibi": {"rope": None, "alibi": True},
+    "nope": {"rope": None},
+}
+ABSOLUTE = {"learned": LearnedPositions(64), "sinusoidal": SinusoidalPositions(64)}
+
+
+def moved(positions=None, **mixer):
+    """Logits of the same tokens at positions 0, 1, 2, ... and 50 further on."""
+    block = BlockConfig(AttentionConfig(2, 1, 8, **mixer), MLPConfig(24))
+    model = Transformer(ModelConfig(20, 16, 2, (block,), 16, positions=positions)).eval()
+    tokens, at = torch.arange(12)[None], torch.arange(12)[None]
+    return model(tokens, positions=at), model(tokens, positions=at + 50), model(tokens, positions=at * 2)
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+def test_relative_positions_are_blind_to_where_a_text_begins(name):
+    here, there, apart = moved(**RELATIVE[name])
+    torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(apart, here, atol=1e-4) is (name == "nope"), "and see distance, but for none at all"
+
+
+@pytest.mark.parametrize("name", ABSOLUTE)
+def test_absolute_positions_are_not(name):
+    here, there, _ = moved(ABSOLUTE[name], rope=None)
+    assert not torch.allclose(there, here, atol=1e-2)

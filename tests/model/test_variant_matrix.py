@@ -53,7 +53,7 @@ def check_segments_isolate(config):
 
 def check_saved_equals_loaded(config):
     model, x = build(config), tokens()
-    loaded = Transformer(from_dict(ModelConfig, to_dict(config)))
+    loaded = Transformer(from_dict(ModelConfig, to_dict(config))).eval()
     loaded.load_state_dict(load(save(model.state_dict())), strict=True)
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))

@@ -23,8 +23,10 @@ from groundup.model import (
     MLPConfig,
     ModelConfig,
     MoEConfig,
+    ReinforceRouter,
     Rope,
     SinusoidalPositions,
+    StraightThroughRouter,
     TopKRouter,
     Transformer,
 )
@@ -66,6 +68,8 @@ FFNS = (
         # and neither cached decoding nor a packed document could equal anything.
         "moe_capacity": MoEConfig(4, 1, 12, router=TopKRouter(renormalise=False), capacity_factor=4.0, gated=False),
         "moe_hash": MoEConfig(4, 2, 12, router=HashRouter(), activation="gelu"),
+        "moe_straight_through": MoEConfig(4, 2, 12, router=StraightThroughRouter(gumbel=True)),
+        "moe_reinforce": MoEConfig(4, 1, 12, router=ReinforceRouter()),
     }
 )
 

@@ -143,3 +143,22 @@ def test_a_finished_folder_is_left_as_it_is(finished):
     before = (folder / "runs.jsonl").read_bytes()
     assert resume(folder, device="cpu") == result
     assert (folder / "runs.jsonl").read_bytes() == before
+
+
+def test_lengths_are_scored_by_each_seed_and_learned_positions_cannot(tiny, tmp_path):
+    settings = replace(tiny, tune_share=0.0, lengths=(1, 2, 4), scalings=("linear", "yarn"))
+    result = ablate([], named(modern(settings), ["learned", "nope"]), settings, out=tmp_path / "run", device="cpu")
+    base, learned, nope = (row["lengths"] for row in result["variants"])
+    assert list(base) == ["as trained", "linear", "yarn"] and list(learned) == list(nope) == ["as trained"]
+    assert [len(seeds) for seeds in base["yarn"]] == [2, 2, 2] and base["yarn"][2] != base["as trained"][2]
+    assert base["yarn"][0] == pytest.approx(base["as trained"][0], abs=1e-6)
+    assert learned["as trained"][1:] == [[None, None], [None, None]] and None not in learned["as trained"][0]
+    ends = [[end for end, _ in row["positions"]["as trained"]] for row in result["variants"]]
+    assert ends == [[2, 4, 8, 16, 32, 64], [2, 4, 8, 16], [2, 4, 8, 16, 32, 64]]
+    assert any(note.startswith("Lengths: ") and "concatenated" in note for note in result["notes"])
+
+
+def test_a_text_that_does_not_fill_the_longest_is_refused_before_training(tiny, tmp_path):
+    settings = replace(tiny, lengths=(1, 1000))
+    with pytest.raises(ValueError, match=r"the held-out text has .* tokens, and 16,000 are the least"):
+        ablate([], named(modern(settings), ["nope"]), settings, out=tmp_path / "run", device="cpu")

@@ -15,6 +15,10 @@ from groundup.scaling import AblationSettings
         ({"held_out_fraction": 0.0}, "held_out_fraction"),
         ({"budget_seconds": float("inf")}, "budget_seconds"),
         ({"steps": 1}, "steps=1"),
+        ({"lengths": (1, 0)}, r"lengths=\[1, 0\]: expected different multiples"),
+        ({"lengths": (2, 2)}, "expected different multiples"),
+        ({"lengths": (1, 2), "scalings": ("yarm",)}, "'yarm' is unknown; did you mean 'yarn'"),
+        ({"scalings": ("yarn",)}, r"give lengths=\[1,2,4\] too"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(options, words):

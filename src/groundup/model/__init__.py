@@ -9,6 +9,7 @@ from groundup.model.delta import GatedDelta, GatedDeltaConfig
 from groundup.model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from groundup.model.feedforward import MLP, MLPConfig
 from groundup.model.grouping import group_kv_heads
+from groundup.model.hard_choice import ReinforceRouter, StraightThroughRouter
 from groundup.model.latent import LatentAttention, LatentAttentionConfig
 from groundup.model.linear import Embedding, Linear
 from groundup.model.linear_attention import GatedLinear, GatedLinearConfig
@@ -30,6 +31,7 @@ __all__ = [
     "GatedDelta", "GatedDeltaConfig", "GatedLinear", "GatedLinearConfig", "HashRouter", "LSTM", "LSTMConfig",
     "LatentAttention", "LatentAttentionConfig", "LayerNorm", "Layout", "LearnedPositions", "Linear", "LoRAConfig",
     "LoRALinear", "MLP", "MLPConfig", "Mamba2", "Mamba2Config", "Memory", "MoE", "MoEConfig", "ModelConfig",
-    "MultiTokenConfig", "NoCache", "PLACEMENTS", "PagePool", "PagedCache", "RMSNorm", "Rope", "SinusoidalPositions",
-    "TopKRouter", "Transformer", "WindowCache", "acceptance_rate", "add_lora", "draft", "group_kv_heads", "upcycle",
+    "MultiTokenConfig", "NoCache", "PLACEMENTS", "PagePool", "PagedCache", "RMSNorm", "ReinforceRouter", "Rope",
+    "SinusoidalPositions", "StraightThroughRouter", "TopKRouter", "Transformer", "WindowCache", "acceptance_rate",
+    "add_lora", "draft", "group_kv_heads", "upcycle",
 ]  # fmt: skip

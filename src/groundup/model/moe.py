@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from groundup import kernels
 from groundup.config import nearest
+from groundup.model import hard_choice
 from groundup.model.balance import Balance, load_balancing_loss, router_z_loss
 from groundup.model.feedforward import MLP, Activation, MLPConfig
+from groundup.model.hard_choice import Choice, ReinforceRouter
 from groundup.model.linear import truncated_normal_
 from groundup.model.position import Layout
-from groundup.model.router import Router, RouterConfig, Routing, TopKRouter
+from groundup.model.router import ExpertChoiceRouter, HashRouter, Router, RouterConfig, Routing, TopKRouter
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,12 @@ class MoEConfig:
 
     def _check_router(self) -> None:
         router = self.router
+        if isinstance(router, ExpertChoiceRouter | HashRouter) and self.balance != Balance():
+            raise ValueError(
+                "mixture of experts: balance is for routers whose tokens choose by scores, such as TopKRouter; a "
+                f"{type(router).__name__} is balanced by itself, so leave it out"
+            )
         if not isinstance(router, TopKRouter):
-            if self.balance != Balance():
-                raise ValueError(
-                    f"mixture of experts: balance is for TopKRouter; a {type(router).__name__} is balanced by itself, "
-                    "so leave it out"
-                )
             return
         if self.num_experts % router.num_groups:
             raise ValueError(
@@ -194,9 +196,12 @@ class MoE(nn.Module):
         # more, and losses in it would keep alive what checkpointing is to free.
         if torch._C._current_graph_task_id() == -1:
             layout.auxiliary.extend(losses)
+            if layout.choices is not None and routing.log_probs is not None:
+                assert isinstance(self.config.router, ReinforceRouter)
+                layout.choices.append(Choice(routing.log_probs.view(valid.shape), self.config.router))
 
     def _losses(self, routing: Routing, valid: Bool[Tensor, "batch seq"]) -> list[Tensor]:
-        """The balancing losses, each with its coefficient."""
+        """The balancing losses and the entropy's, each with its coefficient."""
         balance, losses = self.config.balance, []
         if routing.scores is None or routing.logits is None:
             return losses
@@ -210,6 +215,9 @@ class MoE(nn.Module):
                     losses.append(coefficient * load_balancing_loss(*parts))
         if balance.z:
             losses.append(balance.z * router_z_loss(routing.logits, valid.flatten()))
+        if isinstance(router := self.config.router, ReinforceRouter) and router.entropy:
+            sums = (hard_choice.entropy(routing.logits) * valid.flatten()).sum()
+            losses.append(-router.entropy * sums / valid.sum().clamp(min=1))
         return losses
 
     @torch.no_grad()

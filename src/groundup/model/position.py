@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groundup import kernels
+from groundup.model.hard_choice import Choice
 from groundup.model.linear import truncated_normal_
 from groundup.model.rope_scaling import RopeScaling, YarnScaling
 
@@ -79,8 +80,9 @@ class Layout:
 
     `causal_from_zero` promises positions 0, 1, 2, ... in every row and nothing remembered from before.
     `tables` holds the (cos, sin) of each rotary embedding in use, by (rope, d_head). `auxiliary` takes what layers
-    add to the loss of a training step (each a scalar, its coefficient included); None when nobody asks. `tokens` are
-    the ids, for layers that look at them (hash routing).
+    add to the loss of a training step (each a scalar, its coefficient included); None when nobody asks. `choices` takes
+    what layers sampled, for an objective that knows what it cost. `tokens` are the ids, for layers that look at them
+    (hash routing).
     """
 
     positions: Int[Tensor, "batch seq"]
@@ -88,6 +90,7 @@ class Layout:
     causal_from_zero: bool = False
     tables: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     auxiliary: list[Tensor] | None = None
+    choices: list[Choice] | None = None
     tokens: Int[Tensor, "batch seq"] | None = None
 
     def rotate(

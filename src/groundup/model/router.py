@@ -1,11 +1,11 @@
-"""Which experts see which token: token choice by softmax or sigmoid, expert choice, and hashing.
+"""Which experts see which token: token choice by softmax or sigmoid, hard choices, expert choice, and hashing.
 
 A router turns tokens into pairs of a token and an expert, each with a gate. Everything is computed in float32
 at least: a softmax over bf16 logits rounds neighbours together, and the choice is not differentiable, so an
 error there is not small. (Fedus et al. 2021, section 2.4, arXiv:2101.03961)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from groundup.config import nearest
+from groundup.model import hard_choice
+from groundup.model.hard_choice import ReinforceRouter, StraightThroughRouter
 from groundup.model.linear import truncated_normal_
 
 
@@ -71,14 +73,15 @@ class HashRouter:
     seed: int = 0
 
 
-RouterConfig = TopKRouter | ExpertChoiceRouter | HashRouter
+RouterConfig = TopKRouter | StraightThroughRouter | ReinforceRouter | ExpertChoiceRouter | HashRouter
 
 
 @dataclass(frozen=True)
 class Routing:
     """Pairs of token and expert; expert number `num_experts` is nobody (padding, and what does not fit).
 
-    `scores` sum to one for each token, for balancing losses; None where nothing is learned from them.
+    `scores` sum to one for each token, for balancing losses; None where nothing is learned from them. `log_probs` are
+    those of choices that were sampled.
     """
 
     tokens: Int[Tensor, " pairs"]
@@ -86,6 +89,7 @@ class Routing:
     gates: Float[Tensor, " pairs"]
     logits: Float[Tensor, "tokens experts"] | None = None
     scores: Float[Tensor, "tokens experts"] | None = None
+    log_probs: Float[Tensor, " tokens"] | None = None
 
 
 class Router(nn.Module):
@@ -128,6 +132,10 @@ class Router(nn.Module):
         match self.config:
             case TopKRouter():
                 return self._token_choice(self.config, self._logits(x), valid)
+            case StraightThroughRouter():
+                return self._straight_through(self.config, self._logits(x), valid)
+            case ReinforceRouter():
+                return self._reinforce(self._logits(x), valid)
             case ExpertChoiceRouter():
                 return self._expert_choice(self._logits(x).softmax(-1), valid)
             case HashRouter():
@@ -147,6 +155,22 @@ class Router(nn.Module):
         if config.score == "sigmoid":
             scores = scores / (scores.sum(-1, keepdim=True) + 1e-20)
         return self._pairs(chosen, gates, valid, logits, scores)
+
+    def _straight_through(
+        self, config: StraightThroughRouter, logits: Float[Tensor, "tokens experts"], valid: Bool[Tensor, " tokens"]
+    ) -> Routing:
+        ranked = logits + hard_choice.gumbel_noise(logits) if config.gumbel and self.training else logits
+        chosen = ranked.topk(self.top_k).indices
+        gates = hard_choice.straight_through_gates((ranked / config.temperature).softmax(-1), chosen)
+        return self._pairs(chosen, gates, valid, logits, logits.softmax(-1))
+
+    def _reinforce(self, logits: Float[Tensor, "tokens experts"], valid: Bool[Tensor, " tokens"]) -> Routing:
+        chosen = hard_choice.sample(logits, self.top_k) if self.training else logits.topk(self.top_k).indices
+        gates = torch.full(chosen.shape, 1 / self.top_k, dtype=logits.dtype, device=logits.device)
+        routing = self._pairs(chosen, gates, valid, logits, logits.softmax(-1))
+        if not self.training:
+            return routing
+        return replace(routing, log_probs=torch.where(valid, hard_choice.log_prob(logits, chosen), 0.0))
 
     def _expert_choice(self, scores: Float[Tensor, "tokens experts"], valid: Bool[Tensor, " tokens"]) -> Routing:
         tokens, share = valid.shape[0], self.top_k / self.num_experts

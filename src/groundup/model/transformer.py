@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from groundup.model.block import Block, BlockConfig, MixerConfig
 from groundup.model.cache import Cache, DenseCache, NoCache
 from groundup.model.cross_attention import Memory
+from groundup.model.hard_choice import Choice
 from groundup.model.linear import Embedding, Linear
 from groundup.model.multi_token import MultiToken, MultiTokenConfig
 from groundup.model.norm import build_norm
@@ -166,16 +167,19 @@ class Transformer(nn.Module):
         segments: Int[Tensor, "batch seq"] | None = None,
         auxiliary: list[Tensor] | None = None,
         memories: Sequence[Memory | None] | None = None,
+        choices: list[Choice] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """What the head reads: the blocks' output after the final norm.
 
         `positions` continue each row of the caches by default; -1 marks padding. `caches` is one per
         block, as from `new_caches`. `segments` number the documents packed into a row: a token sees only
         its own document. Positions may run on through documents, as rotary embeddings are relative.
-        `auxiliary` is filled with the losses of layers that have one (routers), for the objective to add.
-        `memories` is what each block remembers of a source, in the decoder of an `EncoderDecoder`.
+        `auxiliary` is filled with the losses of layers that have one (routers), for the objective to add, and
+        `choices` with what layers sampled. `memories` is what each block remembers of a source, in the decoder of an
+        `EncoderDecoder`.
         """
-        layout = replace(self.layout(tokens, positions, caches, segments), auxiliary=auxiliary)
+        layout = self.layout(tokens, positions, caches, segments)
+        layout = replace(layout, auxiliary=auxiliary, choices=choices)
         x = self.run_blocks(self.embed_tokens(tokens, layout), layout, caches, memories)
         return self.final_norm(x)
 

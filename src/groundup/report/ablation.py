@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from groundup.files import read_json, write_atomic
 from groundup.report.charts import _STYLE, INK, MODEL, Chart, Line, Panel, _themed, svg
+from groundup.report.lengths import length_svg, length_table, position_table
 from groundup.report.quantities import MISSING
 from groundup.report.run import Series
 from groundup.report.tables import Column, Table, to_html, to_text
@@ -35,7 +36,8 @@ def ablation_text(folder: str | Path) -> str:
     """The same tables and notes for a terminal."""
     result = read_result(Path(folder))
     notes = "\n".join(f"- {note}" for note in result["notes"])
-    return "\n\n".join([to_text(variant_table(result)), to_text(comparison_table(result)), notes])
+    tables = [variant_table(result), comparison_table(result), length_table(result), position_table(result)]
+    return "\n\n".join([*(to_text(table) for table in tables if table is not None), notes])
 
 
 def read_result(folder: Path) -> Result:
@@ -58,6 +60,8 @@ def page(name: str, result: Result) -> str:
         interval_chart=interval_svg(result["comparisons"]),
         comparison_table=to_html(comparison_table(result)),
         variant_table=to_html(variant_table(result)),
+        length_chart=length_svg(result),
+        length_tables=[to_html(t) for t in (length_table(result), position_table(result)) if t is not None],
         curves=[svg(chart, 380, 240) for chart in curves(result) if chart],
         gradients=to_html(table) if (table := gradient_table(result)) else "",
         notes=result["notes"],

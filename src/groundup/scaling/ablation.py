@@ -8,6 +8,7 @@ result.json      scores, differences, verdicts
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from groundup import bundled, data
 from groundup.config import from_dict, plural, to_dict
 from groundup.corpus import Document, read_documents, split_held_out
 from groundup.device import default_device, environment, require_device
+from groundup.evaluation.lengths import concatenated
 from groundup.files import read_json, sha256, write_json
 from groundup.model import ModelConfig
 from groundup.scaling.matching import Planned, affordable_steps, matched_configs, plan_lengths, relative_lengths
@@ -85,6 +87,7 @@ def ablate(
     paths = [Path(file) for file in files] or [bundled.path()]
     say(f"reading text, learning a vocabulary of {settings.vocab_size:,}")
     _prepare(folder, paths, settings)
+    _check_lengths(folder, settings)
     say(f"timing steps of {plural(len(variants), 'variant')} in turns")
     timings = measure_timings(configs, settings, target)
     seconds = [timing.step for timing in timings]
@@ -140,6 +143,19 @@ def _prepare(folder: Path, paths: Sequence[Path], settings: AblationSettings) ->
         write_json(folder / "data" / f"{name}.json", texts_of(part, settings.scored_bytes))
 
 
+def _check_lengths(folder: Path, settings: AblationSettings) -> None:
+    """ValueError where the held-out text does not fill one window of every length."""
+    if not settings.lengths:
+        return
+    longest = settings.context_length * math.lcm(*settings.lengths)
+    tokens = len(concatenated(Tokenizer.load(folder), read_json(folder / "data" / "held_out.json")))
+    if tokens < longest:
+        raise ValueError(
+            f"lengths={list(settings.lengths)}: the held-out text has {tokens:,} tokens, and {longest:,} are the least "
+            "that all of these fill; leave out the longest, or raise text_bytes or scored_bytes"
+        )
+
+
 def _up_to(documents: Iterator[Document], most_bytes: int) -> Iterator[Document]:
     for document in documents:
         yield document
@@ -155,7 +171,8 @@ def _scoring_seconds(folder: Path, settings: AblationSettings, timings: Sequence
         name: sum(map(len, tokenizer.encode_batch(read_json(folder / "data" / f"{name}.json"))))
         for name in ("validation", "held_out")
     }
-    tokens = settings.seeds * sizes["held_out"] + len(settings.tuned_rates) * sizes["validation"]
+    lengths = len(settings.lengths) * (1 + len(settings.scalings)) / 2  # without overlap
+    tokens = settings.seeds * (1 + lengths) * sizes["held_out"] + len(settings.tuned_rates) * sizes["validation"]
     return 2 * tokens / settings.batch_tokens * sum(timing.scoring for timing in timings)
 
 

@@ -13,7 +13,8 @@ import torch
 from groundup import data, optim, train
 from groundup.corpus import Document
 from groundup.device import set_seed
-from groundup.evaluation import bits_per_byte
+from groundup.evaluation import bits_per_byte, score_lengths
+from groundup.evaluation.lengths import is_rotary
 from groundup.model import ModelConfig, Transformer
 from groundup.optim import global_norm
 from groundup.scaling.settings import AblationSettings
@@ -21,6 +22,7 @@ from groundup.tokenizer import Tokenizer
 from groundup.train import Guard, objectives, precision
 
 CURVE_POINTS = 60
+AS_TRAINED = "as trained"
 MEASURED_STEPS, MEASURED_ROUNDS = 2, 6
 
 
@@ -94,12 +96,44 @@ def train_once(
         "steps": len(losses),
         "tokens": len(losses) * settings.batch_tokens,
         "bits_per_byte": bits and bits.bits_per_byte,
+        **(lengths_of(model, settings, material) if final and not diverged else {}),
         "diverged": diverged,
         "fault": fault,
         "seconds": round(seconds, 3),
         "losses": thinned(losses),
         "gradient_norms": norms,
     }
+
+
+def lengths_of(model: Transformer, settings: AblationSettings, material: Material) -> dict[str, Any]:
+    """As trained, and by each scaling where the model is rotary:
+
+    lengths    bits per byte at each of the lengths (None: cannot)
+    positions  [end, bits per token] of stretches of positions, at the longest that it can
+    """
+    names = [AS_TRAINED, *(settings.scalings if is_rotary(model.config) else ())] if settings.lengths else []
+    found: dict[str, Any] = {"lengths": {}, "positions": {}}
+    for name in names:
+        scores = score_lengths(
+            model, material.tokenizer, material.held_out, settings.lengths,
+            scaling=None if name == AS_TRAINED else name,
+        )  # fmt: skip
+        found["lengths"][name] = [score and score.bits_per_byte for score in scores]
+        longest = max((s for s in scores if s is not None), key=lambda s: s.nats.shape[1], default=None)
+        if longest is not None:
+            ends = stretches(settings.context_length, longest.nats.shape[1])
+            found["positions"][name] = [list(p) for p in zip(ends, longest.bits_per_token_up_to(ends), strict=True)]
+    return found
+
+
+def stretches(trained: int, longest: int) -> list[int]:
+    """Where stretches of positions end: an eighth of the trained length, twice that, and so on to the longest.
+
+    >>> stretches(128, 512)
+    [16, 32, 64, 128, 256, 512]
+    """
+    ends = [end for k in range(-3, longest.bit_length()) if 0 < (end := int(trained * 2.0**k)) < longest]
+    return [*dict.fromkeys(ends), longest]
 
 
 def _train(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from groundup.config import plural, to_dict
+from groundup.evaluation.lengths import POLICY
 from groundup.model import MLPConfig
 from groundup.scaling.matching import Planned
 from groundup.scaling.settings import AblationSettings
@@ -63,9 +64,31 @@ def _row(p: Planned, runs: Sequence[dict[str, Any]], rate: float, settings: Abla
         "bits_per_byte": bits,
         "mean": statistics.fmean(whole) if whole else None,
         "deviation": statistics.stdev(whole) if len(whole) > 1 else None,
+        "lengths": _lengths(runs),
+        "positions": _positions(runs),
         "diverged": sum(run["diverged"] for run in runs),
         "losses": [run["losses"] for run in runs],
         "gradient_norms": [run["gradient_norms"] for run in runs],
+    }
+
+
+def _lengths(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float | None]]]:
+    """By kind of scaling, and each of the lengths: the scores of the seeds that have one."""
+    scored = [run["lengths"] for run in runs if run.get("lengths")]
+    names = scored[0] if scored else {}
+    return {name: [list(seeds) for seeds in zip(*(run[name] for run in scored), strict=True)] for name in names}
+
+
+def _positions(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """By kind of scaling: [end of a stretch of positions, bits per token there], means over the seeds."""
+    scored = [run["positions"] for run in runs if run.get("positions")]
+    names = scored[0] if scored else {}
+    return {
+        name: [
+            [stretch[0][0], statistics.fmean(bits for _, bits in stretch)]
+            for stretch in zip(*(run[name] for run in scored), strict=True)
+        ]
+        for name in names
     }
 
 
@@ -96,6 +119,11 @@ def _notes(
             )
     else:
         notes.append(f"All were trained at the rate {settings.middle_rate:g}, which may suit one better than another.")
+    if settings.lengths:
+        notes.append(
+            f"Lengths: the held-out text at {', '.join(map(str, settings.lengths))} times the trained context of "
+            f"{settings.context_length} tokens, without further training. {POLICY}"
+        )
     notes.append(
         "Intervals are about seeds at this size, on this text, for this length of training; they say nothing of others."
     )

@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from groundup.config import nearest
+from groundup.evaluation.lengths import SCALINGS
+
 Match = Literal["parameters", "flops", "time"]
 LEAST_VOCABULARY = 260
 
@@ -31,6 +34,8 @@ class AblationSettings:
     text_bytes: most text that is read
     scored_bytes: most held-out text that is scored
     held_out_fraction: share of the text to measure on, at most 0.5
+    lengths: multiples of context_length to score at, e.g. [1,2,4] (default: none)
+    scalings: ways to stretch rotary embeddings at these lengths, untrained: linear, ntk, yarn
     text_field: field of .jsonl and .parquet records that holds the text (null: text, else content)
     """
 
@@ -53,6 +58,8 @@ class AblationSettings:
     text_bytes: int = 4_000_000
     scored_bytes: int = 100_000
     held_out_fraction: float = 0.05
+    lengths: tuple[int, ...] = ()
+    scalings: tuple[str, ...] = ()
     text_field: str | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +81,19 @@ class AblationSettings:
             raise ValueError(f"budget_seconds={self.budget_seconds}: must be a positive number")
         if self.steps is not None and self.steps < 2:
             raise ValueError(f"steps={self.steps}: must be at least 2")
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        if any(multiple < 1 for multiple in self.lengths) or len(set(self.lengths)) < len(self.lengths):
+            raise ValueError(
+                f"lengths={list(self.lengths)}: expected different multiples of context_length, as [1,2,4]"
+            )
+        if unknown := [name for name in self.scalings if name not in SCALINGS]:
+            raise ValueError(f"scalings: {unknown[0]!r} is unknown{nearest(unknown[0], SCALINGS)}")
+        if self.scalings and not self.lengths:
+            raise ValueError(
+                "scalings stretch rotary embeddings to the lengths that are scored: give lengths=[1,2,4] too"
+            )
 
     @property
     def tuned_rates(self) -> tuple[float, ...]:

@@ -11,6 +11,8 @@ from groundup.data.batch import Batch
 from groundup.kernels.cross_entropy import linear_cross_entropy
 from groundup.model.balance import routers, statistics
 from groundup.model.encoder_decoder import EncoderDecoder
+from groundup.model.hard_choice import Choice, ReinforceRouter
+from groundup.train import reinforce
 from groundup.train.masked import mask_tokens
 
 
@@ -32,14 +34,19 @@ def next_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     Pretraining and SFT are both this: `mask` (batch, seq + 1) weighs the prediction of each token (its first
     column predicts nothing and is ignored); without one every token weighs 1.
 
-    A mixture of experts adds its balancing losses; `metrics` then has their sum and the experts' loads.
+    A mixture of experts adds its balancing losses; `metrics` then has their sum and the experts' loads. Choices that
+    were sampled get their gradient here, and change no value (see `reinforce`).
 
     z_loss: adds z_loss * (log of the softmax's denominator)^2 to each token's loss, which keeps logits from
     drifting (Chowdhery et al. 2022 use 1e-4); `functools.partial(next_token, z_loss=1e-4)` is an objective.
     """
     _require_causal(model, "next_token")
-    hidden, auxiliary = _hidden(model, batch)
+    greedy = reinforce.greedy_nats(model, batch, _inputs(batch))
+    choices: list[Choice] = []
+    hidden, auxiliary = _hidden(model, batch, choices)
     total, weight = _cross_entropy(model, hidden, batch, ahead=1, z_loss=z_loss)
+    if choices:
+        total = total + reinforce.score_function(choices, reinforce.token_nats(model, hidden, batch), greedy, batch)
     return _with_auxiliary(Loss(total, weight), model, auxiliary)
 
 
@@ -53,6 +60,7 @@ def multi_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     extra: Any = getattr(model, "multi_token", None)
     if extra is None:
         raise ValueError("multi_token: the model has no multi-token modules; set its config's multi_token")
+    _refuse_sampled(model, "multi_token")
     hidden, auxiliary = _hidden(model, batch)
     states = extra(model, hidden, batch["tokens"][:, 1:-1], **_inputs(batch), auxiliary=auxiliary)
     total, weight = _cross_entropy(model, hidden, batch, ahead=1, z_loss=z_loss)
@@ -83,6 +91,7 @@ def masked_tokens(
     ValueError for a causal model, which would not see what comes after a gap. Devlin et al. 2018 (arXiv:1810.04805).
     """
     _require_encoder(model, mask_id, share)
+    _refuse_sampled(model, "masked_tokens")
     batch = {name: tensor if name == "seed" else tensor[:, 1:] for name, tensor in batch.items()}
     tokens, head = batch["tokens"], cast(Tensor, model.head_weight)
     vocab_size = head.shape[0]
@@ -114,6 +123,7 @@ def sequence_to_sequence(model: nn.Module, batch: Batch, *, split: float = 0.5) 
     if not isinstance(model, EncoderDecoder):
         kind = type(model).__name__
         raise ValueError(f"sequence_to_sequence: a {kind} has no source; give an EncoderDecoder, or use next_token")
+    _refuse_sampled(model, "sequence_to_sequence")
     batch = batch if "source" in batch else _cut(batch, split)
     _check_ids(batch["source"], model.config.encoder.vocab_size)
     _check_ids(batch["tokens"], model.config.vocab_size)
@@ -156,6 +166,13 @@ def _require_causal(model: nn.Module, objective: str) -> None:
         )
 
 
+def _refuse_sampled(model: nn.Module, objective: str) -> None:
+    if any(isinstance(router.config, ReinforceRouter) for router in routers(model).values()):
+        raise ValueError(
+            f"{objective}: choices of a ReinforceRouter are trained by next_token alone; use another router"
+        )
+
+
 def _require_encoder(model: nn.Module, mask_id: int, share: float) -> None:
     config = getattr(model, "config", None)
     if getattr(config, "causal", True):
@@ -170,19 +187,21 @@ def _require_encoder(model: nn.Module, mask_id: int, share: float) -> None:
         raise ValueError(f"masked_tokens: share={share}; expected a share of the tokens, such as 0.15")
 
 
-def _hidden(model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor] | None]:
+def _hidden(model: nn.Module, batch: Batch, choices: list[Choice] | None = None) -> tuple[Tensor, list[Tensor] | None]:
     """What the head reads of all columns but the last, and `_states`'s losses."""
     tokens, head = batch["tokens"], model.head_weight
     _check_ids(tokens, head.shape[0])  # type: ignore[union-attr]
-    return _states(model, tokens[:, :-1], **_inputs(batch))
+    return _states(model, tokens[:, :-1], choices, **_inputs(batch))
 
 
-def _states(model: nn.Module, tokens: Tensor, **inputs: Tensor) -> tuple[Tensor, list[Tensor] | None]:
+def _states(
+    model: nn.Module, tokens: Tensor, choices: list[Choice] | None = None, **inputs: Tensor
+) -> tuple[Tensor, list[Tensor] | None]:
     """What the head reads, and the losses that layers left behind (None: the model has no such layers)."""
     if not routers(model):
         return model.hidden(tokens, **inputs), None  # type: ignore[operator]
     auxiliary: list[Tensor] = []
-    return model.hidden(tokens, **inputs, auxiliary=auxiliary), auxiliary  # type: ignore[operator]
+    return model.hidden(tokens, **inputs, auxiliary=auxiliary, choices=choices), auxiliary  # type: ignore[operator]
 
 
 def _cross_entropy(
