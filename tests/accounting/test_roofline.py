@@ -153,6 +153,14 @@ def test_every_operation_of_every_variant_has_bytes_and_the_ledgers_flops(name):
     assert sum(r.flops for r in decode) >= sum(r.flops for r in ledger(config, 1, 2))
 
 
+def test_casting_float32_weights_moves_six_bytes_each():
+    config = one_layer(AttentionConfig(2, 1, 4), d_model=8, vocab=10)
+    rows = step_work(config, "decode", batch=1, seq=4, dtype=BF16)
+    assert row(rows, "cast_mixer").bytes_moved == 6 * (8 * (8 + 4 + 4) + 8 * 8)
+    assert row(rows, "cast_ffn").bytes_moved == 6 * 2 * 8 * 32 and row(rows, "cast_head").bytes_moved == 6 * 80
+    assert not [r for r in step_work(config, "decode", batch=1, seq=4) if r.name.startswith("cast")]
+
+
 def test_muon_orthogonalises_in_products():
     rows = step_work(presets.llama(vocab_size=64, d_model=16, num_layers=1), "train", batch=1, seq=4,
                      optimizer="muon_adamw")  # fmt: skip
@@ -162,7 +170,7 @@ def test_muon_orthogonalises_in_products():
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"phase": "prefil", "batch": 1, "seq": 1}, "expected one of: decode, prefill, train"),
+    ({"phase": "prefil", "batch": 1, "seq": 1}, "did you mean 'prefill'"),
     ({"phase": "train", "batch": 0, "seq": 1}, "batch=0"),
 ])  # fmt: skip
 def test_what_cannot_be_a_step_is_refused(options, words):

@@ -100,8 +100,8 @@ def step_work(
     Master weights are float32; when `dtype` is another, casting them is a row of its own. `fused_attention=False`
     writes scores to memory.
 
-    Beside the ledger's rows there are three which hardly compute but move bytes: the embedding's lookup, the cast, and
-    in training the loss between the logits and their gradient.
+    Beside the ledger's rows there are some which hardly compute but move bytes: the embedding's lookup, casts, and in
+    training the loss between the logits and their gradient.
     """
     if phase not in PHASES:
         raise ValueError(f"phase {phase!r} is unknown{nearest(phase, PHASES)}")
@@ -199,13 +199,15 @@ def _ends(
         yield Operation("loss", "elementwise", SOFTMAX_FLOPS * scored * vocab), Moved(2 * scored * vocab, 0)
 
 
-def _casts(model: Transformer, dtype: torch.dtype, phase: Literal["forward", "backward"]) -> list[Work]:
+def _casts(model: Transformer, dtype: torch.dtype, phase: Literal["forward", "backward"]) -> Iterator[Work]:
     """Matrices from float32 to `dtype` on the way forward, their gradients back on the way backward."""
     if dtype == torch.float32:
-        return []
-    blocks = sum(p.numel() for p in model.blocks.parameters() if p.ndim > 1)
-    per_number = FP32_BYTES + dtype.itemsize
-    return [Work("cast", "elementwise", 0, None, phase, per_number * (blocks + model.head_weight.numel()))]
+        return
+    mixers = [p for block in model.blocks for p in block.get_submodule("mixer").parameters()]
+    ffns = [p for name, p in model.blocks.named_parameters() if ".ffn." in name]
+    for name, owned in {"cast_mixer": mixers, "cast_ffn": ffns, "cast_head": [model.head_weight]}.items():
+        if count := sum(p.numel() for p in owned if p.ndim > 1):
+            yield Work(name, "elementwise", 0, None, phase, (FP32_BYTES + dtype.itemsize) * count)
 
 
 def _update(config: ModelConfig, model: Transformer, optimizer: OptimizerName) -> Iterator[Work]:
