@@ -4,11 +4,13 @@ import gzip
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from groundup.accounting.hardware import Machine, probe
+import torch
+
+from groundup.accounting.hardware import Machine, gemm_rate, probe
 from groundup.accounting.roofline import Ceiling, ceiling, step_work
 from groundup.data.batch import Batch
 from groundup.device import environment
@@ -54,6 +56,16 @@ def profile_model(
         return _evaluate(model, settings, length, device, recorder, resident), recorder
     finally:
         model.compute_dtype = before
+
+
+def with_threads(machine: Machine, threads: int) -> Machine:
+    """The CPU with this many threads, which torch then uses; their rate is measured where the probe has not."""
+    rates = dict(machine.gemm_flops)
+    for name in ("fp32", "bf16"):
+        if f"{name} x{threads}" not in rates:
+            rates[f"{name} x{threads}"] = gemm_rate(torch.device(machine.device), name, threads, PROBE_SECONDS / 4)
+    torch.set_num_threads(threads)
+    return replace(machine, threads=threads, gemm_flops=rates)
 
 
 def _ceiling(machine: Machine, chosen: str) -> Ceiling:

@@ -10,6 +10,9 @@ from groundup.profiling.groups import GROUPS, OTHER, by_group
 from groundup.profiling.settings import ProfileSettings
 from groundup.profiling.timeline import Timeline
 
+# A step is as long as the one before it, to a few per cent, unless something else uses the machine.
+STEADY = 1.3
+
 
 @dataclass(frozen=True)
 class GroupRow:
@@ -70,6 +73,11 @@ class Profile:
         return self.traced_seconds / self.step_seconds - 1.0
 
     @property
+    def disturbed(self) -> bool:
+        """Whether steps differed so much that something else must have used the machine."""
+        return self.spread > STEADY
+
+    @property
     def unattributed_share(self) -> float:
         """The share of time in group "other"."""
         return self.group(OTHER).time_share
@@ -92,7 +100,7 @@ class Profile:
             "resident_bytes": self.memory.resident_bytes, "peak_bytes": self.memory.peak_bytes,
             "peak_at_seconds": seconds, "peak_group": group,
         }  # fmt: skip
-        shown = ("overhead", "unattributed_share", "tokens_per_second")
+        shown = ("overhead", "disturbed", "unattributed_share", "tokens_per_second")
         return data | {name: getattr(self, name) for name in shown}
 
 

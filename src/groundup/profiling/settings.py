@@ -20,6 +20,7 @@ class ProfileSettings:
     optimizer: adamw or muon_adamw
     steps: how many are timed, without and with the profiler
     warmup: steps before that
+    threads: CPU threads (null: those that the probe of the machine chooses)
     """
 
     phase: Literal["train", "prefill", "decode"] = "train"
@@ -29,12 +30,13 @@ class ProfileSettings:
     optimizer: Literal["adamw", "muon_adamw"] = "adamw"
     steps: int = 5
     warmup: int = 2
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES:
             raise ValueError(f"phase {self.phase!r} is unknown{nearest(self.phase, PHASES)}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.optimizer!r} is unknown{nearest(self.optimizer, OPTIMIZERS)}")
-        for name, least in {"batch_size": 1, "context_length": 1, "steps": 1, "warmup": 1}.items():
+        for name, least in {"batch_size": 1, "context_length": 1, "steps": 1, "warmup": 1, "threads": 1}.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name}={value}; expected at least {least}")
