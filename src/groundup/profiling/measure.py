@@ -21,11 +21,10 @@ from groundup.profiling.bottleneck import bottleneck
 from groundup.profiling.drive import record
 from groundup.profiling.recorder import Recorder
 from groundup.profiling.result import Profile, group_rows, operation_rows
-from groundup.profiling.settings import ProfileSettings
+from groundup.profiling.settings import LONGEST_BY_DEFAULT, ProfileSettings
 from groundup.profiling.timeline import timeline
 from groundup.train import precision
 
-LONGEST_BY_DEFAULT = 1024
 PROBE_SECONDS = 1.5
 
 

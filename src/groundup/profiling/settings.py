@@ -6,6 +6,7 @@ from typing import Literal
 from groundup.accounting.roofline import PHASES
 from groundup.config import nearest
 
+LONGEST_BY_DEFAULT = 1024
 OPTIMIZERS = ("adamw", "muon_adamw")
 
 

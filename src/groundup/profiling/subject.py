@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from groundup import presets
-from groundup.accounting import training_memory
+from groundup.accounting import count_parameters, training_memory
 from groundup.config import nearest, override
 from groundup.device import available_bytes
 from groundup.model import ModelConfig, Transformer
 from groundup.model.pretrained import load_pretrained
-from groundup.profiling.settings import ProfileSettings
+from groundup.profiling.settings import LONGEST_BY_DEFAULT, ProfileSettings
 
 # About what `groundup build` makes in ten minutes.
 DEFAULTS: dict[str, Any] = {"vocab_size": 4096, "d_model": 256, "num_layers": 4, "context_length": 256}
@@ -60,12 +60,18 @@ def _number(key: str, text: str) -> Any:
 
 
 def _check_memory(config: ModelConfig, settings: ProfileSettings, device: torch.device) -> None:
-    length = settings.context_length or min(config.context_length, 1024)
-    memory = training_memory(config, settings.batch_size, length)
-    needed = memory.peak if settings.phase == "train" else memory.parameters
     there = available_bytes(device)
+    needed = _least_bytes(config, settings)
+    if there and needed < there and settings.phase == "train":  # activations take a while to count
+        length = settings.context_length or min(config.context_length, LONGEST_BY_DEFAULT)
+        needed = training_memory(config, settings.batch_size, length).peak
     if there and needed > 0.9 * there:
         raise ValueError(
-            f"a step of this model takes {needed / GIB:.1f} GiB and {there / GIB:.1f} GiB are free; profile fewer of "
+            f"a step of this model takes {needed / GIB:,.1f} GiB and {there / GIB:,.1f} GiB are free; profile fewer of "
             f"its layers, which repeat (num_layers={max(1, config.num_layers // 8)}), or a smaller batch_size"
         )
+
+
+def _least_bytes(config: ModelConfig, settings: ProfileSettings) -> int:
+    """Weights; when training gradients and AdamW's two states as well."""
+    return 4 * count_parameters(config).total * (4 if settings.phase == "train" else 1)
