@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python experiments/011_bottleneck.py [REPEATS]
 
-profiles each case and the same case with the named group made small, in turns, on one thread, and writes one line per
-case to 011_bottleneck.jsonl beside this file. `predicted` is what the first profile says that the second step takes.
+profiles each case and the same case with the named group made small, in turns, on one thread, then attention's variants
+in decoding, and writes one line for each to 011_bottleneck.jsonl beside this file. `predicted` is what the first
+profile says that the second step takes.
 """
 
 import itertools
@@ -20,7 +21,7 @@ import torch
 from groundup.accounting import probe
 from groundup.device import environment
 from groundup.files import write_atomic
-from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig, Transformer
+from groundup.model import AttentionConfig, BlockConfig, LatentAttentionConfig, MLPConfig, ModelConfig, Transformer
 from groundup.profiling import Profile, ProfileSettings, bottleneck, profile_model
 from groundup.profiling.measure import with_threads
 
@@ -98,10 +99,43 @@ def compare(case: Case, repeats: int) -> dict[str, object]:
     }
 
 
+def decoding(repeats: int) -> list[dict[str, object]]:
+    """16 heads of 64 channels on 16 rows of 1,024 tokens: what the roofline counts for attention, and what it takes."""
+    mixers: dict[str, AttentionConfig | LatentAttentionConfig] = {
+        "multi-head": AttentionConfig(16, 16, 64),
+        "grouped, 4 kv heads": AttentionConfig(16, 4, 64),
+        "multi-query": AttentionConfig(16, 1, 64),
+        "latent, rank 128": LatentAttentionConfig(16, kv_rank=128, d_nope=64, d_rope=32, d_value=64),
+    }
+    settings = replace(BASE, phase="decode", batch_size=16, context_length=1024, steps=4)
+    models = {
+        name: Transformer(ModelConfig(256, 512, 2, (BlockConfig(mixer, MLPConfig(64, gated=False)),), 2048))
+        for name, mixer in mixers.items()
+    }
+    found: dict[str, list[Profile]] = {name: [] for name in models}
+    for _, (name, model) in itertools.product(range(repeats), models.items()):
+        found[name].append(profile_model(model, settings, machine=MACHINE)[0])
+    return [_decoding_row(name, min(profiles, key=lambda p: p.traced_seconds)) for name, profiles in found.items()]
+
+
+def _decoding_row(name: str, profile: Profile) -> dict[str, object]:
+    row = profile.group("attention")
+    return {
+        "decoding": name,
+        "intensity": row.flops / row.bytes_moved,
+        "megabytes": row.bytes_moved / 1e6,
+        "least_ms": 1e3 * row.least_seconds,
+        "measured_ms": 1e3 * row.seconds,
+        "tokens_per_second": profile.tokens_per_second,
+    }
+
+
 if __name__ == "__main__":
     MACHINE = with_threads(probe(torch.device("cpu"), 1.0), 1)
-    lines: list[dict[str, object]] = [{"environment": environment(), "threads": 1, "slow_seconds": SLOW_SECONDS}]
-    for case in CASES:
-        lines.append(compare(case, int(sys.argv[1]) if len(sys.argv) > 1 else 3))
-        print(json.dumps(lines[-1]), file=sys.stderr, flush=True)
+    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    rates = {"fp32_flops": MACHINE.gemm_flops["fp32 x1"], "bandwidth": MACHINE.bandwidth}
+    lines: list[dict[str, object]] = [{"environment": environment(), "slow_seconds": SLOW_SECONDS, **rates}]
+    for result in itertools.chain((compare(case, repeats) for case in CASES), decoding(repeats)):
+        lines.append(result)
+        print(json.dumps(result), file=sys.stderr, flush=True)
     write_atomic(Path(__file__).with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines))
