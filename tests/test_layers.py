@@ -19,7 +19,7 @@ LAYERS = (
     ("presets",),
     ("data", "parallel", "accounting"),
     ("train", "inference"),
-    ("evaluation",),
+    ("evaluation", "profiling"),
     ("scaling",),
     ("alignment",),
     ("report", "web", "bench", "inspection"),

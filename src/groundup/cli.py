@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundup import cli_ablate, cli_inspect, cli_model, cli_tokenizer
+from groundup import cli_ablate, cli_inspect, cli_model, cli_profile, cli_tokenizer
 from groundup.cli_parts import (
     Arguments,
     Parser,
@@ -308,6 +308,8 @@ VERBS = {
     "tokenizer": Verb("train, use, compare, audit and convert tokenizers", cli_tokenizer.options, cli_tokenizer.run),
     "ablate": Verb("compare architectures at equal parameters, FLOPs or time, over seeds, with a verdict",
                    cli_ablate.options, cli_ablate.run),
+    "profile": Verb("where the time of a step goes, against where its FLOPs are, and the bottleneck",
+                    cli_profile.options, cli_profile.run),
     "import": Verb("bring in a model of Hugging Face, llama.cpp (GGUF) or llama2.c",
                    cli_model.import_options, cli_model.run_import),
     "export": Verb("write a model for transformers or llama.cpp (GGUF)",

@@ -20,17 +20,23 @@ from groundup.accounting.memory import (
 )
 from groundup.accounting.napkin import largest_model, training_days
 from groundup.accounting.params import ParameterCount, count_parameters
+from groundup.accounting.roofline import Ceiling, Work, attention_intensity, ceiling, decode_intensity, step_work
 from groundup.accounting.summary import summary
 
 __all__ = [
     "CacheBytes",
+    "Ceiling",
     "Machine",
     "MemoryLedger",
     "ParameterCount",
+    "Work",
     "activation_bytes",
+    "attention_intensity",
     "beside_six_nd",
     "cache_bytes",
+    "ceiling",
     "count_parameters",
+    "decode_intensity",
     "describe_machine",
     "forward_flops",
     "kv_cache_bytes_per_token",
@@ -39,6 +45,7 @@ __all__ = [
     "ledger",
     "optimizer_ledger",
     "probe",
+    "step_work",
     "summary",
     "training_days",
     "training_flops_per_token",

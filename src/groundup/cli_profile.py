@@ -1,0 +1,169 @@
+"""`groundup profile`: where the time of a step goes, against where its FLOPs are."""
+
+import json
+import re
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, whole_number
+from groundup.config import declared, override
+
+if TYPE_CHECKING:
+    import torch
+
+    from groundup.accounting import Machine
+    from groundup.profiling import Profile, ProfileSettings
+
+PHASES = ("train", "prefill", "decode")
+
+
+def options(parser: Parser) -> None:
+    """The options of the verb."""
+    add = parser.add_argument
+    add("files", nargs="*", metavar="MODEL|key=value", help="a run or model folder, or a published model's name "
+        "(default: a small Llama), and settings, e.g. num_layers=2 batch_size=4")  # fmt: skip
+    add("--phase", choices=PHASES, default="train", help="which step (default: %(default)s)")
+    add("--out", metavar="DIR", help="folder for profile.json and memory.json (default: a new one in runs/)")
+    add("--trace", action="store_true", help="also write trace.json.gz, for ui.perfetto.dev")
+    add("--top", type=whole_number, default=10, metavar="N", help="operations to list (default: %(default)s)")
+    add("--compare", choices=("norm",), help="norm: LayerNorm and RMSNorm, plain and fused, in this model's step")
+    add("--json", action="store_true", help="end with one JSON line of results")
+    add_device(parser)
+    parser.more = _settings_help
+
+
+def _settings_help() -> str:
+    """Every setting with its default, without importing what it is made of."""
+    defaults, docstring = declared("groundup.profiling.settings", "ProfileSettings")
+    meanings = dict(re.findall(r"^(\w+): (.+)$", docstring, re.MULTILINE))
+    names = [name for name in defaults if name != "phase"]
+    shown = {name: value if isinstance(value := defaults[name], str) else json.dumps(value) for name in names}
+    lines = [f"  {f'{name}={shown[name]}':<22} {meanings.get(name, '')}".rstrip() for name in names]
+    more = "any other key is the model's: vocab_size, d_model, num_layers, ..., or dotted, as blocks.0.ffn.d_ff=512"
+    return "\n".join(["settings, here with their defaults:", *lines, more])
+
+
+def run(options: Arguments) -> int:
+    """Measure the machine and the step, print the tables, write the folder; returns the exit code."""
+    from groundup.environ import set_default
+
+    # The profiler's library reports its own beginning and end on standard error, unless told not to before torch loads.
+    set_default("KINETO_LOG_LEVEL", "6")
+    set_default("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from groundup.accounting.hardware import probe
+    from groundup.device import default_device, require_device
+    from groundup.profiling.measure import PROBE_SECONDS, with_threads
+    from groundup.profiling.subject import subject
+
+    name, changes, settings = _words(options)
+    device = require_device(options.device) if options.device else default_device()
+    model = subject(name, changes, settings, device)
+    say("measuring the machine")
+    machine = probe(device, PROBE_SECONDS)
+    if settings.threads:
+        machine = with_threads(machine, settings.threads)
+    if options.compare:
+        return _compare(options, model.config, settings, machine, device)
+    return _profile(options, model, settings, machine)
+
+
+def say(line: str) -> None:
+    """A line for the person who waits."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _words(options: Arguments) -> tuple[str | None, list[str], "ProfileSettings"]:
+    """(model's name, changes of its config, settings of the profile) from the words of the command line."""
+    from groundup.build.settings import separate_overrides
+    from groundup.profiling import ProfileSettings
+
+    names, words = separate_overrides(options.files)
+    if len(names) > 1:
+        raise ValueError(f"one model at a time, not {len(names)}: {' '.join(names)}")
+    known, _ = declared("groundup.profiling.settings", "ProfileSettings")
+    if any(word.startswith("phase=") for word in words):
+        raise ValueError("phase= and --phase are the same setting; give --phase")
+    ours = [word for word in words if word.partition("=")[0] in known]
+    settings = override(ProfileSettings(), *ours, f"phase={options.phase}")
+    return (names or [None])[0], [word for word in words if word not in ours], settings
+
+
+def _profile(options: Arguments, model: Any, settings: "ProfileSettings", machine: "Machine") -> int:
+    from groundup.build.folder import fresh_path
+    from groundup.profiling import bottleneck, profile_model, write_profile
+
+    say(f"measuring steps of {settings.phase}")
+    profile, recorder = profile_model(model, settings, machine=machine)
+    print(_device_line(profile, machine.threads))
+    print_groups(profile)
+    print_operations(profile, options.top)
+    found = bottleneck(profile)
+    if profile.disturbed:
+        print("\nThe steps differ much: something else uses this machine, so a share of time may be off. Run it again.")
+    print(f"\nbottleneck  {found.sentence}\nwhat to do  {found.advice}")
+    for path in write_profile(options.out or fresh_path("profile"), profile, recorder, trace=options.trace):
+        print(f"wrote       {path}")
+    if options.json:
+        short = {**profile.to_dict(), "operations": [asdict(row) for row in profile.operations[: options.top]]}
+        print_json({**short, "bottleneck": asdict(found)})
+    return 0
+
+
+def _device_line(profile: "Profile", threads: int) -> str:
+    device, memory = profile.device, profile.memory
+    _, _, group = memory.peak
+    rates = f"{device.peak_flops / 1e9:,.0f} GFLOP/s in matrix products, {device.bandwidth / 1e9:.0f} GB/s"
+    return "\n".join([
+        f"device      {device.name}, {threads} threads: {rates} (measured); ridge at {device.ridge:.1f} FLOPs per byte",
+        f"step        {_ms(profile.step_seconds)} ms, {profile.tokens_per_second:,.0f} tokens/s; with the profiler "
+        f"{_ms(profile.traced_seconds)} ms ({profile.overhead:+.0%}); slowest step / fastest {profile.spread:.2f}",
+        f"            {profile.interpreter_share:.0%} of the host's time is in no operation; "
+        f"{profile.unattributed_share:.1%} of the time belongs to no group",
+        f"memory      {memory.peak_bytes / 2**20:,.1f} MiB at the peak, reached in {group}; "
+        f"{memory.resident_bytes / 2**20:,.1f} of it are weights and states",
+    ])  # fmt: skip
+
+
+def print_groups(profile: "Profile") -> None:
+    """FLOPs beside time, group by group."""
+    rows = [
+        [row.group, f"{row.flops_share:.2%}", f"{row.time_share:.1%}", _ms(row.seconds),
+         f"{row.flops_per_second / 1e9:,.1f}", _ms(row.least_seconds),
+         "" if row.over_least is None else f"{row.over_least:.1f}", _bound(row)]
+        for row in profile.groups if row.seconds or row.flops
+    ]  # fmt: skip
+    headings = ("group", "FLOPs", "time", "ms", "GFLOP/s", "least ms", "times least", "bound")
+    print_table("\nA step by group", headings, rows, words=(0, 7))
+
+
+def _bound(row: Any) -> str:
+    return "" if row.over_least is None else "compute" if row.arithmetic_share > 0.5 else "memory"
+
+
+def print_operations(profile: "Profile", top: int) -> None:
+    """torch's operations with most time of their own."""
+    rows = [[row.name, row.group, f"{row.calls:,.0f}", _ms(row.seconds), f"{row.time_share:.1%}"]
+            for row in profile.operations[:top]]  # fmt: skip
+    print_table("\nTop operations", ("operation", "group", "calls", "ms", "time"), rows, words=(0, 1))
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
+
+
+def _compare(
+    options: Arguments, config: Any, settings: "ProfileSettings", machine: "Machine", device: "torch.device"
+) -> int:
+    from groundup.profiling.compare import compare_norms
+
+    found = compare_norms(config, settings, machine, device, say)
+    rows = [[row.variant, f"{row.flops_share:.2%}", f"{row.time_share:.1%}", f"{row.gap:,.0f}", _ms(row.seconds),
+             f"{row.over_least:.1f}", _ms(row.step_seconds)] for row in found]  # fmt: skip
+    headings = ("norms", "FLOPs", "time", "time / FLOPs", "ms", "times least", "step ms")
+    print(f"device  {machine.name}, {machine.threads} threads")
+    print_table(f"The norms' share of a step ({settings.phase})", headings, rows)
+    if options.json:
+        print_json({"machine": asdict(machine), "settings": asdict(settings),
+                    "norms": [asdict(row) | {"gap": row.gap} for row in found]})  # fmt: skip
+    return 0
