@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, whole_number
-from groundup.config import declared, override
+from groundup.config import declared, override, plural
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +115,8 @@ def _device_line(profile: "Profile", threads: int) -> str:
     _, _, group = memory.peak
     rates = f"{device.peak_flops / 1e9:,.0f} GFLOP/s in matrix products, {device.bandwidth / 1e9:.0f} GB/s"
     return "\n".join([
-        f"device      {device.name}, {threads} threads: {rates} (measured); ridge at {device.ridge:.1f} FLOPs per byte",
+        f"device      {device.name}, {plural(threads, 'thread')}: {rates} (measured); "
+        f"ridge at {device.ridge:.1f} FLOPs per byte",
         f"step        {_ms(profile.step_seconds)} ms, {profile.tokens_per_second:,.0f} tokens/s; with the profiler "
         f"{_ms(profile.traced_seconds)} ms ({profile.overhead:+.0%}); slowest step / fastest {profile.spread:.2f}",
         f"            {profile.interpreter_share:.0%} of the host's time is in no operation; "
@@ -161,7 +162,7 @@ def _compare(
     rows = [[row.variant, f"{row.flops_share:.2%}", f"{row.time_share:.1%}", f"{row.gap:,.0f}", _ms(row.seconds),
              f"{row.over_least:.1f}", _ms(row.step_seconds)] for row in found]  # fmt: skip
     headings = ("norms", "FLOPs", "time", "time / FLOPs", "ms", "times least", "step ms")
-    print(f"device  {machine.name}, {machine.threads} threads")
+    print(f"device  {machine.name}, {plural(machine.threads, 'thread')}")
     print_table(f"The norms' share of a step ({settings.phase})", headings, rows)
     if options.json:
         print_json({"machine": asdict(machine), "settings": asdict(settings),

@@ -18,8 +18,8 @@ STEADY = 1.3
 class GroupRow:
     """One group in one step.
 
-    `least_seconds` is the roofline's; `over_least` how many times that it takes (None where nothing is counted, and 0
-    would be no bound). `arithmetic_share` is how much of the least time belongs to operations that arithmetic bounds.
+    `least_seconds` is the roofline's, and `over_least` how many times that it takes (None for groups without any
+    counted work). `arithmetic_share` is how much of the least time belongs to operations that arithmetic bounds.
     """
 
     group: str
