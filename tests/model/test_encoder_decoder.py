@@ -214,6 +214,16 @@ def test_pairs_packed_into_a_row_are_alone(name):
     torch.testing.assert_close(together, torch.cat([first, second], 1), rtol=1e-4, atol=1e-5)
 
 
+def test_a_document_without_a_source_sees_none():
+    """Without given positions, too, where the plain path promises that every token sees something."""
+    model = build(both())
+    here, there = torch.zeros(2, 7, dtype=torch.long), packed(9, 5)[1]
+    with torch.no_grad():
+        one, other = (model.hidden(s, TARGET, None, None, here, there) for s in (SOURCE, SOURCE.flip(1)))
+    assert one.isfinite().all()
+    assert torch.equal(one[:, 5:], other[:, 5:]) and not torch.allclose(one[:, :5], other[:, :5])
+
+
 def packed(length, cut):
     """Positions and segments of two texts in a row."""
     positions = torch.cat([torch.arange(cut), torch.arange(length - cut)])
