@@ -165,6 +165,7 @@ def _finish(folder: Path, device: torch.device, say: Say) -> dict[str, Any]:
     done = read_runs(folder / "runs.jsonl")
     tuning = tuning_jobs(planned, settings)
     clock = _Clock(tuning + jobs_of(planned, settings, {p.variant.name: settings.middle_rate for p in planned}), done)
+    say(f"{clock}")
     for job in tuning:
         _run(job, settings, material, folder, done, clock, say)
     rates = chosen_rates(planned, settings, done)

@@ -6,6 +6,7 @@ from typing import Literal
 
 Match = Literal["parameters", "flops", "time"]
 LEAST_VOCABULARY = 260
+MOST_ORDER = 20
 
 
 @dataclass(frozen=True)
@@ -87,3 +88,17 @@ class AblationSettings:
     @property
     def batch_tokens(self) -> int:
         return self.batch_size * self.context_length
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """What a history of language models has besides the settings of its trained rungs.
+
+    order: tokens of the longest n-gram, counted and neural, at least 2
+    """
+
+    order: int = 5
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.order <= MOST_ORDER:
+            raise ValueError(f"order={self.order}: must be from 2 to {MOST_ORDER}")

@@ -1,0 +1,83 @@
+"""The page of a history, from an invented result.json."""
+
+import json
+
+import pytest
+
+from groundup.report.history import history_text, lede, rung_svg, write_history_report
+
+from .test_ablation import comparison
+from .test_html import Checker
+
+
+def rung(name, bits, counted=False, **more):
+    whole = [x for x in bits if x is not None]
+    mean = sum(whole) / len(whole) if whole else None
+    low, high = (None, None) if counted or mean is None else (mean - 0.1, mean + 0.1)
+    return {
+        "name": name, "year": 1998, "source": "A & B 1998", "what": "<b>bold</b>", "counted": counted,
+        "parameters": 12_345, "flops": None if counted else 7.1e9, "tokens": 640, "seconds": 1.5,
+        "tokens_per_second": 426.7, "rate": None if counted else 0.003, "bits_per_byte": bits, "mean": mean,
+        "deviation": None if counted else 0.01, "low": low, "high": high, "diverged": bits.count(None), **more,
+    }  # fmt: skip
+
+
+def made(**more):
+    return {
+        "settings": {"seeds": 2}, "rungs": [rung("ngram", [2.0], counted=True), rung("lstm", [1.8, 1.9]),
+                                            rung("gpt", [1.6, 1.7])],
+        "orders": [{"order": 1, "bits_per_byte": 3.0, "ngrams": 10, "seconds": 0.1}],
+        "compressors": [{"name": "zstd_19", "bits_per_byte": 2.5, "policy": "one stream"}],
+        "comparisons": [comparison("lstm", "better", -0.2, -0.1) | {"against": "ngram"},
+                        comparison("gpt", "no difference shown", -0.2, 0.1) | {"against": "lstm"}],
+        "ordering": {"expected": ["ngram", "lstm", "gpt"], "seen": ["ngram", "lstm", "gpt"], "reproduced": True},
+        "notes": ["a note with <script>"], **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps(made()))
+    return tmp_path
+
+
+def test_the_page_is_whole_and_escapes_what_it_is_given(folder):
+    text = write_history_report(folder).read_text()
+    page = Checker()
+    page.feed(text)
+    assert not page.open
+    tags = {tag for tag, _ in page.seen}
+    assert "script" not in tags and "b" not in tags
+    assert "link" not in tags and not any("src" in attributes for _, attributes in page.seen)
+    assert "a note with <script>" in " ".join(page.words)
+    assert sum(tag == "svg" for tag, _ in page.seen) == 2  # the rungs, and the differences
+    assert write_history_report(folder).read_text() == text
+
+
+def test_the_first_sentence_says_the_order_and_what_the_seeds_show():
+    assert lede(made()) == (
+        "Bits per byte, worst to best: ngram 2.000, lstm 1.850, gpt 1.650. The order of the textbook, ngram > lstm > "
+        "gpt, came out; lstm against ngram: better; gpt against lstm: no difference shown."
+    )
+    lost = made(rungs=[rung("ngram", [2.0], counted=True), rung("gpt", [None, None])],
+                ordering={"expected": ["ngram", "lstm", "gpt"], "seen": ["ngram"], "reproduced": False})  # fmt: skip
+    assert "Diverged: gpt. The order of the textbook, ngram > lstm > gpt, did not come out" in lede(lost)
+
+
+def test_the_text_has_every_table(folder):
+    text = history_text(folder)
+    assert "zstd_19" in text and "12,345" in text and "1.8500" in text and "order" in text
+
+
+def test_a_diverged_rung_is_left_out_of_the_chart():
+    drawn = rung_svg([rung("lstm", [None, None]), rung("gpt", [1.6, None])], [])
+    assert drawn and "1.600" in drawn
+    assert rung_svg([rung("lstm", [None, None])], []) is None
+
+
+def test_a_folder_without_a_whole_result_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="finish the history with"):
+        write_history_report(tmp_path)
+    (tmp_path / "result.json").write_text('{"rungs": []}')
+    with pytest.raises(ValueError, match="it has no comparisons"):
+        write_history_report(tmp_path)
