@@ -7,7 +7,8 @@ import pytest
 from groundup import cli, scaling
 
 SMALL = ["d_model=32", "num_layers=1", "context_length=16", "batch_size=2", "vocab_size=270", "steps=4", "order=3",
-         "text_bytes=150000", "scored_bytes=1000", "tune_share=0", "--seeds", "2", "--device", "cpu"]  # fmt: skip
+         "guesses=50", "longest_block=3", "text_bytes=150000", "scored_bytes=1000", "tune_share=0",
+         "--seeds", "2", "--device", "cpu"]  # fmt: skip
 
 
 def call(capsys, *words):
@@ -17,6 +18,7 @@ def call(capsys, *words):
     return code, shown, json.loads(last) if last.startswith("{") else None
 
 
+@pytest.mark.slow
 def test_a_history_prints_its_tables_and_one_json_line(tmp_path, capsys):
     code, shown, result = call(capsys, *SMALL, "--json", "--out", tmp_path / "run")
     assert code == 0 and "run 8 of 8" in shown.err and "rungs: unigram, ngram" in shown.err

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from groundup.report.entropy import entropy_table
 from groundup.report.history import history_text, lede, rung_svg, write_history_report
 
 from .test_ablation import comparison
@@ -22,6 +23,15 @@ def rung(name, bits, counted=False, **more):
     }  # fmt: skip
 
 
+LAB = {
+    "letters": 90_000, "held_out_letters": 1_200, "guesses": 300, "zstd": 2.61,
+    "rows": [{"n": n, "plug_in": 4 - n / 2, "plug_in_held_out": 4 - n, "scored": 4.0, "lower": 1.25, "upper": 2.25}
+             for n in (1, 2)],
+    "gpt": {"fault": None, "context": 128, "scored": 1.75, "lower": 0.875, "upper": 1.875},
+    "shannon": {"F0": 4.76, "F1": 4.03, "F2": 3.32, "F3": 3.1, "Fword": 2.14}, "shannon_guessing": [0.6, 1.3],
+}  # fmt: skip
+
+
 def made(**more):
     return {
         "settings": {"seeds": 2}, "rungs": [rung("ngram", [2.0], counted=True), rung("lstm", [1.8, 1.9]),
@@ -31,7 +41,7 @@ def made(**more):
         "comparisons": [comparison("lstm", "better", -0.2, -0.1) | {"against": "ngram"},
                         comparison("gpt", "no difference shown", -0.2, 0.1) | {"against": "lstm"}],
         "ordering": {"expected": ["ngram", "lstm", "gpt"], "seen": ["ngram", "lstm", "gpt"], "reproduced": True},
-        "notes": ["a note with <script>"], **more,
+        "notes": ["a note with <script>"], "entropy": LAB, **more,
     }  # fmt: skip
 
 
@@ -50,7 +60,7 @@ def test_the_page_is_whole_and_escapes_what_it_is_given(folder):
     assert "script" not in tags and "b" not in tags
     assert "link" not in tags and not any("src" in attributes for _, attributes in page.seen)
     assert "a note with <script>" in " ".join(page.words)
-    assert sum(tag == "svg" for tag, _ in page.seen) == 2  # the rungs, and the differences
+    assert sum(tag == "svg" for tag, _ in page.seen) == 3  # the rungs, the differences, the entropy
     assert write_history_report(folder).read_text() == text
 
 
@@ -67,6 +77,16 @@ def test_the_first_sentence_says_the_order_and_what_the_seeds_show():
 def test_the_text_has_every_table(folder):
     text = history_text(folder)
     assert "zstd_19" in text and "12,345" in text and "1.8500" in text and "order" in text
+
+
+def test_the_entropy_of_english_is_a_part_that_may_be_missing(folder):
+    text = history_text(folder)
+    assert "4.76" in text and "gpt, 128 letters" in text and "0.875" in text and "0.6 to 1.3" in text
+    broken = LAB | {"gpt": LAB["gpt"] | {"fault": "not finite"}}
+    assert len(entropy_table(broken).rows) == len(entropy_table(LAB).rows) - 1
+    (folder / "result.json").write_text(json.dumps(made(entropy=None)))
+    assert "person" not in history_text(folder)
+    assert "entropy of English" not in write_history_report(folder).read_text()
 
 
 def test_a_diverged_rung_is_left_out_of_the_chart():

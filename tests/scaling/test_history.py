@@ -28,7 +28,7 @@ TINY = AblationSettings(
     d_model=32, num_layers=1, num_heads=2, context_length=16, batch_size=2, vocab_size=270, steps=4, seeds=2,
     tune_share=0.0, text_bytes=150_000, scored_bytes=1_500, match="parameters",
 )  # fmt: skip
-ORDER = HistorySettings(order=3)
+ORDER = HistorySettings(order=3, guesses=300, longest_block=4)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,18 @@ def test_differences_from_a_counted_rung_are_those_from_its_one_score(finished):
     assert not any("3 comparisons" in note for note in result["notes"])
 
 
+def test_the_entropy_of_english_is_beside_it(finished):
+    folder, result = finished
+    lab = result["entropy"]
+    assert json.loads((folder / "entropy.json").read_text()) == lab
+    assert lab["guesses"] == 300 and [row["n"] for row in lab["rows"]] == [1, 2, 3, 4]
+    assert lab["letters"] > 50_000 > lab["held_out_letters"] > 1_000
+    assert lab["gpt"]["steps"] == 4 and lab["gpt"]["letters_seen"] == 4 * 32
+    first, *_, last = lab["rows"]
+    assert 4.0 < first["plug_in"] < 4.2 and 4.0 < first["scored"] < 4.2  # Shannon: 4.03
+    assert last["plug_in_held_out"] < last["plug_in"] < last["scored"] < first["scored"]
+
+
 def test_four_steps_are_no_match_for_counting_and_that_is_said(finished):
     _, result = finished
     assert result["ordering"]["seen"][-1] == "ngram" and not result["ordering"]["reproduced"]
@@ -118,6 +130,7 @@ def test_the_order_is_that_of_the_means(means, reproduced):
     assert found["seen"] == sorted((n for n in means if means[n]), key=lambda n: -means[n])
 
 
+@pytest.mark.slow
 def test_an_interrupted_history_goes_on_with_what_it_has(tmp_path, monkeypatch, finished):
     made, train_once = [], room.train_once
 

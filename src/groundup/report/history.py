@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 
 from groundup.files import read_json, write_atomic
 from groundup.report.ablation import Result, comparison_table, interval_svg
-from groundup.report.charts import _STYLE, HELD_OUT, INK, MODEL, _themed
+from groundup.report.charts import _STYLE, HELD_OUT, INK, MODEL, _themed, svg
+from groundup.report.entropy import NOTES, entropy_chart, entropy_table
 from groundup.report.quantities import MISSING
 from groundup.report.tables import Column, Table, to_html, to_text
 from groundup.report.templates import fill
 
-NEEDED = {"rungs", "orders", "compressors", "comparisons", "ordering", "notes", "settings"}
+NEEDED = {"rungs", "orders", "compressors", "comparisons", "ordering", "entropy", "notes", "settings"}
 
 
 def write_history_report(folder: str | Path) -> Path:
@@ -33,7 +34,10 @@ def history_text(folder: str | Path) -> str:
     result = read_result(Path(folder))
     notes = "\n".join(f"- {note}" for note in result["notes"])
     tables = [rung_table(result), order_table(result), comparison_table(result)]
-    return "\n\n".join([lede(result), *map(to_text, tables), notes])
+    said = [lede(result), *map(to_text, tables), notes]
+    if lab := result["entropy"]:
+        said += [to_text(entropy_table(lab)), "\n".join(f"- {note}" for note in NOTES)]
+    return "\n\n".join(said)
 
 
 def read_result(folder: Path) -> Result:
@@ -49,6 +53,7 @@ def read_result(folder: Path) -> Result:
 
 def page(name: str, result: Result) -> str:
     """The HTML; every name and note is escaped."""
+    lab = result["entropy"]
     return fill(
         "history.html.j2",
         name=name,
@@ -58,6 +63,9 @@ def page(name: str, result: Result) -> str:
         order_table=to_html(order_table(result)),
         interval_chart=interval_svg(result["comparisons"]),
         comparison_table=to_html(comparison_table(result)),
+        entropy_chart=svg(entropy_chart(lab), 960, 300) if lab else None,
+        entropy_table=to_html(entropy_table(lab)) if lab else None,
+        entropy_notes=NOTES,
         notes=result["notes"],
     )
 

@@ -3,6 +3,7 @@
 config.json      the settings
 neural/          the trained rungs: a whole comparison as `ablation` writes it, with the tokenizer and the texts
 counted.json     the rungs that are counted
+entropy.json     the entropy of English, letter by letter
 result.json      all rungs in one unit, their differences and verdicts
 """
 
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from groundup.config import from_dict, plural, to_dict
+from groundup.device import default_device, require_device
 from groundup.files import read_json, write_json
 from groundup.scaling import ablation
 from groundup.scaling.ablation import REMEDY, Say
 from groundup.scaling.counted import Texts, compressors, ngram_orders, unigram
+from groundup.scaling.entropy_lab import entropy_lab
 from groundup.scaling.result import verdict_note
 from groundup.scaling.rungs import COMPARISONS, RUNGS, Rung, neural_rungs
 from groundup.scaling.settings import AblationSettings, HistorySettings
@@ -59,7 +62,7 @@ def history(
     neural = ablation.ablate(
         files, rungs, shared, out=folder / "neural", device=device, say=say, started=started
     )  # fmt: skip
-    return _finish(folder, settings, neural, say)
+    return _finish(folder, settings, neural, device, say)
 
 
 def resume_history(out: str | Path, *, device: str | None = None, say: Say = lambda line: None) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def resume_history(out: str | Path, *, device: str | None = None, say: Say = lam
         raise ValueError(f"--resume {folder}: no history's config.json there; begin anew")
     settings = from_dict(HistorySettings, read_json(folder / "config.json")["history"], "config.json: history")
     neural = ablation.resume(folder / "neural", device=device, say=say)
-    return _finish(folder, settings, neural, say)
+    return _finish(folder, settings, neural, device, say)
 
 
 def is_history(folder: str | Path) -> bool:
@@ -79,8 +82,10 @@ def is_history(folder: str | Path) -> bool:
     return isinstance(config, dict) and "history" in config
 
 
-def _finish(folder: Path, settings: HistorySettings, neural: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Count, then put both kinds of rungs together."""
+def _finish(
+    folder: Path, settings: HistorySettings, neural: dict[str, Any], device: str | None, say: Say
+) -> dict[str, Any]:
+    """Count, guess letters, then put all together."""
     if not (folder / "counted.json").is_file():
         say(f"counting n-grams of order 1 to {settings.order}")
         texts = Texts.load(folder / "neural")
@@ -89,9 +94,27 @@ def _finish(folder: Path, settings: HistorySettings, neural: dict[str, Any], say
             "compressors": compressors(texts), "tokens": texts.num_tokens, "held_out_bytes": texts.num_bytes,
         }  # fmt: skip
         write_json(folder / "counted.json", counted)
-    result = summarize(settings, neural, read_json(folder / "counted.json"))
+    if settings.guesses and not (folder / "entropy.json").is_file():
+        say(f"guessing {settings.guesses:,} letters, one by one")
+        write_json(folder / "entropy.json", _entropy(folder, settings, neural, device))
+    entropy = read_json(folder / "entropy.json") if settings.guesses else None
+    result = {**summarize(settings, neural, read_json(folder / "counted.json")), "entropy": entropy}
     write_json(folder / "result.json", result)
     return result
+
+
+def _entropy(
+    folder: Path, settings: HistorySettings, neural: dict[str, Any], device: str | None
+) -> dict[str, Any] | None:
+    """The lab, with a gpt trained as the rung of that name was."""
+    texts = Texts.load(folder / "neural")
+    training = from_dict(AblationSettings, neural["settings"], "result.json: settings")
+    gpt = next(row for row in neural["variants"] if row["name"] == "gpt")
+    return entropy_lab(
+        texts.training_texts(), texts.held_out, settings, training, rate=gpt["rate"],
+        steps=round(settings.letter_share * gpt["steps"]),
+        device=require_device(device) if device else default_device(),
+    )  # fmt: skip
 
 
 def summarize(settings: HistorySettings, neural: dict[str, Any], counted: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def train_once(
     first = next(iter(make_loader(material, settings, seed)))
     norms = {"start": gradient_norms(model, first)} if final else {}
     start = loss_on(model, first)
-    losses, seconds, fault = _train(model, settings, make_loader(material, settings, seed), rate, steps)
+    losses, seconds, fault = train_steps(model, settings, make_loader(material, settings, seed), rate, steps)
     diverged = fault is not None or not loss_on(model, first) < start
     bits = None
     if not diverged:
@@ -102,17 +102,17 @@ def train_once(
     }
 
 
-def _train(
-    model: Transformer, settings: AblationSettings, loader: data.Loader, rate: float, steps: int
+def train_steps(
+    model: Transformer, settings: AblationSettings, batches: Iterable[data.Batch], rate: float, steps: int
 ) -> tuple[list[float], float, str | None]:
-    """(losses, seconds, what ended it before its time)."""
+    """(losses, seconds, what ended it before its time). Ctrl-C raises KeyboardInterrupt."""
     optimizer = optim.AdamW(model, rate, weight_decay=settings.weight_decay)
     warmup = max(1, round(settings.warmup_share * steps))
     losses: list[float] = []
     began = time.monotonic()
     try:
         run = train.train(
-            model, loader, objectives.pretraining(model), optimizer, steps,
+            model, batches, objectives.pretraining(model), optimizer, steps,
             schedule=optim.cosine(warmup, steps, final=0.1), guard=Guard(max_in_row=0, sigma=None), progress=False,
             every={1: lambda step, model, run: losses.append(run.losses[-1])},
         )  # fmt: skip

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from groundup.evaluation.entropy import LONGEST_BLOCK
+
 Match = Literal["parameters", "flops", "time"]
 LEAST_VOCABULARY = 260
 MOST_ORDER = 20
@@ -95,10 +97,22 @@ class HistorySettings:
     """What a history of language models has besides the settings of its trained rungs.
 
     order: tokens of the longest n-gram, counted and neural, at least 2
+    guesses: held-out letters that models guess for the entropy of English (0: no such part)
+    longest_block: letters of the longest block that is counted there, at most 13
+    letter_share: length of training of the gpt that guesses letters, as a share of a rung's run (0: none)
     """
 
     order: int = 5
+    guesses: int = 2000
+    longest_block: int = 8
+    letter_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.order <= MOST_ORDER:
             raise ValueError(f"order={self.order}: must be from 2 to {MOST_ORDER}")
+        if self.guesses < 0:
+            raise ValueError(f"guesses={self.guesses}: must be at least 0")
+        if not 1 <= self.longest_block <= LONGEST_BLOCK:
+            raise ValueError(f"longest_block={self.longest_block}: must be from 1 to {LONGEST_BLOCK}")
+        if not 0 <= self.letter_share <= 1:
+            raise ValueError(f"letter_share={self.letter_share}: must be from 0 to 1")
