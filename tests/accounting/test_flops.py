@@ -1,5 +1,7 @@
 """The ledger against hand counts, against torch's own counter, and against a published figure."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,7 +19,7 @@ from groundup.accounting.flops import visible_pairs
 from groundup.model import PLACEMENTS, AttentionConfig, BlockConfig, MLPConfig, ModelConfig, Transformer
 from groundup.optim import orthogonalize
 from groundup.train import next_token
-from tests.model.variants import MIXERS, VARIANTS, small, tokens
+from tests.model.variants import ENCODERS, MIXERS, VARIANTS, small, tokens
 
 
 def test_visible_pairs_equal_a_count_by_loops():
@@ -25,6 +27,8 @@ def test_visible_pairs_equal_a_count_by_loops():
         for window in (None, 1, 3, 16, 40):
             counted = sum(1 for i in range(seq) for j in range(i + 1) if window is None or i - j < window)
             assert visible_pairs(seq, window) == counted
+            both = sum(1 for i in range(seq) for j in range(seq) if window is None or abs(i - j) < window)
+            assert visible_pairs(seq, window, causal=False) == both
 
 
 def test_a_tiny_model_by_hand():
@@ -47,15 +51,23 @@ def test_gpt2_xl_shape_has_the_published_forward_flops():
     assert forward_flops(config, seq=1024, causal=False) == 4_513_336_524_800
 
 
-@pytest.mark.parametrize("name", sorted(VARIANTS))
+@pytest.mark.parametrize("name", sorted(VARIANTS | ENCODERS))
 def test_ledger_equals_torchs_counter(name):
-    config = VARIANTS[name]
+    config = (VARIANTS | ENCODERS)[name]
     tokens = torch.randint(0, config.vocab_size, (2, 12))
     model = Transformer(config)
     model.compute_dtype = torch.float64  # attention as plain matmuls: the counter does not see the fused CPU kernel
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(tokens)
     assert forward_flops(config, seq=12, batch=2, causal=False) == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+def test_an_encoder_without_a_window_uses_the_whole_square():
+    encoder = ENCODERS["plain"]
+    square = forward_flops(encoder, seq=12, causal=False)
+    assert forward_flops(encoder, seq=12) == square
+    decoder = replace(encoder, blocks=(replace(encoder.blocks[0], mixer=AttentionConfig(4, 2, 4)),))
+    assert forward_flops(decoder, seq=12) == square - 2 * 2 * 2 * (12 * 11 // 2) * 16  # layers, products, a FMA
 
 
 def test_training_is_three_forwards_and_recomputation_adds_the_blocks_without_their_last_product():

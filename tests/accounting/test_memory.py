@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from groundup import presets
 from groundup.accounting import activation_bytes, kv_cache_bytes_per_token, least_recompute, training_memory
 from groundup.model import Transformer
-from tests.model.variants import VARIANTS
+from tests.model.variants import ENCODERS, VARIANTS
 
 SMALL = presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=64, context_length=16)
 
@@ -90,3 +90,4 @@ def test_recomputation_keeps_less():
 
 def test_kv_cache_formula():
     assert kv_cache_bytes_per_token(SMALL, torch.bfloat16) == 2 * SMALL.num_layers * 2 * 8 * 2
+    assert kv_cache_bytes_per_token(ENCODERS["plain"]) == 0  # nothing of it can be kept

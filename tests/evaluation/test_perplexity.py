@@ -1,6 +1,7 @@
 """Bits per byte: against one forward pass per token, another tokenizer, another library, another harness."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from groundup import presets
 from groundup.evaluation import bits_per_byte, perplexity, token_nats
 from groundup.evaluation.perplexity import document_windows
-from groundup.model import Transformer
+from groundup.model import AttentionConfig, BlockConfig, Transformer
 from groundup.tokenizer import Tokenizer
 
 BYTES = {i: bytes([i]) for i in range(256)}
@@ -243,6 +244,13 @@ def test_refuses(arguments, message):
     documents = arguments.pop("documents", ["ab"])
     with pytest.raises(ValueError, match=message):
         bits_per_byte(tiny(), byte_tokenizer(), documents, **arguments)
+
+
+def test_a_model_that_sees_what_it_should_predict_is_refused():
+    config = tiny().config
+    encoder = Transformer(replace(config, blocks=(BlockConfig(AttentionConfig(2, 2, 4, causal=False), None),)))
+    with pytest.raises(ValueError, match="causal=False and sees the tokens to be predicted"):
+        bits_per_byte(encoder, byte_tokenizer(), ["ab"])
 
 
 def test_refuses_the_tokenizer_of_another_model():

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -273,6 +274,12 @@ def test_mistakes_are_named(model, tokenizer, engine):
         engine.generate(["x"], [GREEDY, GREEDY])
     with pytest.raises(ValueError, match="do not belong together"):
         Engine(new_model(100), tokenizer)
+
+
+def test_a_model_that_looks_ahead_does_not_generate(model, tokenizer):
+    block = replace(model.config.blocks[0], mixer=replace(model.config.blocks[0].mixer, causal=False))
+    with pytest.raises(ValueError, match="engine: a layer of this model has causal=False .* does not generate"):
+        Engine(Transformer(replace(model.config, blocks=(block,))), tokenizer)
 
 
 def test_broken_weights_are_reported(tokenizer):

@@ -13,8 +13,9 @@ module = importlib.import_module("groundup.kernels.attention")
 
 
 def naive(
-    q, k, v, q_pos, k_pos, window=None, segments=None, softcap=None, scale=None, sink_tokens=0, sinks=None, slopes=None
-):
+    q, k, v, q_pos, k_pos, window=None, segments=None, softcap=None, scale=None, sink_tokens=0, sinks=None, slopes=None,
+    causal=True,
+):  # fmt: skip
     """The definition, one query at a time, in float64."""
     q, k, v = q.double(), k.double(), v.double()
     batch, q_seq, heads, d_head = q.shape
@@ -26,8 +27,8 @@ def naive(
             seen = [
                 j
                 for j in range(k.shape[1])
-                if 0 <= k_pos[b, j] <= p
-                and (window is None or p - k_pos[b, j] < window or offset(k_pos, segments, b, j) < sink_tokens)
+                if (0 <= k_pos[b, j] <= p if causal else min(k_pos[b, j], p) >= 0)
+                and (window is None or abs(p - k_pos[b, j]) < window or offset(k_pos, segments, b, j) < sink_tokens)
                 and (segments is None or segments[b, i] == segments[b, j])
             ]
             for h in range(heads):
@@ -35,7 +36,7 @@ def naive(
                     scores = k[b, seen, h // groups] @ q[b, i, h] * (scale or 1 / math.sqrt(d_head))
                     scores = scores if softcap is None else softcap * (scores / softcap).tanh()
                     if slopes is not None:
-                        scores = scores - slopes[h].double() * (p - k_pos[b, seen])
+                        scores = scores - slopes[h].double() * (p - k_pos[b, seen]).abs()
                     parts = scores.exp()
                     total = parts.sum() + (0 if sinks is None else sinks[h].double().exp())
                     out[b, i, h] = parts / total @ v[b, seen, h // groups]
@@ -67,6 +68,8 @@ def test_by_hand():
     v = torch.tensor([3.0, 5.0, 10.0]).view(1, 3, 1, 1)
     out = attention(q, k, v, counted(3, 1), counted(3, 1))
     torch.testing.assert_close(out.flatten(), torch.tensor([3.0, 4.0, 6.0]))
+    out = attention(q, k, v, counted(3, 1), counted(3, 1), causal=False, window=2)
+    torch.testing.assert_close(out.flatten(), torch.tensor([4.0, 6.0, 7.5]))
 
 
 @pytest.fixture(params=["matmul", "fused"])
@@ -97,11 +100,12 @@ OPTIONS = {
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("hint", [False, True])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=["mha", "gqa", "mqa"])
-def test_against_the_double_loop(option, hint, heads):
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "both_sides"])
+def test_against_the_double_loop(option, hint, heads, causal):
     q, k, v = random(heads=heads[0], kv_heads=heads[1])
     options = dict(OPTIONS[option])
     segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 1, 1, 1]]) if options.pop("segments", None) else None
-    expected = naive(q, k, v, counted(7), counted(7), segments=segments, **options)
+    expected = naive(q, k, v, counted(7), counted(7), segments=segments, causal=causal, **options)
     out = attention(
         q,
         k,
@@ -110,6 +114,7 @@ def test_against_the_double_loop(option, hint, heads):
         counted(7),
         q_segments=segments,
         k_segments=segments,
+        causal=causal,
         causal_from_zero=hint,
         **options,
     )
@@ -118,12 +123,38 @@ def test_against_the_double_loop(option, hint, heads):
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("seq", [1, 41, 129])
-def test_awkward_lengths_against_torch(seq):
+@pytest.mark.parametrize("causal", [True, False])
+def test_awkward_lengths_against_torch(seq, causal):
     q, k, v = random(seq, kv_heads=4)
-    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True).transpose(1, 2)
+    heads_first = (x.transpose(1, 2) for x in (q, k, v))
+    expected = F.scaled_dot_product_attention(*heads_first, is_causal=causal).transpose(1, 2)
     for hint in (False, True):
-        out = attention(q, k, v, counted(seq), counted(seq), causal_from_zero=hint)
+        out = attention(q, k, v, counted(seq), counted(seq), causal=causal, causal_from_zero=hint)
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("lengths", [(3, 8), (8, 3)])
+@pytest.mark.parametrize("window", [None, 4])
+def test_two_texts_of_different_lengths(lengths, window):
+    """Queries of one text and keys of another, as in cross-attention; a window of 4 is less than the longer."""
+    (q_seq, k_seq), positions = lengths, (counted(lengths[0]), counted(lengths[1]))
+    q, k, v = random(q_seq, k_seq)
+    expected = naive(q, k, v, *positions, window=window, causal=False)
+    for hint in (False, True):
+        out = attention(q, k, v, *positions, causal=False, window=window, causal_from_zero=hint and window is None)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_masked_where_all_is_seen(monkeypatch):
+    """torch's kernel gets no mask, which it would have to read, and is not told to be causal."""
+    seen = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(module, "_fused_wins", lambda q, k: True)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: seen.append(k) or fused(*a, **k))
+    for causal in (True, False):
+        attention(*random(5), counted(5), counted(5), causal=causal, causal_from_zero=True)
+    assert [(k["attn_mask"], k["is_causal"]) for k in seen] == [(None, True), (None, False)]
 
 
 @pytest.mark.parametrize("seq", [module.LEAST_SPLIT - 1, module.LEAST_SPLIT, module.LEAST_SPLIT + 1])
@@ -142,13 +173,14 @@ def test_skipping_a_quarter_of_the_square_changes_neither_values_nor_gradients(s
 
 
 @pytest.mark.usefixtures("path")
-def test_scattered_positions_with_padding_and_gradients():
+@pytest.mark.parametrize("causal", [True, False])
+def test_scattered_positions_with_padding_and_gradients(causal):
     """Left padding, holes and unordered keys; padding queries give zeros and no NaN anywhere."""
     q, k, v = (x.requires_grad_() for x in random(4, 6))
     q_pos = torch.tensor([[-1, 3, 4, 5], [0, 9, 2, 2]])
     k_pos = torch.tensor([[-1, 5, 3, 0, 4, -1], [9, 8, -1, 1, 0, 2]])
-    out = attention(q, k, v, q_pos, k_pos)
-    torch.testing.assert_close(out.double(), naive(q, k, v, q_pos, k_pos), rtol=1e-4, atol=1e-5)
+    out = attention(q, k, v, q_pos, k_pos, causal=causal)
+    torch.testing.assert_close(out.double(), naive(q, k, v, q_pos, k_pos, causal=causal), rtol=1e-4, atol=1e-5)
     assert out[0, 0].abs().max() == 0
     out.square().sum().backward()
     for x in (q, k, v):
@@ -214,10 +246,13 @@ def test_empty_batch(hint):
     assert attention(q, k, v, counted(3, 0), counted(3, 0), causal_from_zero=hint).shape == (0, 3, 4, 8)
 
 
-@pytest.mark.parametrize("options", [{}, {"causal_from_zero": True}, {"window": 2}, {"softcap": 5.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"causal_from_zero": True}, {"window": 2}, {"softcap": 5.0}, {"causal": False}]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiles_into_one_graph(options, dtype):
     q, k, v = random(5, dtype=dtype)
+    torch.compiler.reset()  # what earlier cases compiled counts against the limit on recompilations
     compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
     expected = attention(q, k, v, counted(5), counted(5), **options)
     torch.testing.assert_close(compiled(q, k, v, counted(5), counted(5), **options), expected)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from groundup.kernels import apply_rope, rmsnorm
-from groundup.model import Attention, AttentionConfig, Layout, NoCache, Rope
+from groundup.model import Attention, AttentionConfig, DenseCache, Layout, NoCache, Rope
 from groundup.model.attention import alibi_slopes
 from groundup.model.position import rotary_tables
 
@@ -106,6 +106,20 @@ def test_sizes_that_do_not_fit_are_said_in_words(arguments, message):
 def test_numbers_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AttentionConfig(4, 2, 8, **wrong)
+
+
+def test_an_encoder_has_neither_sink_tokens_nor_a_cache():
+    with pytest.raises(ValueError, match="sink_tokens=1 with causal=False; .* give sink_tokens=0"):
+        AttentionConfig(2, 2, 8, window=4, sink_tokens=1, causal=False)
+    layer, layout = Attention(AttentionConfig(2, 2, 8, rope=None, causal=False), 16), Layout(torch.arange(3)[None])
+    with pytest.raises(ValueError, match="causal=False was given a cache, .* without caches, or build"):
+        layer(torch.randn(1, 3, 16), layout, DenseCache())
+
+
+def test_without_order_or_direction_an_encoder_sees_a_set():
+    layer, x = Attention(AttentionConfig(2, 2, 8, rope=None, causal=False), 16), torch.randn(1, 5, 16)
+    order = [2, 0, 3, 1, 4]
+    torch.testing.assert_close(run(layer, x[:, order]), run(layer, x)[:, order], rtol=1e-4, atol=1e-5)
 
 
 def test_an_odd_head_is_fine_without_rotation():

@@ -104,6 +104,8 @@ def test_rotary_scalings_are_written_for_both_versions_of_transformers(scaling):
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
+        (config(heads(causal=False)), r"attention that looks ahead \(causal=False\)"),
+        (config(LOCAL, replace(GLOBAL, causal=False), **GEMMA), r"attention that looks ahead \(causal=False\)"),
         (config(heads(sinks=True)), r"blocks\.0\.mixer\.sinks=True \(its class has False\)"),
         (config(heads(alibi=True, rope=None)), "attention without a rotary embedding or learned positions"),
         (config(heads(window=5, sink_tokens=2)), r"mixer\.sink_tokens=2"),

@@ -204,6 +204,7 @@ def test_tensors_that_do_not_fit(saved, change, message):
     [
         (presets.gpt2(vocab_size=61, num_layers=1, d_model=32, num_heads=4, context_length=32), "gpt2's architecture"),
         (config(mixer={"window": 4}), "mistral's architecture; windows"),
+        (config(mixer={"causal": False}), "attention that looks ahead"),
         (replace(CONFIGS["llama"], blocks=(BlockConfig(AttentionConfig(4, 2, 16), MLPConfig(96, activation="gelu")),)),
          "activation 'gelu' instead of silu"),
         (replace(CONFIGS["llama"], logit_softcap=2.0), "logit_softcap"),

@@ -13,6 +13,7 @@ from groundup.model import (
     LearnedPositions,
     MLPConfig,
     ModelConfig,
+    MultiTokenConfig,
     Rope,
     SinusoidalPositions,
     Transformer,
@@ -311,6 +312,16 @@ def test_a_compiled_training_step_is_one_graph_with_the_same_gradients(recompute
         results.append([p.grad.clone() for p in model.parameters()])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_looks_ahead_has_no_caches():
+    encoder = BlockConfig(AttentionConfig(4, 2, 4, causal=False), MLPConfig(24))
+    config = small(LLAMA, encoder)
+    assert small(LLAMA).causal and not config.causal
+    with pytest.raises(ValueError, match="new_caches: a layer of this model has causal=False"):
+        Transformer(config).new_caches()
+    with pytest.raises(ValueError, match="multi_token with causal=False"):
+        small(encoder, multi_token=MultiTokenConfig())
 
 
 # Configs

@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from groundup.config import from_dict, to_dict
 from groundup.model import PLACEMENTS, DenseCache, ModelConfig, PagedCache, PagePool, Transformer
 
-from .variants import EVERY_VARIANT, FFNS, KINDS, MIXERS, NORMS, VARIANTS, build, tokens
+from .variants import ENCODERS, EVERY_VARIANT, FFNS, KINDS, MIXERS, NORMS, VARIANTS, build, tokens
 
 variants = pytest.mark.parametrize("name", VARIANTS)
 
@@ -89,6 +89,27 @@ def test_the_full_product(name):
     check_causal(config)
     check_segments_isolate(config)
     check_saved_equals_loaded(config)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_looks_ahead_within_its_document_and_survives_saving(name):
+    config = ENCODERS[name]
+    model, x = build(config), tokens()
+    changed = x.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % config.vocab_size
+    with torch.no_grad():
+        assert not torch.allclose(model(changed)[:, -3:-1], model(x)[:, -3:-1])
+    check_segments_isolate(config)
+    check_saved_equals_loaded(config)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_padding_around_an_encoders_text_changes_nothing(name):
+    model, x = build(ENCODERS[name]), tokens()
+    padded = torch.cat([x[:, :2], x, x[:, :1]], 1)
+    positions = torch.tensor([-1, -1, *range(9), -1]).expand(2, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(padded, positions)[:, 2:-1], model(x), rtol=1e-4, atol=1e-5)
 
 
 def parts_of(variants):

@@ -137,6 +137,22 @@ VARIANTS = _covering() | WHOLE_MODELS
 """Every mixer, and every feed-forward layer, with every norm and placement, but not with each other."""
 
 
+_ENCODER = BlockConfig(AttentionConfig(4, 2, 4, causal=False), FFNS["gated_silu"])
+_BOTH_SIDES = {
+    "window": {"window": 3},
+    "alibi": {"rope": None, "alibi": True},
+    "sinks": {"sinks": True},
+    "softcap": {"softcap": 1.5, "qk_norm": True},
+}
+
+ENCODERS = (
+    {"plain": small(_ENCODER), "causal_then_not": small(_PRE, _ENCODER)}
+    | {name: small(replace(_ENCODER, mixer=replace(_ENCODER.mixer, **o))) for name, o in _BOTH_SIDES.items()}
+    | {placement: small(replace(_ENCODER, placement=placement)) for placement in PLACEMENTS}
+)
+"""Models that look ahead, to which what holds of caches and of causality does not apply."""
+
+
 def build(config: ModelConfig, seed: int = 0) -> Transformer:
     """A model in which no parameter is at a value that hides it: gains are not one, biases not zero."""
     model = Transformer(config)

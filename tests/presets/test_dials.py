@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from groundup import presets
-from groundup.model import LearnedPositions, Rope, SinusoidalPositions, Transformer
+from groundup.model import (
+    CrossAttentionConfig,
+    EncoderDecoder,
+    LearnedPositions,
+    Rope,
+    SinusoidalPositions,
+    Transformer,
+)
 
 
 def parameters(config):
@@ -39,6 +46,63 @@ def test_vaswani_decoder_by_hand():
     block = config.blocks[0]
     assert (block.placement, block.norm, block.ffn.activation) == ("post", "layer", "relu")
     assert config.positions == SinusoidalPositions(1024) and not config.final_norm
+
+
+def encoder_decoder_parameters(*size, **options):
+    with torch.device("meta"):
+        model = EncoderDecoder(presets.vaswani_encoder_decoder(*size, **options))
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("size", "d", "layers", "published"), [("base", 512, 6, 65), ("big", 1024, 6, 213)])
+def test_the_original_transformer_by_hand(size, d, layers, published):
+    """Table 3 says 65 M and 213 M; with the 37,000 tokens of section 5.1 the formulas give 3.0 % less, 0.6 % more."""
+    d_ff = 4 * d
+    ffn = 2 * d * d_ff + d_ff + d
+    reader, writer = 4 * d * d + ffn + 2 * 2 * d, 8 * d * d + ffn + 3 * 2 * d
+    count = encoder_decoder_parameters(size)
+    assert count == 37_000 * d + layers * (reader + writer)
+    assert count == {"base": 63_045_632, "big": 214_171_648}[size]
+    assert count / 1e6 == pytest.approx(published, rel=0.031)
+
+
+TABLE_3 = {
+    65: {},
+    36: {"num_layers": 2},
+    50: {"num_layers": 4},
+    80: {"num_layers": 8},
+    28: {"d_model": 256, "num_heads": 8, "d_ff": 2048},
+    168: {"d_model": 1024, "num_heads": 8, "d_ff": 2048},
+    53: {"d_ff": 1024},
+    90: {"d_ff": 4096},
+}
+
+
+def test_one_size_of_the_table_of_tokens_explains_the_papers_counts():
+    """Rows (A) and (C) of table 3 in millions of parameters, all as printed for 41,004 to 41,208 tokens."""
+    for vocab_size, fits in ((41_003, False), (41_004, True), (41_208, True), (41_209, False)):
+        counts = [round(encoder_decoder_parameters(vocab_size=vocab_size, **row) / 1e6) for row in TABLE_3.values()]
+        assert (counts == list(TABLE_3)) is fits
+
+
+def test_both_sides_of_the_original_transformer():
+    config = presets.vaswani_encoder_decoder(vocab_size=50, d_model=32, num_layers=3, num_heads=2, d_ff=48)
+    ours, theirs = config.encoder, config.decoder
+    assert config.share_embeddings and theirs.tie_embeddings and ours.scale_embeddings and theirs.scale_embeddings
+    assert (ours.num_layers, theirs.num_layers, ours.blocks[0].placement) == (3, 3, "post")
+    assert not ours.causal and theirs.causal and ours.blocks[0].cross is None
+    assert theirs.blocks[0].cross == CrossAttentionConfig(2, 2, 16)
+    with pytest.raises(ValueError, match="size 'huge' is unknown; expected one of: base, big"):
+        presets.vaswani_encoder_decoder("huge")
+
+
+def test_any_preset_as_an_encoder():
+    config = presets.gpt2(vocab_size=50, num_layers=2)
+    made = presets.encoder(config)
+    assert config.causal and not made.causal
+    assert parameters(made) == parameters(config)
+    with pytest.raises(ValueError, match="encoder: Mamba2Config cannot look ahead"):
+        presets.encoder(presets.published("mamba-2-130m"))
 
 
 def test_what_makes_each_family():

@@ -61,7 +61,8 @@ class Operation:
 def ledger(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -> list[Operation]:
     """The forward pass, one row per operation and layer.
 
-    `causal=True` counts the keys that each query may see (the useful work, which MFU divides by);
+    `causal=True` counts the keys that each query may see (the useful work, which MFU divides by; for a layer that
+    looks ahead all of them);
     `causal=False` the whole square that an implementation without block skipping multiplies
     (what torch's FlopCounterMode counts).
     """
@@ -79,6 +80,8 @@ def ledger(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -
 
 
 def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool) -> Iterator[Operation]:
+    if block.cross is not None:
+        raise ValueError("ledger: a block attends to a source (cross), whose length this count does not know")
     match block.mixer:
         case AttentionConfig():
             yield from _attention(block.mixer, d_model, seq, batch, causal)
@@ -101,7 +104,8 @@ def _attention(mixer: AttentionConfig, d_model: int, seq: int, batch: int, causa
     yield Operation("wq", "matmul", 2 * tokens * d_model * width)
     yield Operation("wk", "matmul", 2 * tokens * d_model * kv_width)
     yield Operation("wv", "matmul", 2 * tokens * d_model * kv_width)
-    pairs = batch * (visible_pairs(seq, mixer.window, mixer.sink_tokens) if causal else seq * seq)
+    seen = visible_pairs(seq, mixer.window, mixer.sink_tokens, mixer.causal) if causal else seq * seq
+    pairs = batch * seen
     if mixer.qk_norm:
         yield Operation("qk_norm", "elementwise", NORM_FLOPS["rms"] * tokens * (width + kv_width))
     yield Operation("scores", "attention", 2 * pairs * width)
@@ -151,12 +155,17 @@ def _experts(ffn: MoEConfig, d_model: int, tokens: int) -> Iterator[Operation]:
         yield Operation(name, "elementwise", flops)
 
 
-def visible_pairs(seq: int, window: int | None = None, sink_tokens: int = 0) -> int:
+def visible_pairs(seq: int, window: int | None = None, sink_tokens: int = 0, causal: bool = True) -> int:
     """Query-key pairs under the causal mask: seq (seq + 1) / 2, or fewer with a window, whose sinks stay visible.
+
+    With `causal=False` the pairs of either side, the diagonal once: seq^2 without a window.
 
     >>> visible_pairs(4), visible_pairs(4, window=2), visible_pairs(4, window=2, sink_tokens=1)
     (10, 7, 9)
     """
+    if not causal:
+        assert sink_tokens == 0, "no bidirectional layer has sink tokens"
+        return 2 * visible_pairs(seq, window) - seq
     if window is None or window >= seq:
         return seq * (seq + 1) // 2
     in_window = window * (window + 1) // 2 + (seq - window) * window

@@ -9,6 +9,8 @@ from torch import Tensor
 #: mask       optional weight of predicting the token in this column, float32; column 0 is never predicted.
 #: segments   optional number of the document inside the row; attention stays inside one number.
 #: positions  optional position of the token inside its document.
+#: source     optional text `(batch, source length)` that `tokens` are the answer to, for an encoder-decoder, with
+#:            `source_positions` (-1 at padding) and `source_segments` of the same shape.
 Batch = dict[str, Tensor]
 
 

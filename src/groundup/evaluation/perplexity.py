@@ -113,6 +113,11 @@ def token_nats(
 
     The model is put into eval mode, and back into the mode it was in.
     """
+    if not model.config.causal:
+        raise ValueError(
+            "bits per byte: a layer of the model has causal=False and sees the tokens to be predicted, so its losses "
+            "are not those of a language model; give a causal one"
+        )
     context, stride = _window_sizes(context_length, stride)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; expected at least 1")

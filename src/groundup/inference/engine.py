@@ -52,6 +52,11 @@ class Engine:
         end_ids: Collection[int] = (),
     ) -> None:
         vocab = model.config.vocab_size
+        if not model.config.causal:
+            raise ValueError(
+                "engine: a layer of this model has causal=False and looks ahead, so it fills in masked tokens and does "
+                "not generate; give a model whose layers are causal"
+            )
         if tokenizer.vocab_size > vocab:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model only {vocab}: "

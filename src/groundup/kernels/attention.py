@@ -20,6 +20,7 @@ def visible(
     q_pos: Int[Tensor, "#batch q_seq"],
     k_pos: Int[Tensor, "#batch k_seq"],
     *,
+    causal: bool = True,
     window: int | None = None,
     sink_tokens: int = 0,
     q_segments: Int[Tensor, "#batch q_seq"] | None = None,
@@ -29,9 +30,15 @@ def visible(
 
     A window of w shows a token itself and the w - 1 before it; the first `sink_tokens` of the document stay visible
     from outside of it (Xiao et al. 2023, arXiv:2309.17453). A padding or empty slot has k_pos = -1.
+    With `causal=False` later keys are visible, too: 0 <= k_pos[j] and 0 <= q_pos[i], and a window of w shows
+    the w - 1 tokens on either side.
     """
     distance = q_pos[:, :, None] - k_pos[:, None, :]
-    mask = (distance >= 0) & (k_pos >= 0)[:, None, :]
+    if causal:
+        mask = (distance >= 0) & (k_pos >= 0)[:, None, :]
+    else:
+        distance = distance.abs()
+        mask = (q_pos >= 0)[:, :, None] & (k_pos >= 0)[:, None, :]
     if window is not None:
         near = distance < window
         mask = mask & (near | (_offsets(k_pos, k_segments) < sink_tokens)[:, None, :] if sink_tokens else near)
@@ -59,6 +66,7 @@ def attention(
     q_pos: Int[Tensor, "batch q_seq"],
     k_pos: Int[Tensor, "batch k_seq"],
     *,
+    causal: bool = True,
     window: int | None = None,
     sink_tokens: int = 0,
     q_segments: Int[Tensor, "batch q_seq"] | None = None,
@@ -72,12 +80,13 @@ def attention(
     r"""softmax(scale * q k^T + mask) v, each kv head serving heads / kv_heads consecutive query heads.
 
     Training, packing, prefill, chunked prefill and decode are this call with different positions (see
-    `visible`). A query that sees no key (padding) gets zeros.
+    `visible`). A query that sees no key (padding) gets zeros. `causal=False` is an encoder's: every token sees all.
 
     `scale` is 1 / sqrt(d_head) by default. `softcap` c replaces scores s by c * tanh(s / c). `sinks` are one more
     score per head, which takes its share of the softmax and has no value (gpt-oss, arXiv:2508.10925). `slopes` m
     subtract m * distance from scores (ALiBi; Press et al. 2021, arXiv:2108.12409).
-    `causal_from_zero` is the caller's promise that both position tensors are 0, 1, 2, ... in every row.
+    `causal_from_zero` is the caller's promise that both position tensors are 0, 1, 2, ... in every row (so that
+    with `causal=False` nothing is masked).
     It is an argument because finding out would read the tensor: a host sync on CUDA, a graph break under
     torch.compile.
 
@@ -85,18 +94,21 @@ def attention(
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     if causal_from_zero:
-        if window is not None and window >= q.shape[1]:
+        if window is not None and window >= max(q.shape[1], k.shape[1]):
             window = None
         plain = softcap is None and window is None and q_segments is None and sinks is None and slopes is None
         if plain and _fused_wins(q, k):
-            return _fused(q, k, v, None, factor)
+            return _fused(q, k, v, None, factor, causal)
         # All rows share one triangle, which is cheaper to make than one each.
         q_pos, k_pos = q_pos[:1], k_pos[:1]
-    mask = visible(q_pos, k_pos, window=window, sink_tokens=sink_tokens, q_segments=q_segments, k_segments=k_segments)
+    mask = visible(
+        q_pos, k_pos, causal=causal, window=window, sink_tokens=sink_tokens,
+        q_segments=q_segments, k_segments=k_segments,
+    )  # fmt: skip
     terms = Terms(factor, softcap, sinks, None if slopes is None else _falling(slopes, q_pos, k_pos))
     if causal_from_zero:
         # Every token sees itself.
-        if q_segments is None and not _fused_wins(q, k):
+        if causal and q_segments is None and not _fused_wins(q, k):
             return _causal_parts(q, k, v, mask, terms)
         return _masked(q, k, v, mask, terms)
     # A row without any visible key has no softmax. It attends to everything, then is set to zero, which
@@ -133,7 +145,7 @@ class Terms(NamedTuple):
 
 
 def _falling(slopes: Tensor, q_pos: Tensor, k_pos: Tensor) -> Float[Tensor, "#batch heads q_seq k_seq"]:
-    return -slopes[:, None, None] * (q_pos[:, :, None] - k_pos[:, None, :])[:, None]
+    return -slopes[:, None, None] * (q_pos[:, :, None] - k_pos[:, None, :]).abs()[:, None]
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, terms: Terms) -> Tensor:
@@ -155,8 +167,8 @@ def _causal_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, terms: Terms) -
     return torch.cat([first, second], 1)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """torch's kernel; mask None means causal. bfloat16 on CPU is computed in float32, which is faster."""
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool = True) -> Tensor:
+    """torch's kernel; mask None means causal, or all. bfloat16 on CPU is computed in float32, which is faster."""
     dtype = torch.float32 if q.device.type == "cpu" else q.dtype
     groups = q.shape[2] // k.shape[2]
     if mask is not None and groups > 1:
@@ -168,7 +180,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -
         k_,
         v_,
         attn_mask=None if mask is None else mask[:, None],
-        is_causal=mask is None,
+        is_causal=mask is None and causal,
         scale=scale,
         enable_gqa=groups > 1,
     )

@@ -4,7 +4,9 @@ from groundup.model.attention import Attention, AttentionConfig
 from groundup.model.balance import Balance
 from groundup.model.block import PLACEMENTS, Block, BlockConfig
 from groundup.model.cache import Cache, CountingCache, DenseCache, NoCache, PagedCache, PagePool
+from groundup.model.cross_attention import CrossAttention, CrossAttentionConfig, Memory
 from groundup.model.delta import GatedDelta, GatedDeltaConfig
+from groundup.model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from groundup.model.feedforward import MLP, MLPConfig
 from groundup.model.grouping import group_kv_heads
 from groundup.model.latent import LatentAttention, LatentAttentionConfig
@@ -24,11 +26,12 @@ from groundup.model.upcycle import upcycle
 from groundup.model.window_cache import WindowCache
 
 __all__ = [
-    "Attention", "AttentionConfig", "Balance", "Block", "BlockConfig", "Cache", "CountingCache", "DenseCache",
-    "Embedding", "ExpertChoiceRouter", "GatedDelta", "GatedDeltaConfig", "GatedLinear", "GatedLinearConfig",
-    "HashRouter", "LSTM", "LSTMConfig", "LatentAttention", "LatentAttentionConfig", "LayerNorm", "Layout",
-    "LearnedPositions", "Linear", "LoRAConfig", "LoRALinear", "MLP", "MLPConfig", "Mamba2", "Mamba2Config",
-    "MoE", "MoEConfig", "ModelConfig", "MultiTokenConfig", "NeuralNgram", "NeuralNgramConfig", "NoCache",
-    "PLACEMENTS", "PagePool", "PagedCache", "RMSNorm", "Rope", "SinusoidalPositions", "TopKRouter", "Transformer",
-    "WindowCache", "acceptance_rate", "add_lora", "draft", "group_kv_heads", "upcycle",
+    "Attention", "AttentionConfig", "Balance", "Block", "BlockConfig", "Cache", "CountingCache", "CrossAttention",
+    "CrossAttentionConfig", "DenseCache", "Embedding", "EncoderDecoder", "EncoderDecoderConfig",
+    "ExpertChoiceRouter", "GatedDelta", "GatedDeltaConfig", "GatedLinear", "GatedLinearConfig", "HashRouter",
+    "LSTM", "LSTMConfig", "LatentAttention", "LatentAttentionConfig", "LayerNorm", "Layout", "LearnedPositions",
+    "Linear", "LoRAConfig", "LoRALinear", "MLP", "MLPConfig", "Mamba2", "Mamba2Config", "Memory", "MoE",
+    "MoEConfig", "ModelConfig", "MultiTokenConfig", "NeuralNgram", "NeuralNgramConfig", "NoCache", "PLACEMENTS",
+    "PagePool", "PagedCache", "RMSNorm", "Rope", "SinusoidalPositions", "TopKRouter", "Transformer", "WindowCache",
+    "acceptance_rate", "add_lora", "draft", "group_kv_heads", "upcycle",
 ]  # fmt: skip

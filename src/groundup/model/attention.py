@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from groundup import kernels
-from groundup.model.cache import Cache
+from groundup.model.cache import Cache, NoCache
 from groundup.model.linear import Linear
 from groundup.model.norm import RMSNorm
 from groundup.model.position import Layout, Rope
@@ -28,6 +28,8 @@ class AttentionConfig:
     slope per head, in place of a position embedding. `qk_norm`: RMSNorm on every query and key head; "whole": on all
     heads' channels together (OLMo 2). `softcap` c: scores become c * tanh(score / c). `scale` of the scores is
     1 / sqrt(d_head) by default. `bias` is on wq, wk, wv; `out_bias` on wo.
+    `causal=False` is an encoder's: a token sees those after it, too, and a window reaches to both sides. No cache can
+    hold such a layer, so its model cannot generate.
     """
 
     num_heads: int
@@ -43,6 +45,7 @@ class AttentionConfig:
     sink_tokens: int = 0
     sinks: bool = False
     alibi: bool = False
+    causal: bool = True
 
     def __post_init__(self) -> None:
         for name in ("num_heads", "num_kv_heads", "d_head"):
@@ -68,6 +71,11 @@ class AttentionConfig:
             raise ValueError(
                 f"attention: sink_tokens={self.sink_tokens}, window={self.window}; expected 0, or more beside a window"
             )
+        if self.sink_tokens and not self.causal:
+            raise ValueError(
+                f"attention: sink_tokens={self.sink_tokens} with causal=False; they keep in sight what a long text "
+                "has left behind, and an encoder reads its text at once: give sink_tokens=0"
+            )
         for name in ("softcap", "scale"):
             if (given := getattr(self, name)) is not None and given <= 0:
                 raise ValueError(f"attention: {name}={given}; expected a positive number, or None")
@@ -79,8 +87,9 @@ class AttentionConfig:
 
 
 class Attention(nn.Module):
-    """Causal self-attention. Head counts are read from the weights, so a slice of heads runs unchanged.
+    """Self-attention, causal unless its config says otherwise.
 
+    Head counts are read from the weights, so a slice of heads runs unchanged.
     `shard` tells tensor parallelism how to cut, see `parallel.tensor`. A norm over all heads' channels needs all of
     them on one rank, so with it nothing is cut.
     """
@@ -114,16 +123,29 @@ class Attention(nn.Module):
         if config.qk_norm is True:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = layout.rotate(q, config.rope), layout.rotate(k, config.rope)
-        k_pos, k, v = cache.append(layout.positions, k, v)
+        if config.causal:
+            k_pos, k, v = cache.append(layout.positions, k, v)
+        else:
+            refuse_cache(cache)
+            k_pos = layout.positions
         out = kernels.attention(
             q, k, v, layout.positions, k_pos,
-            window=config.window, sink_tokens=config.sink_tokens,
+            causal=config.causal, window=config.window, sink_tokens=config.sink_tokens,
             q_segments=layout.segments, k_segments=layout.segments, softcap=config.softcap, scale=config.scale,
             sinks=None if self.sinks is None else self.sinks.weight,
             slopes=None if self.slopes is None else self.slopes.on(x.device),
             causal_from_zero=layout.causal_from_zero,
         )  # fmt: skip
         return self.wo(out.flatten(2))
+
+
+def refuse_cache(cache: Cache) -> None:
+    """ValueError for a cache that would remember what a bidirectional layer made of its tokens."""
+    if not isinstance(cache, NoCache):
+        raise ValueError(
+            "attention with causal=False was given a cache, yet each new token changes what the tokens before it give, "
+            "so nothing can be kept; run the whole text without caches, or build the model with causal=True"
+        )
 
 
 class Sinks(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from groundup.config import nearest
 from groundup.model.attention import Attention, AttentionConfig
 from groundup.model.cache import Cache
+from groundup.model.cross_attention import CrossAttention, CrossAttentionConfig, Memory
 from groundup.model.delta import GatedDelta, GatedDeltaConfig
 from groundup.model.feedforward import MLP, MLPConfig
 from groundup.model.latent import LatentAttention, LatentAttentionConfig
@@ -34,7 +35,7 @@ PLACEMENTS: dict[str, tuple[str, ...]] = {
 """The norms that are real in each placement; the other slots pass their input on."""
 
 SLOTS = ("mixer_norm", "mixer_post_norm", "mixer_out_norm", "ffn_norm", "ffn_post_norm", "ffn_out_norm")
-
+CROSS_SLOTS = ("cross_norm", "cross_post_norm", "cross_out_norm")
 
 RecurrentConfig = GatedLinearConfig | Mamba2Config | GatedDeltaConfig | LSTMConfig | NeuralNgramConfig
 MixerConfig = AttentionConfig | LatentAttentionConfig | RecurrentConfig
@@ -43,12 +44,16 @@ FeedForwardConfig = MLPConfig | MoEConfig
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """A mixer of tokens, a feed-forward layer (None: the mixer is all, as in Mamba), and where the norms go."""
+    """A mixer of tokens, a feed-forward layer (None: the mixer is all, as in Mamba), and where the norms go.
+
+    `cross` is attention to a source, between the two: in the decoder of an `EncoderDecoder`.
+    """
 
     mixer: MixerConfig
     ffn: FeedForwardConfig | None
     norm: NormKind = "rms"
     placement: Placement = "pre"
+    cross: CrossAttentionConfig | None = None
 
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
@@ -62,7 +67,10 @@ class BlockConfig:
     @property
     def norms(self) -> tuple[str, ...]:
         """The norm slots that are real in this block."""
-        return tuple(slot for slot in PLACEMENTS[self.placement] if self.ffn or not slot.startswith("ffn"))
+        norms = tuple(slot for slot in PLACEMENTS[self.placement] if self.ffn or not slot.startswith("ffn"))
+        if self.cross is None or self.placement == "parallel":  # where all branches read the same normed x
+            return norms
+        return (*norms, *(slot.replace("mixer", "cross") for slot in norms if slot.startswith("mixer")))
 
 
 def build_mixer(config: MixerConfig, d_model: int, norm_eps: float) -> nn.Module:
@@ -96,14 +104,14 @@ def build_ffn(config: FeedForwardConfig, d_model: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """x <- out(x + post(f(pre(x)))) for the mixer, then for the feed-forward.
+    """x <- out(x + post(f(pre(x)))) for the mixer, for attention to a source where there is one, for the feed-forward.
 
     placement   pre  post  out
     pre          *                GPT-2, Llama
     post                    *     Transformer (2017)
     sandwich     *    *           Gemma 2, "peri"
     inner             *           OLMo 2
-    parallel     *                PaLM, GPT-J: both branches read the same normed x
+    parallel     *                PaLM, GPT-J: all branches read the same normed x
     none                          no norm but the final one: diverges unless kept shallow or slow
 
     `dropout` is the share of each branch's output that training sets to zero (Srivastava et al. 2014); no part of
@@ -116,6 +124,9 @@ class Block(nn.Module):
     ffn_norm: nn.Module
     ffn_post_norm: nn.Module
     ffn_out_norm: nn.Module
+    cross_norm: nn.Module
+    cross_post_norm: nn.Module
+    cross_out_norm: nn.Module
 
     def __init__(self, config: BlockConfig, d_model: int, norm_eps: float = 1e-5, norm_bias: bool = False) -> None:
         super().__init__()
@@ -123,19 +134,25 @@ class Block(nn.Module):
         self.dropout = 0.0
         self.mixer = build_mixer(config.mixer, d_model, norm_eps)
         self.ffn = None if config.ffn is None else build_ffn(config.ffn, d_model)
-        for slot in SLOTS:
+        self.cross = None if config.cross is None else CrossAttention(config.cross, d_model, norm_eps)
+        for slot in SLOTS if config.cross is None else SLOTS + CROSS_SLOTS:
             norm = build_norm(config.norm, d_model, norm_eps, norm_bias) if slot in config.norms else nn.Identity()
             self.add_module(slot, norm)
 
     def forward(
-        self, x: Float[Tensor, "batch seq d_model"], layout: Layout, cache: Cache
+        self, x: Float[Tensor, "batch seq d_model"], layout: Layout, cache: Cache, memory: Memory | None = None
     ) -> Float[Tensor, "batch seq d_model"]:
         h = self.mixer_norm(x)
         mixed = self._drop(self.mixer_post_norm(self.mixer(h, layout, cache)))
         if self.config.placement == "parallel":
             assert self.ffn is not None
+            if self.cross is not None:
+                mixed = mixed + self._drop(self.cross(h, layout, memory))
             return x + mixed + self._drop(self.ffn(h, layout))
         x = self.mixer_out_norm(x + mixed)
+        if self.cross is not None:
+            seen = self.cross_post_norm(self.cross(self.cross_norm(x), layout, memory))
+            x = self.cross_out_norm(x + self._drop(seen))
         if self.ffn is None:
             return x
         return self.ffn_out_norm(x + self._drop(self.ffn_post_norm(self.ffn(self.ffn_norm(x), layout))))

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from groundup.model.block import Block, BlockConfig, MixerConfig
 from groundup.model.cache import Cache, DenseCache, NoCache
+from groundup.model.cross_attention import Memory
 from groundup.model.linear import Embedding, Linear
 from groundup.model.multi_token import MultiToken, MultiTokenConfig
 from groundup.model.norm import build_norm
@@ -65,14 +66,23 @@ class ModelConfig:
             )
         if self.logit_softcap is not None and self.logit_softcap <= 0:
             raise ValueError(f"model: logit_softcap={self.logit_softcap}; expected a positive number")
+        if self.multi_token is not None and not self.causal:
+            raise ValueError("model: multi_token with causal=False; the tokens that it would predict are in sight")
 
     def block(self, layer: int) -> BlockConfig:
         """The block of this layer, counted from 0."""
         return self.blocks[layer % len(self.blocks)]
 
+    @property
+    def causal(self) -> bool:
+        """Whether no layer looks ahead: what is needed to generate, and to be trained on the next token."""
+        return all(getattr(block.mixer, "causal", True) for block in self.blocks[: self.num_layers])
+
 
 class Transformer(nn.Module):
-    """A decoder-only language model, initialised with seed 0 unless built on the meta device.
+    """A language model of one stack, initialised with seed 0 unless built on the meta device.
+
+    A decoder, such as GPT; with `causal=False` in its attention an encoder, such as BERT.
 
     Weights are float32 masters; `compute_dtype` is the activations' type. `recompute` is the number of
     blocks (True: all) whose activations are recomputed in the backward pass instead of kept; gradients
@@ -155,6 +165,7 @@ class Transformer(nn.Module):
         caches: Sequence[Cache] | None = None,
         segments: Int[Tensor, "batch seq"] | None = None,
         auxiliary: list[Tensor] | None = None,
+        memories: Sequence[Memory | None] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """What the head reads: the blocks' output after the final norm.
 
@@ -162,9 +173,10 @@ class Transformer(nn.Module):
         block, as from `new_caches`. `segments` number the documents packed into a row: a token sees only
         its own document. Positions may run on through documents, as rotary embeddings are relative.
         `auxiliary` is filled with the losses of layers that have one (routers), for the objective to add.
+        `memories` is what each block remembers of a source, in the decoder of an `EncoderDecoder`.
         """
         layout = replace(self.layout(tokens, positions, caches, segments), auxiliary=auxiliary)
-        x = self.run_blocks(self.embed_tokens(tokens, layout), layout, caches)
+        x = self.run_blocks(self.embed_tokens(tokens, layout), layout, caches, memories)
         return self.final_norm(x)
 
     def layout(
@@ -208,16 +220,21 @@ class Transformer(nn.Module):
         return x.to(self.compute_dtype)
 
     def run_blocks(
-        self, x: Float[Tensor, "batch seq d_model"], layout: Layout, caches: Sequence[Cache] | None = None
+        self,
+        x: Float[Tensor, "batch seq d_model"],
+        layout: Layout,
+        caches: Sequence[Cache] | None = None,
+        memories: Sequence[Memory | None] | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """Every block in order, the first `recompute` of them under activation checkpointing."""
         kept: Sequence[Cache] = [NoCache()] * len(self.blocks) if caches is None else caches
+        sources = [None] * len(self.blocks) if memories is None else memories
         recomputed = len(self.blocks) if self.recompute is True else int(self.recompute)
-        for i, (block, cache) in enumerate(zip(self.blocks, kept, strict=True)):
+        for i, (block, cache, memory) in enumerate(zip(self.blocks, kept, sources, strict=True)):
             if i < recomputed and caches is None and torch.is_grad_enabled():
-                x = checkpoint(block, x, layout, cache, use_reentrant=False)  # type: ignore[assignment]
+                x = checkpoint(block, x, layout, cache, memory, use_reentrant=False)  # type: ignore[assignment]
             else:
-                x = block(x, layout, cache)
+                x = block(x, layout, cache, memory)
         return x
 
     def logits(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
@@ -230,29 +247,37 @@ class Transformer(nn.Module):
     def new_caches(self, capacity: int = 0) -> list[Cache]:
         """An empty cache per block, with room for `capacity` tokens before it first grows.
 
-        A layer with a window gets one that keeps no more than its window.
+        A layer with a window gets one that keeps no more than its window. ValueError for a model that looks ahead.
         """
+        if not self.config.causal:
+            raise ValueError(
+                "new_caches: a layer of this model has causal=False, so each new token would change what is "
+                "remembered; call it on whole texts without caches, or build it with causal=True"
+            )
         return [_new_cache(self.config.block(i).mixer, capacity) for i in range(self.config.num_layers)]
 
     @torch.no_grad()
-    def init_weights(self, seed: int, residual: Literal["scaled", "zero"] = "scaled") -> None:
+    def init_weights(self, seed: int, residual: Literal["scaled", "zero"] = "scaled", *, prefix: str = "") -> None:
         """Truncated normal of 1 / sqrt(fan_in), norms at one, biases at zero.
 
         `residual` is about the projections that write into the residual stream (wo, down): "scaled"
-        multiplies them by 1 / sqrt(2 num_layers) so that its variance does not grow with depth (GPT-2),
-        "zero" makes every block the identity at first. Each module draws from its own generator, named
-        after its path, so the result depends on neither the device nor torch's global state.
+        multiplies them by 1 / sqrt(2 num_layers) so that its variance does not grow with depth (GPT-2; a block
+        with `cross` counts for three instead of two), "zero" makes every block the identity at first. Each module
+        draws from its own generator, named after its path, so the result depends on neither the device nor torch's
+        global state. `prefix` comes before that path in a model that is part of another.
         """
         if residual not in ("scaled", "zero"):
             raise ValueError(f"residual {residual!r} is unknown; expected one of 'scaled', 'zero'")
-        scale = 0.0 if residual == "zero" else (2 * self.config.num_layers) ** -0.5
+        layers = [self.config.block(i) for i in range(self.config.num_layers)]
+        branches = 2 * len(layers) + sum(block.cross is not None for block in layers)
+        scale = 0.0 if residual == "zero" else branches**-0.5
         outputs = {
             id(getattr(module, name)) for module in self.modules() for name in getattr(module, "residual_outputs", ())
         }
         for name, module in self.named_modules():
             reset = getattr(module, "reset_weights", None)
             if reset is not None:
-                reset(_generator(seed, name), scale if id(module) in outputs else 1.0)
+                reset(_generator(seed, prefix + name), scale if id(module) in outputs else 1.0)
 
 
 def _new_cache(mixer: MixerConfig, capacity: int) -> Cache:

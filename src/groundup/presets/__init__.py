@@ -3,12 +3,23 @@
 from groundup.config import nearest
 from groundup.model.transformer import ModelConfig
 from groundup.presets import dense, experts, recurrent
-from groundup.presets.dials import GPT2_SIZES, gated_d_ff, gpt2, llama, qwen3, vaswani
+from groundup.presets.dials import (
+    GPT2_SIZES,
+    VASWANI_SIZES,
+    encoder,
+    gated_d_ff,
+    gpt2,
+    llama,
+    qwen3,
+    vaswani,
+    vaswani_encoder_decoder,
+)
 from groundup.presets.published import Published
 from groundup.presets.recurrent import mamba2
 
 __all__ = [
-    "GPT2_SIZES", "PUBLISHED", "Published", "gated_d_ff", "gpt2", "llama", "mamba2", "published", "qwen3", "vaswani",
+    "GPT2_SIZES", "PUBLISHED", "Published", "VASWANI_SIZES", "encoder", "gated_d_ff", "gpt2", "llama", "mamba2",
+    "published", "qwen3", "vaswani", "vaswani_encoder_decoder",
 ]  # fmt: skip
 
 PUBLISHED: dict[str, Published] = dense.MODELS | experts.MODELS | recurrent.MODELS

@@ -3,9 +3,13 @@
 The dial is depth: d_model = 64 num_layers (or num_layers = d_model / 64), heads of 64 channels.
 """
 
+from dataclasses import replace
+
 from groundup.config import nearest
 from groundup.model.attention import AttentionConfig
 from groundup.model.block import BlockConfig
+from groundup.model.cross_attention import CrossAttentionConfig
+from groundup.model.encoder_decoder import EncoderDecoderConfig
 from groundup.model.feedforward import MLPConfig
 from groundup.model.position import LearnedPositions, Rope, SinusoidalPositions
 from groundup.model.transformer import ModelConfig
@@ -16,6 +20,9 @@ D_FF_MULTIPLE = 64
 
 GPT2_SIZES = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (36, 1280, 20), "xl": (48, 1600, 25)}
 """Layers, d_model and heads of the four published models."""
+
+VASWANI_SIZES = {"base": (6, 512, 8), "big": (6, 1024, 16)}
+"""Layers of either side, d_model and heads."""
 
 
 def llama(
@@ -153,6 +160,50 @@ def vaswani(
         norm_bias=True,
         final_norm=False,
     )
+
+
+def vaswani_encoder_decoder(
+    size: str = "base",
+    *,
+    vocab_size: int = 37_000,
+    num_layers: int | None = None,
+    d_model: int | None = None,
+    num_heads: int | None = None,
+    d_ff: int | None = None,
+    context_length: int = 1024,
+) -> EncoderDecoderConfig:
+    """The original Transformer: two stacks of `num_layers`, one table of tokens for source, target and head.
+
+    Sizes "base" and "big" of Vaswani et al. 2017, table 3 (arXiv:1706.03762), with the vocabulary of section 5.1:
+    63,045,632 and 214,171,648 parameters, where the table says 65 M and 213 M. Its other rows, which vary "base", are
+    those of a table of 41,004 to 41,208 tokens. Trained with `model.dropout` of 0.1 and 0.3.
+
+    >>> vaswani_encoder_decoder("big").decoder.block(0).mixer.num_heads
+    16
+    """
+    if size not in VASWANI_SIZES:
+        raise ValueError(f"vaswani_encoder_decoder: size {size!r} is unknown{nearest(size, VASWANI_SIZES)}")
+    layers, width, heads = VASWANI_SIZES[size]
+    d_model = d_model or width
+    num_heads, d_head = _heads(d_model, num_heads or (heads if d_model == width else None), None)
+    decoder = vaswani(
+        vocab_size=vocab_size, num_layers=num_layers or layers, d_model=d_model, num_heads=num_heads, d_ff=d_ff,
+        context_length=context_length,
+    )  # fmt: skip
+    blocks = (replace(decoder.blocks[0], cross=CrossAttentionConfig(num_heads, num_heads, d_head)),)
+    return EncoderDecoderConfig(encoder(decoder), replace(decoder, blocks=blocks))
+
+
+def encoder(config: ModelConfig) -> ModelConfig:
+    """The same layers, looking ahead: for masked language modelling, or one half of an `EncoderDecoderConfig`.
+
+    >>> encoder(gpt2()).causal
+    False
+    """
+    if other := next((b.mixer for b in config.blocks if not isinstance(b.mixer, AttentionConfig)), None):
+        raise ValueError(f"encoder: {type(other).__name__} cannot look ahead; give a config with AttentionConfig alone")
+    blocks = tuple(replace(b, mixer=replace(b.mixer, causal=False)) for b in config.blocks)
+    return replace(config, blocks=blocks)
 
 
 def gated_d_ff(d_model: int, multiple: int = D_FF_MULTIPLE) -> int:

@@ -4,7 +4,7 @@ from groundup.train import checkpoint, objectives, precision
 from groundup.train.guard import Guard
 from groundup.train.log import MetricsLog, read_metrics
 from groundup.train.loop import train
-from groundup.train.objectives import Loss, next_token
+from groundup.train.objectives import Loss, masked_tokens, next_token, sequence_to_sequence
 from groundup.train.run import Run
 from groundup.train.sinks import TensorBoard, WeightsAndBiases, replay
 
@@ -16,10 +16,12 @@ __all__ = [
     "TensorBoard",
     "WeightsAndBiases",
     "checkpoint",
+    "masked_tokens",
     "next_token",
     "objectives",
     "precision",
     "read_metrics",
     "replay",
+    "sequence_to_sequence",
     "train",
 ]

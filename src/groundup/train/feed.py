@@ -74,10 +74,10 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
 
 def count_tokens(batches: Iterable[Batch]) -> int:
-    """Predictions that the batches hold: every column after the first of each row of token ids."""
+    """Predictions that the batches hold: every column after the first of each row of token ids, sources left out."""
     total = 0
     for name, tensor in ((name, tensor) for batch in batches for name, tensor in batch.items()):
         is_ids = tensor.ndim == 2 and not tensor.is_floating_point() and tensor.dtype != torch.bool
-        if is_ids and not name.endswith(("mask", "segments", "positions")):
+        if is_ids and not name.endswith(("mask", "segments", "positions", "source")):
             total += tensor.shape[0] * (tensor.shape[1] - 1)
     return total

@@ -11,7 +11,7 @@ from typing import Any
 from groundup.config import nearest, to_dict
 from groundup.model.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from groundup.model.families.experts import MIXTRAL, OLMOE, untrained
-from groundup.model.families.family import Family
+from groundup.model.families.family import Family, Reasons
 from groundup.model.families.gemma import GEMMA2, GEMMA3
 from groundup.model.families.gpt2 import GPT2
 from groundup.model.families.keys import ACTIVATION_NAMES, Keys
@@ -50,13 +50,22 @@ def _expressed(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
         parts = [part for block in config.blocks[: config.num_layers] for part in (block.mixer, block.ffn)]
         kinds = ", ".join(dict.fromkeys(type(part).__name__ for part in parts))
         raise ValueError(f"no Hugging Face class expresses this model: blocks of {kinds}")
-    reasons = [reason for holds, reason in family.reasons(config) if holds]
+    reasons = [reason for holds, reason in (*_not_alone(config), *family.reasons(config)) if holds]
     if not reasons:
         data = _common(config, family) | family.write(config)
         reasons = _lost_in(family, data, config)
         if not reasons:
             return family, data
     raise ValueError(f"no Hugging Face class expresses this model: {'; '.join(reasons)}")
+
+
+def _not_alone(config: ModelConfig) -> Reasons:
+    """What makes of a model an encoder, or a part of an encoder-decoder."""
+    crossed = any(block.cross is not None for block in config.blocks[: config.num_layers])
+    return [
+        (not config.causal, "attention that looks ahead (causal=False), where the classes that are written are causal"),
+        (crossed, "attention to a source (cross)"),
+    ]
 
 
 def _lost_in(family: Family, data: Keys, config: ModelConfig) -> list[str]:
