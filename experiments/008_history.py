@@ -40,7 +40,7 @@ def main(out: Path) -> None:
     lines += [{"run": run} for run in read_runs(out / "neural" / "runs.jsonl")]
     for name in ("rungs", "orders", "compressors", "comparisons"):
         lines += [{name: row} for row in result[name]]
-    lines += [{name: result[name]} for name in ("ordering", "entropy") if result.get(name)]
+    lines += [{name: result[name]} for name in ("ordering", "entropy", "beside") if result.get(name)]
     body = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     write_atomic(Path(__file__).with_suffix(".jsonl"), body)
     write_history_report(out)

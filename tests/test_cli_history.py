@@ -7,7 +7,7 @@ import pytest
 from groundup import cli, scaling
 
 SMALL = ["d_model=32", "num_layers=1", "context_length=16", "batch_size=2", "vocab_size=270", "steps=4", "order=3",
-         "guesses=50", "longest_block=3", "text_bytes=150000", "scored_bytes=1000", "tune_share=0",
+         "guesses=50", "longest_block=3", "beside=0", "text_bytes=150000", "scored_bytes=1000", "tune_share=0",
          "--seeds", "2", "--device", "cpu"]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from groundup.report.entropy import entropy_table
-from groundup.report.history import history_text, lede, rung_svg, write_history_report
+from groundup.report.history import beside_table, history_text, lede, rung_svg, write_history_report
 
 from .test_ablation import comparison
 from .test_html import Checker
@@ -32,6 +32,13 @@ LAB = {
 }  # fmt: skip
 
 
+BESIDE = [
+    {"name": name, "scored_on": "these tokens", "rate": 0.003, "parameters": 12_000, "steps": 40, "seconds": 2.0,
+     "bits_per_byte": bits, "scored_tokens": 90, "fault": None}
+    for name, bits in (("encdec", [1.5, 1.75]), ("mlm", [0.5, None]))
+]  # fmt: skip
+
+
 def made(**more):
     return {
         "settings": {"seeds": 2}, "rungs": [rung("ngram", [2.0], counted=True), rung("lstm", [1.8, 1.9]),
@@ -41,7 +48,7 @@ def made(**more):
         "comparisons": [comparison("lstm", "better", -0.2, -0.1) | {"against": "ngram"},
                         comparison("gpt", "no difference shown", -0.2, 0.1) | {"against": "lstm"}],
         "ordering": {"expected": ["ngram", "lstm", "gpt"], "seen": ["ngram", "lstm", "gpt"], "reproduced": True},
-        "notes": ["a note with <script>"], "entropy": LAB, **more,
+        "notes": ["a note with <script>"], "entropy": LAB, "beside": BESIDE, **more,
     }  # fmt: skip
 
 
@@ -89,6 +96,14 @@ def test_the_entropy_of_english_is_a_part_that_may_be_missing(folder):
     assert "entropy of English" not in write_history_report(folder).read_text()
 
 
+def test_a_masked_model_has_a_column_of_its_own(folder):
+    encdec, mlm = beside_table(made()).rows
+    assert encdec[1:3] == ["1.6250", "–"] and mlm[1:3] == ["–", "0.5000"] and mlm[3] == "0.5000, –"
+    assert "mlm" in history_text(folder) and "mlm" not in lede(made())
+    (folder / "result.json").write_text(json.dumps(made(beside=[])))
+    assert "pseudo" not in history_text(folder) + write_history_report(folder).read_text()
+
+
 def test_a_diverged_rung_is_left_out_of_the_chart():
     drawn = rung_svg([rung("lstm", [None, None]), rung("gpt", [1.6, None])], [])
     assert drawn and "1.600" in drawn
@@ -99,5 +114,5 @@ def test_a_folder_without_a_whole_result_is_refused(tmp_path):
     with pytest.raises(ValueError, match="finish the history with"):
         write_history_report(tmp_path)
     (tmp_path / "result.json").write_text('{"rungs": []}')
-    with pytest.raises(ValueError, match="it has no comparisons"):
+    with pytest.raises(ValueError, match="it has no beside, comparisons"):
         write_history_report(tmp_path)

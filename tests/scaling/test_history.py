@@ -28,7 +28,7 @@ TINY = AblationSettings(
     d_model=32, num_layers=1, num_heads=2, context_length=16, batch_size=2, vocab_size=270, steps=4, seeds=2,
     tune_share=0.0, text_bytes=150_000, scored_bytes=1_500, match="parameters",
 )  # fmt: skip
-ORDER = HistorySettings(order=3, guesses=300, longest_block=4)
+ORDER = HistorySettings(order=3, guesses=300, longest_block=4, masked=40)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,14 @@ def test_the_entropy_of_english_is_beside_it(finished):
     first, *_, last = lab["rows"]
     assert 4.0 < first["plug_in"] < 4.2 and 4.0 < first["scored"] < 4.2  # Shannon: 4.03
     assert last["plug_in_held_out"] < last["plug_in"] < last["scored"] < first["scored"]
+
+
+def test_what_cannot_be_ranked_is_kept_apart(finished):
+    folder, result = finished
+    assert [row["name"] for row in result["beside"]] == ["gpt, same part", "encdec", "mlm"]
+    assert json.loads((folder / "beside.json").read_text()) == result["beside"]
+    assert not {"encdec", "mlm"} & {*result["ordering"]["seen"], *(row["name"] for row in result["rungs"])}
+    assert result["beside"][2]["scored_tokens"] == 40
 
 
 def test_four_steps_are_no_match_for_counting_and_that_is_said(finished):

@@ -17,7 +17,13 @@ from groundup.report.quantities import MISSING
 from groundup.report.tables import Column, Table, to_html, to_text
 from groundup.report.templates import fill
 
-NEEDED = {"rungs", "orders", "compressors", "comparisons", "ordering", "entropy", "notes", "settings"}
+BESIDE_NOTE = (
+    "An encoder-decoder (Vaswani et al. 2017, half of the layers on either side) is scored on the second half of each "
+    "window, given the first; gpt stands beside it on the same tokens after the same ones. A masked model (Devlin et "
+    "al. 2018) has no likelihood: its pseudo-log-likelihood (Salazar et al. 2020) sees both sides of each token."
+)
+
+NEEDED = {"rungs", "orders", "compressors", "comparisons", "ordering", "entropy", "beside", "notes", "settings"}
 
 
 def write_history_report(folder: str | Path) -> Path:
@@ -35,6 +41,8 @@ def history_text(folder: str | Path) -> str:
     notes = "\n".join(f"- {note}" for note in result["notes"])
     tables = [rung_table(result), order_table(result), comparison_table(result)]
     said = [lede(result), *map(to_text, tables), notes]
+    if result["beside"]:
+        said += [to_text(beside_table(result)), BESIDE_NOTE]
     if lab := result["entropy"]:
         said += [to_text(entropy_table(lab)), "\n".join(f"- {note}" for note in NOTES)]
     return "\n\n".join(said)
@@ -63,6 +71,8 @@ def page(name: str, result: Result) -> str:
         order_table=to_html(order_table(result)),
         interval_chart=interval_svg(result["comparisons"]),
         comparison_table=to_html(comparison_table(result)),
+        beside_table=to_html(beside_table(result)) if result["beside"] else None,
+        beside_note=BESIDE_NOTE,
         entropy_chart=svg(entropy_chart(lab), 960, 300) if lab else None,
         entropy_table=to_html(entropy_table(lab)) if lab else None,
         entropy_notes=NOTES,
@@ -125,6 +135,24 @@ def order_table(result: Result) -> Table:
     ]
     columns = [Column(title, "right") for title in ("order", "bits per byte", "n-grams kept", "seconds")]
     return Table(columns, rows, "Counted n-grams of tokens, by order")
+
+
+def beside_table(result: Result) -> Table:
+    """The models that are not ranked, each with what its figure is of."""
+    rows = []
+    for b in result["beside"]:
+        whole = [bits for bits in b["bits_per_byte"] if bits is not None]
+        mean = sum(whole) / len(whole) if whole else None
+        by_seed = ", ".join(_number(bits, ".4f") for bits in b["bits_per_byte"])
+        figures = [f"{b['parameters']:,}", f"{b['steps']:,}", f"{b['seconds']:.1f}", f"{b['scored_tokens']:,}"]
+        pseudo = b["name"] == "mlm"
+        shown = _number(mean, ".4f")
+        rows.append([b["name"], MISSING if pseudo else shown, shown if pseudo else MISSING, by_seed, *figures,
+                     b["scored_on"]])  # fmt: skip
+    titles = ("bits per byte, second halves", "pseudo-bits per byte", "by seed", "parameters", "steps", "seconds",
+              "tokens scored")  # fmt: skip
+    columns = [Column("model"), *(Column(title, "right") for title in titles), Column("scored on")]
+    return Table(columns, rows, "Beside the rungs: other figures, not to be ranked with them")
 
 
 def rung_svg(rungs: Sequence[Result], compressors: Sequence[Result]) -> Markup | None:

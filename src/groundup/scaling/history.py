@@ -4,6 +4,7 @@ config.json      the settings
 neural/          the trained rungs: a whole comparison as `ablation` writes it, with the tokenizer and the texts
 counted.json     the rungs that are counted
 entropy.json     the entropy of English, letter by letter
+beside.json      models that cannot be ranked with the rungs
 result.json      all rungs in one unit, their differences and verdicts
 """
 
@@ -19,6 +20,7 @@ from groundup.device import default_device, require_device
 from groundup.files import read_json, write_json
 from groundup.scaling import ablation
 from groundup.scaling.ablation import REMEDY, Say
+from groundup.scaling.beside import beside
 from groundup.scaling.counted import Texts, compressors, ngram_orders, unigram
 from groundup.scaling.entropy_lab import entropy_lab
 from groundup.scaling.result import verdict_note
@@ -26,8 +28,8 @@ from groundup.scaling.rungs import COMPARISONS, RUNGS, Rung, neural_rungs
 from groundup.scaling.settings import AblationSettings, HistorySettings
 from groundup.scaling.verdict import LEVEL, compare, paired_difference, t_quantile
 
-NEURAL_SHARE = 0.9
-"""Of the budget; the rest is for reading, counting and scoring what is counted."""
+NEURAL_SHARE = 0.75
+"""Of the budget; the rest is for counting, guessing, and the models beside the rungs."""
 
 ORDER = ("ngram", "lstm", "gpt")
 """The textbook's order, from worse to better."""
@@ -46,8 +48,8 @@ def history(
     """Every rung on `files` (none: the bundled text), all scored on the same held-out documents; returns the result.
 
     The trained rungs have the parameters of `gpt` within 1 %, seeds, and each its own learning rate; `training` says
-    how large they are and how long they train. Raises ValueError as `ablate` does. KeyboardInterrupt leaves a folder
-    that `resume_history` goes on with.
+    how large they are and how long they train. `encdec` and `mlm` stand beside them (see `beside`). Raises ValueError
+    as `ablate` does. KeyboardInterrupt leaves a folder that `resume_history` goes on with.
     """
     started = time.monotonic() if started is None else started
     settings, training = settings or HistorySettings(), training or AblationSettings(match="parameters")
@@ -98,7 +100,12 @@ def _finish(
         say(f"guessing {settings.guesses:,} letters, one by one")
         write_json(folder / "entropy.json", _entropy(folder, settings, neural, device))
     entropy = read_json(folder / "entropy.json") if settings.guesses else None
-    result = {**summarize(settings, neural, read_json(folder / "counted.json")), "entropy": entropy}
+    if settings.beside and not (folder / "beside.json").is_file():
+        say("training what stands beside the rungs: encdec, and gpt on the same part; mlm")
+        write_json(folder / "beside.json", _beside(folder, settings, neural, device))
+    others = read_json(folder / "beside.json") if settings.beside else []
+    counted = read_json(folder / "counted.json")
+    result = {**summarize(settings, neural, counted), "entropy": entropy, "beside": others}
     write_json(folder / "result.json", result)
     return result
 
@@ -115,6 +122,17 @@ def _entropy(
         steps=round(settings.letter_share * gpt["steps"]),
         device=require_device(device) if device else default_device(),
     )  # fmt: skip
+
+
+def _beside(
+    folder: Path, settings: HistorySettings, neural: dict[str, Any], device: str | None
+) -> list[dict[str, Any]]:
+    """Each with the rate of the rung that it is nearest to, as many steps as gpt, and the same order of the data."""
+    target = require_device(device) if device else default_device()
+    training, _, material = ablation.load(folder / "neural", target)
+    rows = {row["name"]: row for row in neural["variants"]}
+    rates = {name: row["rate"] for name, row in rows.items()}
+    return beside(settings, training, material, rates, rows["gpt"]["steps"])
 
 
 def summarize(settings: HistorySettings, neural: dict[str, Any], counted: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from groundup import data, optim, train
 from groundup.corpus import Document
@@ -20,6 +21,7 @@ from groundup.scaling.settings import AblationSettings
 from groundup.tokenizer import Tokenizer
 from groundup.train import Guard, objectives, precision
 
+Objective = Callable[[nn.Module, data.Batch], objectives.Loss]
 CURVE_POINTS = 60
 MEASURED_STEPS, MEASURED_ROUNDS = 2, 6
 
@@ -103,7 +105,12 @@ def train_once(
 
 
 def train_steps(
-    model: Transformer, settings: AblationSettings, batches: Iterable[data.Batch], rate: float, steps: int
+    model: nn.Module,
+    settings: AblationSettings,
+    batches: Iterable[data.Batch],
+    rate: float,
+    steps: int,
+    objective: Objective | None = None,
 ) -> tuple[list[float], float, str | None]:
     """(losses, seconds, what ended it before its time). Ctrl-C raises KeyboardInterrupt."""
     optimizer = optim.AdamW(model, rate, weight_decay=settings.weight_decay)
@@ -112,7 +119,7 @@ def train_steps(
     began = time.monotonic()
     try:
         run = train.train(
-            model, batches, objectives.pretraining(model), optimizer, steps,
+            model, batches, objective or objectives.pretraining(model), optimizer, steps,
             schedule=optim.cosine(warmup, steps, final=0.1), guard=Guard(max_in_row=0, sigma=None), progress=False,
             every={1: lambda step, model, run: losses.append(run.losses[-1])},
         )  # fmt: skip
