@@ -122,7 +122,7 @@ def _make_pair(
 
 
 def half_windows(material: Material, training: AblationSettings) -> Int64[np.ndarray, "rows columns"]:
-    """Held-out documents in whole windows as in training, each after its end_of_text or its last window. There may be none."""
+    """Held-out documents in whole windows as in training, each after its end_of_text or its last window; maybe none."""
     end, columns = material.tokenizer.end_of_text, training.context_length + 1
     rows = []
     for ids in material.tokenizer.encode_batch(list(material.held_out)):
