@@ -14,6 +14,7 @@ from groundup.model import (
     Mamba2Config,
     MLPConfig,
     ModelConfig,
+    NeuralNgramConfig,
     PagedCache,
     PagePool,
 )
@@ -30,6 +31,7 @@ MIXERS = {
     "mamba2": Mamba2Config(4, d_head=6, d_state=5, num_groups=2),
     "gated_delta": GatedDeltaConfig(4, 5, 6, num_key_heads=2),
     "lstm": LSTMConfig(12),
+    "neural_ngram": NeuralNgramConfig(4, 12),
 }
 
 mixers = pytest.mark.parametrize("name", MIXERS)
@@ -86,7 +88,8 @@ def test_bfloat16_stays_close_to_float32_and_keeps_states_in_it(name):
         with torch.no_grad():
             model(x[:, :99], caches=caches)
             outs[dtype] = model(x[:, 99:], caches=caches)
-        assert caches[0].state()[-1].dtype == torch.float32
+        state = dtype if name == "neural_ngram" else torch.float32  # of inputs, not of sums of them
+        assert caches[0].state()[-1].dtype == state
     error = (outs[torch.bfloat16] - outs[torch.float32]).abs().max() / outs[torch.float32].abs().max()
     assert error < 0.03
 
@@ -151,7 +154,7 @@ def test_gated_norm_in_groups(gate_first):
     torch.testing.assert_close(norm(x, gate), plain if gate_first else plain * silu)
 
 
-@pytest.mark.parametrize("name", ["mamba2", "gated_delta", "gated_linear", "lstm"])
+@pytest.mark.parametrize("name", ["mamba2", "gated_delta", "gated_linear", "lstm", "neural_ngram"])
 def test_padding_on_the_left_is_no_beginning(name):
     model, x = build(small(BlockConfig(variants.MIXERS[name], MLPConfig(24)))), tokens(2, 13)
     positions = torch.cat([torch.full((2, 4), -1), torch.arange(9).expand(2, -1)], 1)

@@ -23,6 +23,7 @@ from groundup.model import (
     MLPConfig,
     ModelConfig,
     MoEConfig,
+    NeuralNgramConfig,
     ReinforceRouter,
     Rope,
     SinusoidalPositions,
@@ -55,6 +56,7 @@ MIXERS = {
     "mamba2": Mamba2Config(4, d_head=6, d_state=5, num_groups=2),
     "gated_delta": GatedDeltaConfig(4, 5, 6, num_key_heads=2),
     "lstm": LSTMConfig(12),
+    "neural_ngram": NeuralNgramConfig(4, 12, direct=True),
 }
 
 FFNS = (

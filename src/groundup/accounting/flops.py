@@ -26,6 +26,7 @@ from groundup.model import (
     MLPConfig,
     ModelConfig,
     MoEConfig,
+    NeuralNgramConfig,
 )
 from groundup.optim.groups import split_for_muon
 
@@ -107,7 +108,7 @@ def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool)
             yield from _attention(block.mixer, d_model, seq, batch, causal)
         case LatentAttentionConfig():
             yield from _latent_attention(block.mixer, d_model, seq, batch, causal)
-        case GatedLinearConfig() | Mamba2Config() | GatedDeltaConfig() | LSTMConfig():
+        case GatedLinearConfig() | Mamba2Config() | GatedDeltaConfig() | LSTMConfig() | NeuralNgramConfig():
             yield from (Operation(*row) for row in recurrent_rows(block.mixer, d_model, seq, batch, causal))
     match block.ffn:
         case MLPConfig():

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from groundup.kernels import chunk_length
-from groundup.model import GatedDeltaConfig, GatedLinearConfig, LSTMConfig, Mamba2Config
+from groundup.model import GatedDeltaConfig, GatedLinearConfig, LSTMConfig, Mamba2Config, NeuralNgramConfig
 
-RecurrentConfig = GatedLinearConfig | Mamba2Config | GatedDeltaConfig | LSTMConfig
+RecurrentConfig = GatedLinearConfig | Mamba2Config | GatedDeltaConfig | LSTMConfig | NeuralNgramConfig
 
 
 class Row(NamedTuple):
@@ -30,6 +30,7 @@ class Row(NamedTuple):
 DECAY_FLOPS = 6
 NORM_AND_GATE_FLOPS = 9
 CELL_FLOPS = 17
+TANH_FLOPS = 4
 
 
 def recurrent_rows(mixer: RecurrentConfig, d_model: int, seq: int, batch: int, causal: bool) -> Iterator[Row]:
@@ -43,6 +44,8 @@ def recurrent_rows(mixer: RecurrentConfig, d_model: int, seq: int, batch: int, c
             yield from _gated_delta(mixer, d_model, seq, batch, causal)
         case LSTMConfig():
             yield from _lstm(mixer, d_model, batch, seq)
+        case NeuralNgramConfig():
+            yield from _neural_ngram(mixer, d_model, batch * seq)
 
 
 def _gated_linear(mixer: GatedLinearConfig, d_model: int, seq: int, batch: int, causal: bool) -> Iterator[Row]:
@@ -111,6 +114,14 @@ def _lstm(mixer: LSTMConfig, d_model: int, batch: int, seq: int) -> Iterator[Row
     yield again._replace(backward=2 * again.flops - again.flops // seq)
     yield Row("cell", "elementwise", CELL_FLOPS * tokens * mixer.d_hidden)
     yield _product("wo", tokens, mixer.d_hidden, d_model)
+
+
+def _neural_ngram(mixer: NeuralNgramConfig, d_model: int, tokens: int) -> Iterator[Row]:
+    yield _product("wh", tokens, mixer.reach * d_model, mixer.d_hidden)
+    yield Row("tanh", "elementwise", TANH_FLOPS * tokens * mixer.d_hidden)
+    yield _product("wo", tokens, mixer.d_hidden, d_model)
+    if mixer.direct:
+        yield _product("direct", tokens, mixer.reach * d_model, d_model)
 
 
 def _scan(

@@ -125,7 +125,7 @@ def step_work(
 
 
 def _work(row: Operation, moved: int) -> Work:
-    return Work(row.name, row.kind, row.flops, row.layer, row.phase, moved)
+    return Work(row.name, row.kind, row.flops, row.backward, row.layer, row.phase, moved)
 
 
 def _blocks(
@@ -207,7 +207,7 @@ def _casts(model: Transformer, dtype: torch.dtype, phase: Literal["forward", "ba
     ffns = [p for name, p in model.blocks.named_parameters() if ".ffn." in name]
     for name, owned in {"cast_mixer": mixers, "cast_ffn": ffns, "cast_head": [model.head_weight]}.items():
         if count := sum(p.numel() for p in owned if p.ndim > 1):
-            yield Work(name, "elementwise", 0, None, phase, (FP32_BYTES + dtype.itemsize) * count)
+            yield Work(name, "elementwise", 0, phase=phase, bytes_moved=(FP32_BYTES + dtype.itemsize) * count)
 
 
 def _update(config: ModelConfig, model: Transformer, optimizer: OptimizerName) -> Iterator[Work]:

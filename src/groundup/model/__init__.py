@@ -18,6 +18,7 @@ from groundup.model.lstm import LSTM, LSTMConfig
 from groundup.model.mamba import Mamba2, Mamba2Config
 from groundup.model.moe import MoE, MoEConfig
 from groundup.model.multi_token import MultiTokenConfig, acceptance_rate, draft
+from groundup.model.neural_ngram import NeuralNgram, NeuralNgramConfig
 from groundup.model.norm import LayerNorm, RMSNorm
 from groundup.model.position import Layout, LearnedPositions, Rope, SinusoidalPositions
 from groundup.model.router import ExpertChoiceRouter, HashRouter, TopKRouter
@@ -31,7 +32,7 @@ __all__ = [
     "GatedDelta", "GatedDeltaConfig", "GatedLinear", "GatedLinearConfig", "HashRouter", "LSTM", "LSTMConfig",
     "LatentAttention", "LatentAttentionConfig", "LayerNorm", "Layout", "LearnedPositions", "Linear", "LoRAConfig",
     "LoRALinear", "MLP", "MLPConfig", "Mamba2", "Mamba2Config", "Memory", "MoE", "MoEConfig", "ModelConfig",
-    "MultiTokenConfig", "NoCache", "PLACEMENTS", "PagePool", "PagedCache", "RMSNorm", "ReinforceRouter", "Rope",
-    "SinusoidalPositions", "StraightThroughRouter", "TopKRouter", "Transformer", "WindowCache", "acceptance_rate",
-    "add_lora", "draft", "group_kv_heads", "upcycle",
+    "MultiTokenConfig", "NeuralNgram", "NeuralNgramConfig", "NoCache", "PLACEMENTS", "PagePool", "PagedCache",
+    "RMSNorm", "ReinforceRouter", "Rope", "SinusoidalPositions", "StraightThroughRouter", "TopKRouter", "Transformer",
+    "WindowCache", "acceptance_rate", "add_lora", "draft", "group_kv_heads", "upcycle",
 ]  # fmt: skip

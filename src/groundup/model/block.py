@@ -18,6 +18,7 @@ from groundup.model.linear_attention import GatedLinear, GatedLinearConfig
 from groundup.model.lstm import LSTM, LSTMConfig
 from groundup.model.mamba import Mamba2, Mamba2Config
 from groundup.model.moe import MoE, MoEConfig
+from groundup.model.neural_ngram import NeuralNgram, NeuralNgramConfig
 from groundup.model.norm import NormKind, build_norm
 from groundup.model.position import Layout
 
@@ -36,7 +37,8 @@ PLACEMENTS: dict[str, tuple[str, ...]] = {
 SLOTS = ("mixer_norm", "mixer_post_norm", "mixer_out_norm", "ffn_norm", "ffn_post_norm", "ffn_out_norm")
 CROSS_SLOTS = ("cross_norm", "cross_post_norm", "cross_out_norm")
 
-MixerConfig = AttentionConfig | LatentAttentionConfig | GatedLinearConfig | Mamba2Config | GatedDeltaConfig | LSTMConfig
+RecurrentConfig = GatedLinearConfig | Mamba2Config | GatedDeltaConfig | LSTMConfig | NeuralNgramConfig
+MixerConfig = AttentionConfig | LatentAttentionConfig | RecurrentConfig
 FeedForwardConfig = MLPConfig | MoEConfig
 
 
@@ -86,6 +88,8 @@ def build_mixer(config: MixerConfig, d_model: int, norm_eps: float) -> nn.Module
             return GatedDelta(config, d_model, norm_eps)
         case LSTMConfig():
             return LSTM(config, d_model, norm_eps)
+        case NeuralNgramConfig():
+            return NeuralNgram(config, d_model, norm_eps)
     raise AssertionError(f"no mixer for {config!r}")
 
 

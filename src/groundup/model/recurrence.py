@@ -63,6 +63,22 @@ def empty_state(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty((x.shape[0], *shape), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def last_inputs(
+    x: Float[Tensor, "batch seq d"], before: Float[Tensor, "batch earlier d"], real: Bool[Tensor, "batch seq"] | None
+) -> Float[Tensor, "batch earlier d"]:
+    """The last inputs of each row that are not padding, as many as `before` holds from earlier calls.
+
+    Padding may stand on either side of a row's tokens, not between them.
+    """
+    earlier, inputs = before.shape[1], torch.cat([before, x], 1)
+    if real is None:
+        return inputs[:, x.shape[1] :].clone()
+    places = torch.arange(1, x.shape[1] + 1, device=x.device)
+    behind_last = (places * real).amax(1)  # 0 in a row of padding, whose inputs stay those of before
+    at = behind_last[:, None] + torch.arange(earlier, device=x.device)
+    return inputs.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
+
+
 class ShortConvolution(nn.Module):
     """silu of a causal convolution in each channel over its last `kernel` tokens; see `kernels.causal_convolution`.
 
@@ -95,16 +111,7 @@ class ShortConvolution(nn.Module):
         real = real_tokens(layout)
         x = silenced(x, real)  # on the left it is then the zeros before a beginning
         y = kernels.causal_convolution(x, self.weight[:, 0], self.bias, before, first_tokens(layout))
-        return kernels.activate(y, "silu"), self._last_inputs(x, before, real)
-
-    def _last_inputs(self, x: Tensor, before: Tensor, real: Tensor | None) -> Tensor:
-        earlier, inputs = before.shape[1], torch.cat([before, x], 1)
-        if real is None:
-            return inputs[:, x.shape[1] :].clone()
-        places = torch.arange(1, x.shape[1] + 1, device=x.device)
-        behind_last = (places * real).amax(1)  # 0 in a row of padding, whose inputs stay those of before
-        at = behind_last[:, None] + torch.arange(earlier, device=x.device)
-        return inputs.gather(1, at[..., None].expand(-1, -1, x.shape[2]))
+        return kernels.activate(y, "silu"), last_inputs(x, before, real)
 
 
 class GatedNorm(nn.Module):

@@ -1,12 +1,15 @@
-"""Comparing models at equal cost: variants of one architecture, trained alike, over seeds, with a verdict."""
+"""Comparing models at equal cost: variants of one architecture, and the history of language models, over seeds."""
 
 from groundup.scaling.ablation import ablate, resume
+from groundup.scaling.history import history, is_history, resume_history
 from groundup.scaling.matching import match_parameters
-from groundup.scaling.settings import AblationSettings
+from groundup.scaling.rungs import RUNGS, neural_rungs
+from groundup.scaling.settings import AblationSettings, HistorySettings
 from groundup.scaling.variants import Variant, ladder, leave_one_out, modern, named
 from groundup.scaling.verdict import Difference, compare, holm, paired_difference
 
 __all__ = [
-    "AblationSettings", "Difference", "Variant", "ablate", "compare", "holm", "ladder", "leave_one_out",
-    "match_parameters", "modern", "named", "paired_difference", "resume",
+    "AblationSettings", "Difference", "HistorySettings", "RUNGS", "Variant", "ablate", "compare", "history", "holm",
+    "is_history", "ladder", "leave_one_out", "match_parameters", "modern", "named", "neural_rungs",
+    "paired_difference", "resume", "resume_history",
 ]  # fmt: skip

@@ -178,10 +178,11 @@ def _scoring_seconds(folder: Path, settings: AblationSettings, timings: Sequence
 
 def _finish(folder: Path, device: torch.device, say: Say) -> dict[str, Any]:
     """Run what is not in runs.jsonl yet, then write result.json."""
-    settings, planned, material = _load(folder, device)
+    settings, planned, material = load(folder, device)
     done = read_runs(folder / "runs.jsonl")
     tuning = tuning_jobs(planned, settings)
     clock = _Clock(tuning + jobs_of(planned, settings, {p.variant.name: settings.middle_rate for p in planned}), done)
+    say(f"{clock}")
     for job in tuning:
         _run(job, settings, material, folder, done, clock, say)
     rates = chosen_rates(planned, settings, done)
@@ -192,7 +193,8 @@ def _finish(folder: Path, device: torch.device, say: Say) -> dict[str, Any]:
     return result
 
 
-def _load(folder: Path, device: torch.device) -> tuple[AblationSettings, list[Planned], Material]:
+def load(folder: Path, device: torch.device) -> tuple[AblationSettings, list[Planned], Material]:
+    """What a folder holds: settings, planned variants, texts. ValueError for one that is damaged."""
     try:
         stored = read_json(folder / "config.json")
         settings = from_dict(AblationSettings, stored["ablation"], "config.json: ablation")

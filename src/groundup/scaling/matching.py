@@ -1,10 +1,11 @@
 """What makes a comparison fair: the same number of parameters, of FLOPs or of seconds for every variant."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from groundup.accounting import count_parameters, training_flops_per_token
-from groundup.model import MLPConfig, ModelConfig
+from groundup.model import LSTMConfig, MLPConfig, ModelConfig, NeuralNgramConfig
 from groundup.scaling.settings import AblationSettings
 from groundup.scaling.variants import Variant
 
@@ -31,24 +32,48 @@ class Planned:
 
 
 def match_parameters(config: ModelConfig, target: int, tolerance: float = TOLERANCE) -> ModelConfig:
-    """`config` with d_ff changed so that its parameters are within `tolerance` of `target`.
+    """`config` with its width (see `width_of`) changed so that its parameters are within `tolerance` of `target`.
 
-    d_ff is the multiple of 8 nearest to the exact solution, or of 4, 2 or 1 where that is too coarse: the count is
-    linear in it. Raises ValueError where no d_ff does it, or a block has no plain or gated feed-forward layer.
+    The width is the multiple of 8 nearest to the exact solution, or of 4, 2 or 1 where that is too coarse. Raises
+    ValueError where no width does it, or the model has none to change.
     """
-    if not all(isinstance(block.ffn, MLPConfig) for block in config.blocks):
-        raise ValueError("match=parameters: a block without a plain or gated feed-forward layer has no d_ff to adjust")
-    one, two = (count_parameters(_with_d_ff(config, d_ff)).total for d_ff in (1, 2))
-    exact = 1 + (target - one) / (two - one)
+    name, widened = width_of(config)
+    a, b, c = _quadratic([count_parameters(widened(width)).total for width in (1, 2, 3)])
+    exact = (math.sqrt(max(0.0, b * b - 4 * a * (c - target))) - b) / (2 * a) if a else (target - c) / b
     for multiple in MULTIPLES:
-        d_ff = max(1, multiple * round(exact / multiple))
-        made = one + (d_ff - 1) * (two - one)
-        if abs(made - target) <= tolerance * target:
-            return _with_d_ff(config, d_ff)
+        width = max(1, multiple * round(exact / multiple))
+        if abs((a * width + b) * width + c - target) <= tolerance * target:
+            return widened(width)
     raise ValueError(
-        f"match=parameters: {target:,} parameters would need d_ff={exact:.1f}; "
+        f"match=parameters: {target:,} parameters would need {name}={exact:.1f}; "
         "the variant is too far from the base, so match flops or time instead"
     )
+
+
+def width_of(config: ModelConfig) -> tuple[str, Callable[[int], ModelConfig]]:
+    """The name of what can be made wider, and the model with it at a given size.
+
+    It is d_ff where all blocks have a plain or gated feed-forward layer, and d_hidden where none has one, and all mix
+    by an LSTM or a neural n-gram.
+    """
+    if all(isinstance(block.ffn, MLPConfig) for block in config.blocks):
+        return "d_ff", lambda width: _with_d_ff(config, width)
+    if all(block.ffn is None and isinstance(block.mixer, LSTMConfig | NeuralNgramConfig) for block in config.blocks):
+        return "d_hidden", lambda width: _with_d_hidden(config, width)
+    raise ValueError("match=parameters: a block without a plain or gated feed-forward layer has no d_ff to adjust")
+
+
+def _quadratic(counts: Sequence[int]) -> tuple[float, float, float]:
+    """a w^2 + b w + c through the counts at 1, 2 and 3: an LSTM's is quadratic in its cells, the others are linear."""
+    one, two, three = counts
+    a = (three - 2 * two + one) / 2
+    b = two - one - 3 * a
+    return a, b, one - a - b
+
+
+def _with_d_hidden(config: ModelConfig, d_hidden: int) -> ModelConfig:
+    blocks = tuple(replace(block, mixer=replace(block.mixer, d_hidden=d_hidden)) for block in config.blocks)  # type: ignore[call-arg]
+    return replace(config, blocks=blocks)
 
 
 def _with_d_ff(config: ModelConfig, d_ff: int) -> ModelConfig:

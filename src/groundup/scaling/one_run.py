@@ -3,12 +3,13 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from groundup import data, optim, train
 from groundup.corpus import Document
@@ -21,6 +22,7 @@ from groundup.scaling.settings import AblationSettings
 from groundup.tokenizer import Tokenizer
 from groundup.train import Guard, objectives, precision
 
+Objective = Callable[[nn.Module, data.Batch], objectives.Loss]
 CURVE_POINTS = 60
 AS_TRAINED = "as trained"
 MEASURED_STEPS, MEASURED_ROUNDS = 2, 6
@@ -83,7 +85,7 @@ def train_once(
     first = next(iter(make_loader(material, settings, seed)))
     norms = {"start": gradient_norms(model, first)} if final else {}
     start = loss_on(model, first)
-    losses, seconds, fault = _train(model, settings, make_loader(material, settings, seed), rate, steps)
+    losses, seconds, fault = train_steps(model, settings, make_loader(material, settings, seed), rate, steps)
     diverged = fault is not None or not loss_on(model, first) < start
     bits = None
     if not diverged:
@@ -136,17 +138,22 @@ def stretches(trained: int, longest: int) -> list[int]:
     return [*dict.fromkeys(ends), longest]
 
 
-def _train(
-    model: Transformer, settings: AblationSettings, loader: data.Loader, rate: float, steps: int
+def train_steps(
+    model: nn.Module,
+    settings: AblationSettings,
+    batches: Iterable[data.Batch],
+    rate: float,
+    steps: int,
+    objective: Objective | None = None,
 ) -> tuple[list[float], float, str | None]:
-    """(losses, seconds, what ended it before its time)."""
+    """(losses, seconds, what ended it before its time). Ctrl-C raises KeyboardInterrupt."""
     optimizer = optim.AdamW(model, rate, weight_decay=settings.weight_decay)
     warmup = max(1, round(settings.warmup_share * steps))
     losses: list[float] = []
     began = time.monotonic()
     try:
         run = train.train(
-            model, loader, objectives.pretraining(model), optimizer, steps,
+            model, batches, objective or objectives.pretraining(model), optimizer, steps,
             schedule=optim.cosine(warmup, steps, final=0.1), guard=Guard(max_in_row=0, sigma=None), progress=False,
             every={1: lambda step, model, run: losses.append(run.losses[-1])},
         )  # fmt: skip

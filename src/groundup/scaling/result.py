@@ -12,7 +12,7 @@ from groundup.scaling.settings import AblationSettings
 from groundup.scaling.verdict import compare, paired_difference
 
 MATCHES = {
-    "parameters": "All have the same parameters (within 1 %, by d_ff) and steps; FLOPs and time differ.",
+    "parameters": "All have the same parameters (within 1 %, by d_ff or d_hidden) and steps; FLOPs and time differ.",
     "flops": "All are given the same training FLOPs (forward and backward, by the ledger): steps and the tokens seen "
     "differ, and so do parameters and time.",
     "time": "All are given the same seconds: steps follow from each one's measured step time; parameters, FLOPs and "
@@ -100,9 +100,7 @@ def _notes(
         MATCHES[settings.match],
         f"{seeds}: each gives all variants the same order of the data, and other weights and another order than the "
         "other seeds. All are scored on the same held-out text.",
-        "Differences are paired by seed; intervals are of 95 %, each for itself (Student's t, "
-        f"{plural(settings.seeds - 1, 'degree')} of freedom). "
-        f"Verdicts rest on Holm's correction for {plural(comparisons, 'comparison')}: p <= 0.05.",
+        verdict_note(settings.seeds, comparisons),
     ]
     if settings.tuned_rates:
         shown = ", ".join(f"{rate:g}" for rate in settings.rates)
@@ -128,3 +126,12 @@ def _notes(
         "Intervals are about seeds at this size, on this text, for this length of training; they say nothing of others."
     )
     return notes
+
+
+def verdict_note(seeds: int, comparisons: int) -> str:
+    """What intervals and verdicts rest on."""
+    return (
+        "Differences are paired by seed; intervals are of 95 %, each for itself (Student's t, "
+        f"{plural(seeds - 1, 'degree')} of freedom). "
+        f"Verdicts rest on Holm's correction for {plural(comparisons, 'comparison')}: p <= 0.05."
+    )

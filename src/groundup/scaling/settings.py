@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from groundup.config import nearest
+from groundup.evaluation.entropy import LONGEST_BLOCK
 from groundup.evaluation.lengths import SCALINGS
 
 Match = Literal["parameters", "flops", "time"]
 LEAST_VOCABULARY = 260
+MOST_ORDER = 20
 
 
 @dataclass(frozen=True)
@@ -107,3 +109,34 @@ class AblationSettings:
     @property
     def batch_tokens(self) -> int:
         return self.batch_size * self.context_length
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """What a history of language models has besides the settings of its trained rungs.
+
+    order: tokens of the longest n-gram, counted and neural, at least 2
+    guesses: held-out letters that models guess for the entropy of English (0: no such part)
+    longest_block: letters of the longest block that is counted there, at most 13
+    letter_share: length of training of the gpt that guesses letters, as a share of a rung's run (0: none)
+    beside: seeds of the models that stand beside the rungs: encdec and mlm (0: without them)
+    masked: held-out tokens that mlm is scored on, one by one
+    """
+
+    order: int = 5
+    guesses: int = 2000
+    longest_block: int = 8
+    letter_share: float = 1.0
+    beside: int = 1
+    masked: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.order <= MOST_ORDER:
+            raise ValueError(f"order={self.order}: must be from 2 to {MOST_ORDER}")
+        for name, least in (("guesses", 0), ("beside", 0), ("masked", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if not 1 <= self.longest_block <= LONGEST_BLOCK:
+            raise ValueError(f"longest_block={self.longest_block}: must be from 1 to {LONGEST_BLOCK}")
+        if not 0 <= self.letter_share <= 1:
+            raise ValueError(f"letter_share={self.letter_share}: must be from 0 to 1")
