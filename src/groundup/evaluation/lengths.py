@@ -112,6 +112,16 @@ def score_lengths(
     return scores
 
 
+def check_lengths(tokenizer: Tokenizer, documents: Sequence[str], trained: int, multiples: Sequence[int]) -> None:
+    """ValueError where these documents do not fill a window of every multiple of the trained length."""
+    tokens, longest = len(concatenated(tokenizer, documents)), trained * math.lcm(*multiples)
+    if multiples and tokens < longest:
+        raise ValueError(
+            f"lengths={list(multiples)}: the held-out text has {tokens:,} tokens, and {longest:,} are the least that "
+            "all of these fill; leave out the longest, or hold out and score more text"
+        )
+
+
 def concatenated(tokenizer: Tokenizer, documents: Sequence[str]) -> Int64[np.ndarray, " tokens"]:
     """The documents' tokens, an end_of_text after each."""
     end = tokenizer.end_of_text

@@ -8,7 +8,6 @@ result.json      scores, differences, verdicts
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from groundup import bundled, data
 from groundup.config import from_dict, plural, to_dict
 from groundup.corpus import Document, read_documents, split_held_out
 from groundup.device import default_device, environment, require_device
-from groundup.evaluation.lengths import concatenated
+from groundup.evaluation.lengths import check_lengths
 from groundup.files import read_json, sha256, write_json
 from groundup.model import ModelConfig
 from groundup.scaling.matching import Planned, affordable_steps, matched_configs, plan_lengths, relative_lengths
@@ -87,7 +86,8 @@ def ablate(
     paths = [Path(file) for file in files] or [bundled.path()]
     say(f"reading text, learning a vocabulary of {settings.vocab_size:,}")
     _prepare(folder, paths, settings)
-    _check_lengths(folder, settings)
+    held_out = read_json(folder / "data" / "held_out.json")
+    check_lengths(Tokenizer.load(folder), held_out, settings.context_length, settings.lengths)
     say(f"timing steps of {plural(len(variants), 'variant')} in turns")
     timings = measure_timings(configs, settings, target)
     seconds = [timing.step for timing in timings]
@@ -141,19 +141,6 @@ def _prepare(folder: Path, paths: Sequence[Path], settings: AblationSettings) ->
     data.write_shards(train, tokenizer, folder / "data" / "train")
     for name, part in (("validation", learnt.held_out), ("held_out", split.held_out)):
         write_json(folder / "data" / f"{name}.json", texts_of(part, settings.scored_bytes))
-
-
-def _check_lengths(folder: Path, settings: AblationSettings) -> None:
-    """ValueError where the held-out text does not fill one window of every length."""
-    if not settings.lengths:
-        return
-    longest = settings.context_length * math.lcm(*settings.lengths)
-    tokens = len(concatenated(Tokenizer.load(folder), read_json(folder / "data" / "held_out.json")))
-    if tokens < longest:
-        raise ValueError(
-            f"lengths={list(settings.lengths)}: the held-out text has {tokens:,} tokens, and {longest:,} are the least "
-            "that all of these fill; leave out the longest, or raise text_bytes or scored_bytes"
-        )
 
 
 def _up_to(documents: Iterator[Document], most_bytes: int) -> Iterator[Document]:
