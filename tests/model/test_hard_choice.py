@@ -129,6 +129,7 @@ def test_a_layer_leaves_its_choices_and_its_entropy_when_asked():
     where.positions[0, 0] = -1
     x = torch.randn(2, 3, 8)
     moe(x, where)
+    assert where.choices is not None
     assert [tuple(choice.log_probs.shape) for choice in where.choices] == [(2, 3)]
     assert where.choices[0].log_probs[0, 0] == 0
     expected = -0.5 * entropy((x @ moe.router.weight.T).flatten(0, 1))[1:].mean()

@@ -42,6 +42,7 @@ def test_positions_are_named_by_their_first_and_last():
 
 def test_the_plot_has_a_line_for_each_row_and_the_same_bytes_twice():
     svg = length_svg(RESULT)
+    assert svg is not None
     assert svg == length_svg(RESULT)
     assert "base, yarn" in svg and "learned $x$ &lt;b" in svg and "broken" not in svg
     assert svg.count("var(--held-out)") > 0

@@ -61,6 +61,10 @@ class Operation:
     layer: int | None = None
     phase: Phase = "forward"
 
+    def reversed(self) -> "Operation":
+        """The row of its backward pass."""
+        return replace(self, flops=2 * self.flops if self.backward is None else self.backward, phase="backward")
+
 
 def ledger(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -> list[Operation]:
     """The forward pass, one row per operation and layer.
@@ -233,9 +237,7 @@ def training_ledger(
     if not 0 <= recomputed_layers <= config.num_layers:
         raise ValueError(f"recomputed_layers={recomputed_layers}; expected 0 to {config.num_layers}")
     forward = [*ledger(config, seq, batch, causal), *further_tokens(config, seq, batch, causal)]
-    backward = [
-        replace(row, flops=2 * row.flops if row.backward is None else row.backward, phase="backward") for row in forward
-    ]
+    backward = [row.reversed() for row in forward]
     again = [
         replace(row, phase="recompute")
         for row in forward

@@ -111,14 +111,10 @@ def step_work(
     model = meta_model(config)
     forward = list(_blocks(config, model, batch, queries, seq, fused_attention))
     forward += _ends(config, model, batch, queries, phase)
-    rows = [_work(row, moved.forward * dtype.itemsize) for row, moved in forward]
+    rows = [_work(row, moved.forward * dtype.itemsize) for row, moved in forward if moved.forward]
     rows += _casts(model, dtype, "forward")
     if phase == "train":
-        rows += [
-            _work(replace(row, flops=2 * row.flops, phase="backward"), moved.backward * dtype.itemsize)
-            for row, moved in forward
-            if moved.backward
-        ]
+        rows += [_work(row.reversed(), moved.backward * dtype.itemsize) for row, moved in forward if moved.backward]
         rows += _casts(model, dtype, "backward")
         rows += [] if optimizer is None else _update(config, model, optimizer)
     return rows
@@ -131,7 +127,7 @@ def _work(row: Operation, moved: int) -> Work:
 def _blocks(
     config: ModelConfig, model: Transformer, batch: int, queries: int, keys: int, fused: bool
 ) -> Iterator[tuple[Operation, Moved]]:
-    rows = [row for row in ledger(config, queries, batch) if row.layer is not None and row.flops]
+    rows = [row for row in ledger(config, queries, batch) if row.layer is not None and (row.flops or row.backward)]
     for layer, block in enumerate(model.blocks):
         kind = config.block(layer)
         span = _span(kind, batch, queries, keys)
@@ -143,7 +139,7 @@ def _blocks(
 def _span(block: BlockConfig, batch: int, queries: int, keys: int) -> Span:
     """The keys that the queries, which are the last tokens, look at."""
     window, sinks = getattr(block.mixer, "window", None), getattr(block.mixer, "sink_tokens", 0)
-    pairs = visible_pairs(keys, window, sinks)
+    pairs = visible_pairs(keys, window, sinks, getattr(block.mixer, "causal", True))
     if queries < keys:
         pairs -= visible_pairs(keys - queries, window, sinks)
     read = keys if window is None else min(keys, window + queries - 1 + sinks)
@@ -157,7 +153,7 @@ def _seen(block: BlockConfig, rows: list[Operation], span: Span, fused: bool) ->
         return
     flops = _attention_flops(block.mixer, rows, span)
     if fused and flops:
-        yield Operation("attention", "attention", sum(flops.values()), rows[0].layer)
+        yield Operation("attention", "attention", sum(flops.values()), layer=rows[0].layer)
     yield from (row for row in rows if row.name not in flops)
     if not fused:
         yield from (replace(row, flops=flops[row.name]) for row in rows if row.name in flops)

@@ -17,7 +17,7 @@ from groundup.accounting.flops import (
     ROPE_FLOPS,
     Operation,
 )
-from groundup.accounting.recurrence import CELL_FLOPS, DECAY_FLOPS, NORM_AND_GATE_FLOPS
+from groundup.accounting.recurrence import CELL_FLOPS, DECAY_FLOPS, NORM_AND_GATE_FLOPS, TANH_FLOPS, RecurrentConfig
 from groundup.kernels import chunk_length
 from groundup.model import (
     AttentionConfig,
@@ -25,7 +25,6 @@ from groundup.model import (
     GatedDeltaConfig,
     GatedLinearConfig,
     LatentAttentionConfig,
-    LSTMConfig,
     Mamba2Config,
 )
 
@@ -158,9 +157,7 @@ def _product(row: Operation, weight: torch.Tensor) -> Moved:
     return matmul_moved(rows, d_in, d_out, min(weight.shape[:-2].numel(), rows))
 
 
-def _recurrent(
-    row: Operation, mixer: GatedLinearConfig | Mamba2Config | GatedDeltaConfig | LSTMConfig, span: Span
-) -> Moved:
+def _recurrent(row: Operation, mixer: RecurrentConfig, span: Span) -> Moved:
     """Between tokens and states: a state is read and written once per chunk, or once per token when decoding."""
     match row.name:
         case "decay":
@@ -174,7 +171,9 @@ def _recurrent(
             return passes(row.flops // 3, 3, 3)
         case "cell":
             return passes(row.flops // CELL_FLOPS, 7, 12)  # four gates and the cell in, cell and output out
-    assert not isinstance(mixer, LSTMConfig), f"no traffic for {row.name!r}"
+        case "tanh":
+            return passes(row.flops // TANH_FLOPS, 2, 3)
+    assert isinstance(mixer, GatedLinearConfig | Mamba2Config | GatedDeltaConfig), f"no traffic for {row.name!r}"
     return _scan(row, mixer, span)
 
 
@@ -185,6 +184,8 @@ def _scan(row: Operation, mixer: GatedLinearConfig | Mamba2Config | GatedDeltaCo
     states = tokens // chunk_length(span.queries) if span.queries > 1 else tokens
     keys, values = tokens * mixer.num_heads * d_key, tokens * mixer.num_heads * d_value
     state = max(states, span.batch) * mixer.num_heads * d_key * d_value
+    if row.name == "solve_gradient":  # the solution and its gradient in, the gradient of the system out
+        return Moved(0, 2 * (keys + values) + (row.backward or 0) // (2 * (d_key + d_value)))
     once = {
         "scores": row.flops // (2 * d_key) + 2 * keys,
         "overlaps": row.flops // (2 * d_key) + 2 * keys,

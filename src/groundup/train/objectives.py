@@ -103,7 +103,7 @@ def masked_tokens(
     eligible &= batch["positions"] >= 0 if "positions" in batch else True
     gaps = mask_tokens(tokens, eligible, mask_id, vocab_size, share, seed, batch.get("seed"))
     extra = {name: batch[name] for name in ("positions", "segments") if name in batch}
-    hidden, auxiliary = _states(model, gaps.tokens, **extra)
+    hidden, auxiliary = _states(model, gaps.tokens, None, **extra)
     weights = gaps.chosen.float() * (batch["mask"].gather(1, gaps.places) if "mask" in batch else 1.0)
     # Only what stands at the gaps goes through the head: a seventh of the work.
     hidden = hidden.gather(1, gaps.places[..., None].expand(-1, -1, hidden.shape[-1]))
