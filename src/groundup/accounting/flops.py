@@ -248,7 +248,8 @@ def training_ledger(
 
 
 def _is_read_again(row: Operation, block: BlockConfig) -> bool:
-    branch, last = ("mixer", ("wo", "out_proj")) if block.ffn is None else ("ffn", ("down", "shared_down"))
+    ends = ("direct",) if getattr(block.mixer, "direct", False) else ("wo", "out_proj")
+    branch, last = ("mixer", ends) if block.ffn is None else ("ffn", ("down", "shared_down"))
     return row.name not in last or bool({f"{branch}_post_norm", f"{branch}_out_norm"} & set(block.norms))
 
 
