@@ -61,6 +61,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch, begun):
         (["seeds=3", "--seeds", "4"], "seeds= and its option are the same setting"),
         (["--seeds", "1"], "one run says nothing"),
         (["--resume", "nowhere", "--seeds", "3"], "leave out 'seeds'"),
+        (["--resume", "nowhere", "--seeds", "0"], "leave out 'seeds'"),
+        (["--dry-run", "lengths=[1,2]"], "a history scores no longer contexts"),
         (["--resume", "nowhere"], "no history's config.json there"),
     ],
 )
@@ -73,4 +75,5 @@ def test_help_lists_every_setting(capsys):
     with pytest.raises(SystemExit):
         cli.main(["history", "--help"])
     shown = capsys.readouterr().out
-    assert all(f"{name}=" in shown for name in ("order", "rates", "budget_seconds")) and "match=parameters" in shown
+    assert all(f"{name}=" in shown for name in ("order", "rates", "budget_seconds")) and "lengths=" not in shown
+    assert "match=parameters" in shown

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 CLASSES = ("HistorySettings", "AblationSettings")
 CHANGED = {"match": "parameters"}
 """Defaults that are not those of an ablation."""
+LEFT_OUT = ("lengths", "scalings")
+"""Settings of an ablation that a history refuses."""
 
 
 def options(parser: Parser) -> None:
@@ -43,6 +45,8 @@ def _more_help() -> str:
         defaults, docstring = declared("groundup.scaling.settings", name)
         meanings = dict(re.findall(r"^(\w+): (.+)$", docstring, re.MULTILINE))
         for key, value in (defaults | {k: v for k, v in CHANGED.items() if k in defaults}).items():
+            if key in LEFT_OUT:
+                continue
             shown = value if isinstance(value, str) else json.dumps(value)
             lines.append(f"  {f'{key}={shown}':<30} {meanings.get(key, '')}".rstrip())
     return "\n".join(lines)
@@ -86,7 +90,10 @@ def run(options: Arguments) -> int:
 
 
 def _refuse_beside_resume(options: Arguments) -> None:
-    given = [name for name in ("files", "match", "seeds", "budget", "out", "dry_run") if getattr(options, name)]
+    names = ("files", "match", "seeds", "budget", "out", "dry_run")
+    given = [
+        name for name in names if (value := getattr(options, name)) is not None and value is not False and value != []
+    ]
     if given:
         raise ValueError(f"--resume goes on with the history's own settings: leave out {given[0].replace('_', '-')!r}")
 

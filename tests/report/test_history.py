@@ -116,3 +116,12 @@ def test_a_folder_without_a_whole_result_is_refused(tmp_path):
     (tmp_path / "result.json").write_text('{"rungs": []}')
     with pytest.raises(ValueError, match="it has no beside, comparisons"):
         write_history_report(tmp_path)
+
+
+@pytest.mark.parametrize("more", [{"rungs": [{}]}, {"rungs": 5}, {"entropy": {"gpt": None}}, {"beside": {"a": 1}}])
+def test_a_result_with_damaged_rows_is_named(folder, more):
+    (folder / "result.json").write_text(json.dumps(made(**more)))
+    for show in (write_history_report, history_text):
+        with pytest.raises(ValueError, match=r"result\.json: damaged .*groundup history --resume"):
+            show(folder)
+    assert not (folder / "report.html").exists()

@@ -61,6 +61,17 @@ def test_the_gpt_learns_the_chain(lab):
     assert lab["gpt"]["letters_seen"] == 60 * 8 * 16
 
 
+def test_scores_are_of_all_held_out_letters_however_few_are_guessed(lab):
+    few = entropy_lab(
+        [chain(30_000, 0)], [chain(1_500, 1)], HistorySettings(guesses=100, longest_block=1), TRAINING, rate=0.01,
+        steps=60, device=CPU,
+    )  # fmt: skip
+    assert few is not None and few["guesses"] == 100
+    assert few["gpt"]["scored"] == pytest.approx(lab["gpt"]["scored"], rel=1e-9)
+    assert few["rows"][0]["scored"] == lab["rows"][0]["scored"]
+    assert few["gpt"]["upper"] != lab["gpt"]["upper"]
+
+
 def test_each_letter_is_predicted_from_those_before_it_alone():
     model = make_model(modern(TRAINING), TRAINING, 0, CPU)
     symbols = np.random.default_rng(0).integers(0, 27, 40)

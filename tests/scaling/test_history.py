@@ -70,6 +70,7 @@ def test_every_rung_is_scored_on_the_same_text(finished):
     folder, result = finished
     assert [row["name"] for row in result["rungs"]] == [rung.name for rung in RUNGS]
     assert json.loads((folder / "result.json").read_text()) == result
+    assert result["settings"]["budget_seconds"] == TINY.budget_seconds  # of which the trained rungs had three quarters
     texts = Texts.load(folder / "neural")
     assert texts.num_bytes == sum(len(text.encode()) for text in texts.held_out) <= 1_500
     for row in result["rungs"]:
@@ -168,3 +169,19 @@ def test_what_is_refused(tmp_path, finished):
         resume_history(tmp_path)
     with pytest.raises(ValueError, match="no history's config.json"):
         resume_history(Path(finished[0]) / "neural")
+
+
+def test_a_beginning_that_failed_leaves_nothing_to_go_on_with(tmp_path):
+    """A wrong name of a file, corrected, may have the same folder; one that cannot be gone on with is not offered."""
+    out = tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        history([str(tmp_path / "absent.txt")], ORDER, TINY, out=out, device="cpu")
+    assert not is_history(out) and not list(out.iterdir())
+    (out / "config.json").write_text('{"history": {}}')
+    with pytest.raises(ValueError, match="already holds something; choose another$"):
+        history([], ORDER, TINY, out=out, device="cpu")
+
+
+def test_longer_contexts_are_refused_as_no_table_would_show_them():
+    with pytest.raises(ValueError, match=r"lengths=\[1, 2\]: a history scores no longer contexts"):
+        neural_rungs(replace(TINY, lengths=(1, 2)), 3)

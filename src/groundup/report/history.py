@@ -1,7 +1,8 @@
 """The page and the tables of a history of language models, from its folder's result.json alone."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -30,14 +31,19 @@ def write_history_report(folder: str | Path) -> Path:
     """Write report.html into a folder that `groundup history` has finished; returns its path. The same result gives
     the same bytes. ValueError for a folder without a whole result.json."""
     folder = Path(folder)
-    result = read_result(folder)
-    write_atomic(folder / "report.html", page(folder.resolve().name, result).encode("utf-8", "replace"))
+    with _whole(folder) as result:
+        html = page(folder.resolve().name, result)
+    write_atomic(folder / "report.html", html.encode("utf-8", "replace"))
     return folder / "report.html"
 
 
 def history_text(folder: str | Path) -> str:
     """The same tables and notes for a terminal."""
-    result = read_result(Path(folder))
+    with _whole(Path(folder)) as result:
+        return _text(result)
+
+
+def _text(result: Result) -> str:
     notes = "\n".join(f"- {note}" for note in result["notes"])
     tables = [rung_table(result), order_table(result), comparison_table(result)]
     said = [lede(result), *map(to_text, tables), notes]
@@ -46,6 +52,19 @@ def history_text(folder: str | Path) -> str:
     if lab := result["entropy"]:
         said += [to_text(entropy_table(lab)), "\n".join(f"- {note}" for note in NOTES)]
     return "\n\n".join(said)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Result]:
+    """result.json, whose rows turn out to be whole as they are shown; else a ValueError that names the file."""
+    result = read_result(folder)
+    try:
+        yield result
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        remedy = f"remove it and finish the history with groundup history --resume {folder}"
+        raise ValueError(
+            f"{folder / 'result.json'}: damaged ({type(error).__name__}: {error}); {remedy}, or restore it"
+        ) from error
 
 
 def read_result(folder: Path) -> Result:

@@ -44,7 +44,8 @@ def entropy_lab(
 
     A row for each order N: `plug_in` from the training letters' own frequencies, `plug_in_held_out` from those of the
     far fewer held-out ones, `scored` is a Kneser-Ney of order N on the held-out letters, `lower` and `upper` come from
-    its guesses. `gpt` is a small model of letters that reads `context_length` of them, trained for `steps` at `rate`.
+    its guesses of the first `guesses` of them. `gpt` is a small model of letters that reads `context_length` of them,
+    trained for `steps` at `rate`, scored and guessing on the same.
     """
     past, held_out = joined_letters(training_texts), joined_letters(held_out_texts)
     longest = min(settings.longest_block, len(held_out))
@@ -59,7 +60,7 @@ def entropy_lab(
     text = "".join(ALPHABET[i] for i in held_out)
     return {
         "letters": len(past), "held_out_letters": len(held_out), "guesses": len(scored), "rows": rows,
-        "gpt": _trained(past, scored, training, rate, steps, device) if steps else None,
+        "gpt": _trained(past, held_out, len(scored), training, rate, steps, device) if steps else None,
         "zstd": zstd_bits_per_byte([text]).bits_per_byte, "shannon": SHANNON,
         "shannon_guessing": list(SHANNON_GUESSING),
     }  # fmt: skip
@@ -83,21 +84,22 @@ def _counted(
 
 def _trained(
     past: Int64[np.ndarray, "_"],
-    scored: Int64[np.ndarray, "_"],
+    held_out: Int64[np.ndarray, "_"],
+    guesses: int,
     training: AblationSettings,
     rate: float,
     steps: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """A gpt over letters, and what its guesses say."""
+    """A gpt over letters: its score of the held-out ones, and what its guesses of the first of them say."""
     config = replace(modern(training), vocab_size=len(ALPHABET))
     model = make_model(config, training, training.seed, device)
     losses, seconds, fault = train_steps(model, training, letter_batches(past, training, device), rate, steps)
-    p = next_letter(model, scored)
-    at_truth = p[np.arange(len(scored)), scored]
+    p = next_letter(model, held_out)
+    at_truth = p[np.arange(len(held_out)), held_out]
     if fault is not None or not np.isfinite(p).all():
         return {"fault": fault or "its probabilities are not finite", "steps": len(losses)}
-    bounds = rank_bounds([guess_rank(row, int(symbol)) for row, symbol in zip(p, scored, strict=True)])
+    bounds = rank_bounds([guess_rank(row, int(symbol)) for row, symbol in zip(p[:guesses], held_out, strict=False)])
     return {
         "fault": None, "steps": steps, "letters_seen": steps * training.batch_tokens, "seconds": round(seconds, 3),
         "context": training.context_length, "scored": -float(np.log2(at_truth).mean()), "lower": bounds.lower,

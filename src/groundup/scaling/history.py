@@ -57,14 +57,24 @@ def history(
     ablation.check_variants(rungs, training)
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        go_on = f", or --resume {folder}" if (folder / "config.json").is_file() else ""
+        go_on = f", or --resume {folder}" if is_history(folder) and _is_begun(folder) else ""
         raise ValueError(f"--out {folder}: it already holds something; choose another{go_on}")
     write_json(folder / "config.json", {"history": to_dict(settings)})
     shared = replace(training, budget_seconds=NEURAL_SHARE * training.budget_seconds)
-    neural = ablation.ablate(
-        files, rungs, shared, out=folder / "neural", device=device, say=say, started=started
-    )  # fmt: skip
+    try:
+        neural = ablation.ablate(
+            files, rungs, shared, out=folder / "neural", device=device, say=say, started=started
+        )  # fmt: skip
+    except BaseException:
+        if not _is_begun(folder):
+            (folder / "config.json").unlink(missing_ok=True)  # so that the folder does not seem to be one to go on with
+        raise
     return _finish(folder, settings, neural, device, say)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is something to go on with."""
+    return (folder / "neural" / "config.json").is_file()
 
 
 def resume_history(out: str | Path, *, device: str | None = None, say: Say = lambda line: None) -> dict[str, Any]:
@@ -145,9 +155,10 @@ def summarize(settings: HistorySettings, neural: dict[str, Any], counted: dict[s
         raise ValueError(f"a result lacks {error}; {REMEDY}") from error
     scores = {row["name"]: row["bits_per_byte"] * (seeds if row["counted"] else 1) for row in rows}
     differences = compare([paired_difference(a, b, scores[a], scores[b]) for a, b in COMPARISONS])
+    whole_budget = round(neural["settings"]["budget_seconds"] / NEURAL_SHARE, 6)
     return {
         "format": 1,
-        "settings": neural["settings"],
+        "settings": {**neural["settings"], "budget_seconds": whole_budget},
         "order": settings.order,
         "rungs": rows,
         "orders": counted["orders"],

@@ -45,8 +45,11 @@ COMPARISONS = (
 def neural_rungs(settings: AblationSettings, order: int) -> list[Variant]:
     """The trained rungs as variants, `gpt` first: it sets the number of parameters, which all others have within 1 %.
 
-    ValueError where a rung cannot have as many, as in a model whose tables are nearly all of it.
+    ValueError where a rung cannot have as many, as in a model whose tables are nearly all of it, and for lengths, which
+    a history has no place for.
     """
+    if settings.lengths:
+        raise ValueError(f"lengths={list(settings.lengths)}: a history scores no longer contexts; groundup ablate does")
     base = modern(settings)
     target = count_parameters(base).total
     old = ladder(base)[0].config
