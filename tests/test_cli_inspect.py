@@ -29,6 +29,19 @@ def test_number_types(capsys):
     assert rows["fp8 e4m3"]["largest"] == 448
 
 
+def test_what_is_too_large_for_a_type_is_a_word_in_json(capsys):
+    assert main(["inspect", "dtypes", "1e9", "nan", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["fp16"]["stores"] == ["inf", "nan"]
+    assert rows["fp32"]["stores"] == [1e9, "nan"]
+
+
+def test_a_negative_number_of_tensors_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["inspect", "absent", "--tensors", "-1"])
+    assert "expected 0 or more, not -1" in capsys.readouterr().err
+
+
 def test_a_file(tmp_path, capsys):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {f"w{i}": torch.zeros(3, 2) for i in range(4)})

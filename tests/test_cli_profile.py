@@ -59,9 +59,9 @@ def test_a_published_model_at_less_depth(tmp_path, capsys):
 def test_a_model_folder_and_its_shape_changed(tmp_path, capsys):
     config = presets.llama(vocab_size=64, d_model=32, num_layers=2, context_length=16)
     save_pretrained(Transformer(config), None, tmp_path / "model")
-    common = ["batch_size=2", "steps=1", "--json", "--device", "cpu", "--out", tmp_path / "out"]
-    _, _, whole = call(capsys, tmp_path / "model", *common)
-    _, _, less = call(capsys, tmp_path / "model", "num_layers=1", *common)
+    common = ["batch_size=2", "steps=1", "--json", "--device", "cpu", "--out"]
+    _, _, whole = call(capsys, tmp_path / "model", *common, tmp_path / "whole")
+    _, _, less = call(capsys, tmp_path / "model", "num_layers=1", *common, tmp_path / "less")
 
     def flops(result):
         return next(row["flops"] for row in result["groups"] if row["group"] == "feed-forward")
@@ -88,10 +88,27 @@ def test_norms_are_compared_in_one_table(capsys, monkeypatch):
     (["batch_size=0"], "batch_size=0"),
     (["phase=train"], "give --phase"),
     (["gpt2", "gpt2-xl"], "one model at a time"),
+    (["--compare", "norm", "--out", "x"], "writes no files: leave out --out"),
+    (["--compare", "norm", "--trace"], "writes no files: leave out --trace"),
 ])  # fmt: skip
 def test_mistakes_are_answered_in_words(capsys, words, message):
     code, shown, _ = call(capsys, *words, "--device", "cpu")
     assert code == 1 and message in shown.err
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(hardware, "probe", None)
+    (tmp_path / "profile.json").write_text("{}")
+    for out in (tmp_path, tmp_path / "profile.json"):
+        code, shown, _ = call(capsys, *SMALL, "--out", out)
+        assert code == 1 and "already holds something; choose another" in shown.err
+    assert (tmp_path / "profile.json").read_text() == "{}"
+
+
+def test_a_negative_number_of_operations_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["profile", "--top", "-1"])
+    assert "expected 0 or more, not -1" in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_made(capsys, monkeypatch):

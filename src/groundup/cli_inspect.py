@@ -1,9 +1,10 @@
 """`groundup inspect`: what is in a checkpoint, a model or a run; how a tensor lies in memory; what numbers can hold."""
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from groundup.cli_parts import Arguments, Parser, print_json, print_table, whole_number
+from groundup.cli_parts import Arguments, Parser, count, print_json, print_table
 from groundup.config import plural
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def options(parser: Parser) -> None:
         "or .gguf file; or: tensor SHAPE OPERATION ..., as in: tensor 4,4 transpose=0,1 view=16; "
         "or: dtypes [NUMBER]")  # fmt: skip
     add("words", nargs="*", metavar="WORD", help="of tensor: the shape, then operations; of dtypes: a number to store")
-    add("--tensors", type=whole_number, default=20, metavar="N", help="most tensors to list (default: %(default)s)")
+    add("--tensors", type=count, default=20, metavar="N", help="most tensors to list (default: %(default)s)")
     add("--verify", action="store_true", help="read every byte: check a checkpoint's hashes, compute those of models")
     add("--json", action="store_true", help="print one JSON object instead of tables")
 
@@ -103,7 +104,7 @@ def _dtypes(options: Arguments) -> int:
         raise ValueError(f"dtypes: {' '.join(options.words)!r} is no number, such as 1e-8") from None
     kinds, stored = number_types(), [underflow(value) for value in given]
     if options.json:
-        print_json([asdict(k) | {"dtype": str(k.dtype), "stores": [s[k.name] for s in stored]} for k in kinds])
+        print_json([asdict(k) | {"dtype": str(k.dtype), "stores": [_json(s[k.name]) for s in stored]} for k in kinds])
         return 0
     headings = ["type", "bits", "exponent", "mantissa", "largest", "smallest", "subnormal", "step at 1"]
     rows = [
@@ -115,6 +116,11 @@ def _dtypes(options: Arguments) -> int:
     print_table("", [*headings, *(f"{value:g} becomes" for value in given)], rows)
     print_table("", ["type", "where it is used"], [[k.name, k.used_for] for k in kinds], words=(0, 1))
     return 0
+
+
+def _json(value: float) -> float | str:
+    """JSON has neither infinity nor nan: they become words."""
+    return value if math.isfinite(value) else str(value)
 
 
 def _tuple(numbers: tuple[int, ...]) -> str:

@@ -69,6 +69,13 @@ def whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}") from None
 
 
+def count(text: str) -> int:
+    """The type of an option that says how many, with an error in words."""
+    if (value := whole_number(text)) < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, not {text}")
+    return value
+
+
 def number(text: str) -> float:
     """The type of an option, with an error in words."""
     try:

@@ -4,9 +4,10 @@ import json
 import re
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, whole_number
+from groundup.cli_parts import Arguments, Parser, add_device, count, print_json, print_table
 from groundup.config import declared, override, plural
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def options(parser: Parser) -> None:
     add("--phase", choices=PHASES, default="train", help="which step (default: %(default)s)")
     add("--out", metavar="DIR", help="folder for profile.json and memory.json (default: a new one in runs/)")
     add("--trace", action="store_true", help="also write trace.json.gz, for ui.perfetto.dev")
-    add("--top", type=whole_number, default=10, metavar="N", help="operations to list (default: %(default)s)")
+    add("--top", type=count, default=10, metavar="N", help="operations to list (default: %(default)s)")
     add("--compare", choices=("norm",), help="norm: LayerNorm and RMSNorm, plain and fused, in this model's step")
     add("--json", action="store_true", help="end with one JSON line of results")
     add_device(parser)
@@ -57,6 +58,7 @@ def run(options: Arguments) -> int:
     from groundup.profiling.subject import subject
 
     name, changes, settings = _words(options)
+    _check_out(options)
     device = require_device(options.device) if options.device else default_device()
     model = subject(name, changes, settings, device)
     say("measuring the machine")
@@ -66,6 +68,19 @@ def run(options: Arguments) -> int:
     if options.compare:
         return _compare(options, model.config, settings, machine, device)
     return _profile(options, model, settings, machine)
+
+
+def _check_out(options: Arguments) -> None:
+    """Before anything is measured. ValueError for a folder that is in use, or one that nothing would be written to."""
+    if options.compare and (options.out or options.trace):
+        raise ValueError(
+            f"--compare prints a table and writes no files: leave out --{'out' if options.out else 'trace'}"
+        )
+    out = Path(options.out) if options.out else None
+    if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out}: it already holds something; choose another")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
 
 
 def say(line: str) -> None:

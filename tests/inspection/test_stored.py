@@ -126,3 +126,19 @@ def test_texts_of_strangers_stay_on_one_line(tmp_path):
     note = dict(inspect_path(tmp_path).settings)["note"]
     assert note.startswith("a [31m b")
     assert len(note) == 80
+
+
+def test_a_folder_of_results_is_a_run_and_lists_are_counted(tmp_path):
+    (tmp_path / "result.json").write_text('{"order": 5}')
+    (tmp_path / "config.json").write_text('{"history": {"order": 5}}')
+    (tmp_path / "plan.json").write_text("[{}, {}]")
+    found = inspect_path(tmp_path)
+    assert found.kind == "run"
+    assert ("result.order", "5") in found.facts
+    assert ("plan.json", "2 entries") in found.facts
+
+
+def test_a_model_folder_without_weights_is_named_as_such(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a config.json, but no weights \(\*\.safetensors\)"):
+        inspect_path(tmp_path)

@@ -74,3 +74,10 @@ def test_operations_with_the_wrong_number_of_numbers_end_the_list():
     *_, last = trace([2, 2], ["transpose=0", "clone"])
     assert last.memory is None
     assert last.error
+
+
+@pytest.mark.parametrize("words", [["repeat=2000,1"], ["expand=2000,1024,1024", "contiguous"]])
+def test_results_that_need_much_memory_are_refused_before_they_are_made(words):
+    with pytest.raises(ValueError, match=r"a result of 2,097,152,000 elements; at most 1,048,576"):
+        trace([1024, 1024], words)
+    assert trace([1024, 1024], ["expand=2000,1024,1024"])[1].memory.storage_bytes == 4 * 2**20

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from groundup.config import plural
 from groundup.files import read_json, sha256
 from groundup.gguf import GGUFFile
 from groundup.tensorfile import validate_header
@@ -67,6 +68,8 @@ def inspect_path(path: str | Path, verify: bool = False) -> Stored:
     for fits, describe in _KINDS:
         if fits(path):
             return describe(path, verify)
+    if (path / "config.json").is_file():
+        raise ValueError(f"{path}: a config.json, but no weights (*.safetensors) and no records of a run beside it")
     expected = "a .safetensors or .gguf file, a checkpoint, a model folder or a run"
     raise ValueError(f"{path}: not one of the things that can be looked into: {expected}")
 
@@ -114,7 +117,9 @@ def _run(path: Path, verify: bool) -> Stored:
         if not (path / name).is_file():
             made.facts.append((name, "absent"))
             continue
-        rows = [(f"{name.removesuffix('.json')}.{k}", _flat(v)) for k, v in _object(read_json(path / name)).items()]
+        value, stem = read_json(path / name), name.removesuffix(".json")
+        rows = [(f"{stem}.{k}", _flat(v)) for k, v in _object(value).items()]
+        rows += [(name, f"{plural(len(value), 'entry', 'entries')}")] if isinstance(value, list) else []
         (made.settings if name == "config.json" else made.facts).extend(rows)
     if (path / "metrics.jsonl").is_file():
         with open(path / "metrics.jsonl", "rb") as file:
@@ -167,7 +172,7 @@ def _flat(value: Any) -> str:
 
 _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, bool], Stored]], ...] = (
     (lambda p: (p / checkpoint.MANIFEST).is_file() and (p / checkpoint.STATE).is_file(), _checkpoint),
-    (lambda p: any((p / name).exists() for name in ("plan.json", "metrics.jsonl", "checkpoints")), _run),
+    (lambda p: any((p / name).exists() for name in ("plan.json", "metrics.jsonl", "checkpoints", "result.json")), _run),
     (lambda p: (p / "config.json").is_file() and any(p.glob("*.safetensors")), _model_folder),
     (lambda p: p.is_file() and p.suffix == ".safetensors", _safetensors),
     (lambda p: p.is_file() and p.suffix == ".gguf", _gguf),

@@ -73,6 +73,7 @@ def trace(shape: Sequence[int], operations: Sequence[str], dtype: torch.dtype = 
     for word in operations:
         name, numbers = _parse(word)
         try:
+            _check_size(word, OPERATIONS[name], tensor, numbers)
             tensor = OPERATIONS[name](tensor, numbers)
         except (RuntimeError, IndexError, TypeError) as error:
             steps.append(Step(word, None, error=_explained(name, tensor, str(error))))
@@ -83,7 +84,8 @@ def trace(shape: Sequence[int], operations: Sequence[str], dtype: torch.dtype = 
     return steps
 
 
-OPERATIONS: dict[str, Callable[[Tensor, list[int]], Tensor]] = {
+Operation = Callable[[Tensor, list[int]], Tensor]
+OPERATIONS: dict[str, Operation] = {
     "transpose": lambda x, n: x.transpose(*n),
     "permute": lambda x, n: x.permute(*n),
     "view": lambda x, n: x.view(*n),
@@ -99,6 +101,15 @@ OPERATIONS: dict[str, Callable[[Tensor, list[int]], Tensor]] = {
     "contiguous": lambda x, _: x.contiguous(),
     "clone": lambda x, _: x.clone(),
 }
+
+
+def _check_size(word: str, operation: Operation, tensor: Tensor, numbers: list[int]) -> None:
+    """ValueError where more memory would be needed than is looked at; a result that shares its storage needs none."""
+    planned = operation(torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"), numbers)
+    if planned.numel() > MAX_ELEMENTS and word.partition("=")[0] != "expand":
+        raise ValueError(
+            f"operation {word!r}: a result of {planned.numel():,} elements; at most {MAX_ELEMENTS:,} are looked at"
+        )
 
 
 def _parse(word: str) -> tuple[str, list[int]]:
