@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundup import cli_ablate, cli_history, cli_inspect, cli_model, cli_profile, cli_tokenizer
+from groundup import cli_ablate, cli_history, cli_inspect, cli_model, cli_plan, cli_profile, cli_tokenizer
 from groundup.cli_parts import (
     Arguments,
     Parser,
@@ -305,6 +305,8 @@ def _doctor(options: Arguments) -> int:
 VERBS = {
     "build": Verb("raw text and a time budget in; a trained, measured, chat-able model and its report out",
                   _build_options, _build),
+    "plan": Verb("what a budget buys before anything is trained: here, or on accelerators elsewhere",
+                 cli_plan.options, cli_plan.run),
     "generate": Verb("continue a prompt with a model", _generate_options, _generate),
     "chat": Verb("talk to a model in the terminal", _chat_options, _chat),
     "eval": Verb("bits per byte of a model on text", _eval_options, _eval),

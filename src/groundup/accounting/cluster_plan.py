@@ -1,0 +1,248 @@
+"""A plan for accelerators that are not here: shape, tokens, memory, time, energy and price, from published laws.
+
+`plan.py` plans for the machine that it runs on, whose speed and text it has measured. Here nothing was measured: the
+rate is the data sheet's times an assumed MFU, the loss is Chinchilla's law on web text, and batch and learning rate
+come from DeepSeek's fits. Every such assumption is in `ClusterPlan.assumptions`.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import torch
+
+from groundup import presets
+from groundup.accounting.compute_optimal import EPOCH, HOFFMANN, Chinchilla, optimum
+from groundup.accounting.devices import Cluster
+from groundup.accounting.flops import training_flops_per_token
+from groundup.accounting.memory import training_memory
+from groundup.accounting.napkin import ADAMW_BYTES
+from groundup.accounting.params import count_parameters
+from groundup.model import ModelConfig
+
+MFU = 0.4
+"""Share of the dense peak that well-kept training on GPUs reaches; 0.33 to 0.5 is usual, and none was measured here."""
+
+SIZES_BESIDE = (0.5, 2.0)
+WIDTHS = [*range(64, 1024, 64), *range(1024, 4096, 128), *range(4096, 32_769, 256)]
+D_HEAD, GROUPED_FROM, KV_HEADS = 128, 2048, 8
+MEMORY_SHARE = 0.9
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """One way to spend a budget.
+
+    tokens are read in all, `epochs` times the unique ones (None: as many unique ones as that). `loss` is in nats per
+    token, `loss_interval` spans two published fits of the law. `micro_batch` is rows per device and pass, `recompute`
+    whether activations are computed again, `sharding` how parameters, gradients and optimizer states lie: "none" or
+    "full" (ZeRO-3). `peak_bytes` is of one device. `price` is None without a price per device and hour.
+    """
+
+    model: ModelConfig
+    parameters: int
+    tokens: float
+    epochs: float | None
+    batch_tokens: int
+    learning_rate: float
+    precision: str
+    sharding: str
+    micro_batch: int
+    accumulation: int
+    recompute: bool
+    peak_bytes: int
+    flops: float
+    seconds: float
+    loss: float
+    loss_interval: tuple[float, float]
+    kilowatt_hours: float
+    price: float | None
+    assumptions: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return max(1, round(self.tokens / self.batch_tokens))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is given: one of `seconds`, `flops`, or `parameters` with `tokens`."""
+
+    seconds: float | None = None
+    flops: float | None = None
+    parameters: float | None = None
+    tokens: float | None = None
+    unique_tokens: float | None = None
+    mfu: float = MFU
+    price_per_hour: float | None = None
+    vocab_size: int | None = None
+    context_length: int | None = None
+
+    def __post_init__(self) -> None:
+        ways = [self.seconds is not None, self.flops is not None, self.parameters is not None]
+        if sum(ways) != 1 or (self.parameters is None) != (self.tokens is None):
+            raise ValueError("plan: give one of a time, FLOPs, or parameters together with tokens")
+        for name in ("seconds", "flops", "parameters", "tokens", "unique_tokens", "price_per_hour"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"plan: {name}={value}; expected a positive number")
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"plan: mfu={self.mfu}; expected a share of the peak, up to 1")
+        for name in ("vocab_size", "context_length"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"plan: {name}={value}; expected at least 1")
+
+
+def plan_cluster(budget: Budget, cluster: Cluster) -> list[ClusterPlan]:
+    """The plan of least predicted loss, then those with half and twice its parameters; only one for a given size.
+
+    ValueError when no plan fits into the devices' memory: it says how many would do.
+    """
+    if budget.parameters is not None:
+        assert budget.tokens is not None
+        return [_made(shape(budget.parameters, budget), budget.tokens, budget, cluster)]
+    total = budget.flops or (budget.seconds or 0.0) * cluster.peak_flops * budget.mfu
+    best = optimum(total, EPOCH, budget.unique_tokens)
+    plans, faults = [], []
+    for share in (1.0, *SIZES_BESIDE):
+        model = shape(share * best.parameters, budget)
+        tokens = total / training_flops_per_token(model, model.context_length)
+        try:
+            plans.append(_made(model, tokens, budget, cluster))
+        except ValueError as error:
+            faults.append(error)
+    if not plans:
+        raise faults[0]
+    return sorted(plans, key=lambda made: made.loss)
+
+
+def shape(parameters: float, budget: Budget) -> ModelConfig:
+    """A Llama of about so many parameters: width over depth from 64 in small models to 128 in large ones."""
+    vocab_size = budget.vocab_size or (32_000 if parameters < 3e9 else 128_000)
+    context = budget.context_length or (2048 if parameters < 3e9 else 4096)
+    above = bisect_left(WIDTHS, parameters, key=lambda width: _size(width, vocab_size, context))
+    near = WIDTHS[max(0, above - 1) : above + 1]
+    best = min(near, key=lambda width: abs(math.log(_size(width, vocab_size, context) / parameters)))
+    return _llama(best, vocab_size, context)
+
+
+@cache
+def _size(width: int, vocab_size: int, context: int) -> int:
+    """Of the whole model, from what a first and a second layer add: all layers are alike."""
+    model = _llama(width, vocab_size, context)
+    one, two = (count_parameters(replace(model, num_layers=layers)).total for layers in (1, 2))
+    return one + (model.num_layers - 1) * (two - one)
+
+
+def _llama(width: int, vocab_size: int, context: int) -> ModelConfig:
+    aspect = 64 * 2 ** min(1.0, max(0.0, math.log2(width / 1024) / 2))
+    d_head = D_HEAD if width % D_HEAD == 0 and width >= 1024 else 64
+    heads = width // d_head
+    grouped = width >= GROUPED_FROM and heads % KV_HEADS == 0
+    return presets.llama(
+        vocab_size=vocab_size, d_model=width, num_layers=max(2, round(width / aspect)), num_heads=heads, d_head=d_head,
+        num_kv_heads=KV_HEADS if grouped else heads, context_length=context,
+    )  # fmt: skip
+
+
+def _made(model: ModelConfig, tokens: float, budget: Budget, cluster: Cluster) -> ClusterPlan:
+    parameters = count_parameters(model).total
+    flops = tokens * training_flops_per_token(model, model.context_length)
+    batch_tokens, rate = batch_and_rate(flops, model.context_length, cluster.count)
+    rows = batch_tokens // model.context_length
+    micro, recompute, peak, sharding = _placed(model, parameters, math.ceil(rows / cluster.count), cluster)
+    seconds = flops / (cluster.peak_flops * budget.mfu)
+    loss, other = (_loss(law, parameters, tokens, budget) for law in (EPOCH, HOFFMANN))
+    hours = cluster.count * seconds / _HOUR
+    return ClusterPlan(
+        model=model,
+        parameters=parameters,
+        tokens=tokens,
+        epochs=None if budget.unique_tokens is None else tokens / budget.unique_tokens,
+        batch_tokens=batch_tokens,
+        learning_rate=rate,
+        precision="bf16" if cluster.device.bf16 else "fp16",
+        sharding=sharding,
+        micro_batch=micro,
+        accumulation=math.ceil(rows / cluster.count / micro),
+        recompute=recompute,
+        peak_bytes=peak,
+        flops=flops,
+        seconds=seconds,
+        loss=loss,
+        loss_interval=(min(loss, other), max(loss, other)),
+        kilowatt_hours=hours * cluster.device.watts / 1000,
+        price=None if budget.price_per_hour is None else hours * budget.price_per_hour,
+        assumptions=[
+            f"an MFU of {budget.mfu:g} of {cluster.device.peak_flops / 1e12:,.1f} dense TFLOP/s "
+            f"({cluster.device.source})",
+            f"the loss law of {EPOCH.fitted_on}: web text, a vocabulary of 32,000",
+            f"an interval that spans it and {HOFFMANN.fitted_on}",
+            "batch and learning rate by DeepSeek-AI 2024, section 3.1 (arXiv:2401.02954), fitted to 2e19 FLOPs",
+            f"{cluster.device.watts:g} W per device all the time, hosts and cooling not counted",
+        ],
+    )  # fmt: skip
+
+
+def batch_and_rate(flops: float, context_length: int, devices: int = 1) -> tuple[int, float]:
+    """Tokens per step and AdamW's peak rate: 0.2920 C^0.3271 and 0.3118 C^-0.125.
+
+    DeepSeek-AI 2024, eq. 1 (arXiv:2401.02954). The batch is rounded to whole rows, at least one for each device.
+    """
+    rows = round(0.2920 * flops**0.3271 / context_length)
+    return context_length * devices * max(1, round(rows / devices)), 0.3118 * flops**-0.1250
+
+
+def _loss(law: Chinchilla, parameters: float, tokens: float, budget: Budget) -> float:
+    if budget.unique_tokens is None:
+        return law.loss(parameters, tokens)
+    return law.repeated_loss(parameters, tokens, budget.unique_tokens)
+
+
+def _placed(model: ModelConfig, parameters: int, rows: int, cluster: Cluster) -> tuple[int, bool, int, str]:
+    """(rows per device and pass, recompute, bytes of one device, sharding) of the roomiest way that fits.
+
+    Whole copies before shards, more rows before fewer, and plain before recomputed: the order of what costs speed.
+    """
+    room = MEMORY_SHARE * cluster.device.memory_bytes
+    whole = ADAMW_BYTES * parameters
+    for sharding, state in (("none", whole), ("full", whole / cluster.count)):
+        for recompute in (False, True):
+            fixed, per_row = _work(model, recompute)
+            for micro in _halvings(rows):
+                if state + fixed + micro * per_row <= room:
+                    return micro, recompute, int(state + fixed + micro * per_row), sharding
+    least = sum(_work(model, True))
+    needed = "more memory than this even for one row"
+    if least < room:
+        needed = f"at least {math.ceil(whole / (room - least))} of them, sharded"
+    raise ValueError(
+        f"plan: {parameters / 1e9:,.2f} B parameters do not fit into {cluster.name}, {room / 1e9:,.0f} GB each; "
+        f"it takes {needed}"
+    )
+
+
+@cache
+def _work(model: ModelConfig, recompute: bool) -> tuple[int, int]:
+    """Bytes of a pass beside the training state: of any, and of each row. Activations grow by the row."""
+    once, twice = (
+        training_memory(model, rows, model.context_length, torch.bfloat16, recompute=recompute) for rows in (1, 2)
+    )
+    per_row = twice.activations - once.activations
+    return once.cast_weights + once.logits + once.activations - per_row, per_row
+
+
+def _halvings(rows: int) -> Sequence[int]:
+    """rows, and its halves down to 1.
+
+    >>> _halvings(12)
+    [12, 6, 3, 1]
+    """
+    found = [max(1, rows)]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found

@@ -1,0 +1,97 @@
+"""`groundup plan`."""
+
+import argparse
+import json
+
+import pytest
+
+from groundup import cli
+from groundup.cli_plan import amount, tokens_of
+
+KEYS = {"parameters", "tokens", "batch_tokens", "learning_rate", "seconds", "peak_bytes", "loss", "loss_unit"}
+
+
+def call(capsys, *words):
+    code = cli.main(["plan", *words])
+    shown = capsys.readouterr()
+    last = shown.out.splitlines()[-1] if shown.out else ""
+    return code, shown, json.loads(last) if last.startswith("{") else None
+
+
+def test_a_plan_for_devices_elsewhere(capsys):
+    code, shown, plan = call(
+        capsys, "--budget", "90m", "--device", "h100x8", "--text", "11GB", "--price", "2", "--json"
+    )
+    assert code == 0
+    assert plan.keys() >= KEYS
+    assert plan["seconds"] == pytest.approx(5400)
+    assert plan["epochs"] == pytest.approx(plan["tokens"] / 2.75e9)
+    assert plan["price"] == pytest.approx(24)
+    assert len(plan["runners_up"]) == 2
+    assert "a plan for 8 x H100 SXM" in shown.out
+    assert "an MFU of 0.4 of 989.5 dense TFLOP/s" in shown.out
+
+
+def test_flops_and_sizes(capsys):
+    _, shown, plan = call(capsys, "--flops", "1e17", "--json")
+    assert "no --device is given: planned for one H100" in shown.out
+    assert plan["flops"] == pytest.approx(1e17)
+    _, _, given = call(capsys, "--params", "100M", "--tokens", "2B", "--device", "a100", "--context", "512", "--vocab",
+                       "1000", "--mfu", "0.3", "--json")  # fmt: skip
+    assert given["tokens"] == 2e9
+    assert given["model"] | {"context_length": 512, "vocab_size": 1000} == given["model"]
+
+
+def test_what_fits(capsys):
+    code, shown, result = call(capsys, "--fit", "llama-2-7b", "--device", "h100x8", "--json")
+    assert code == 0
+    assert result["largest_parameters"] == 40e9
+    assert result["bytes"]["weights in bf16"] == 2 * 6_738_415_616
+    assert "40.0 B parameters" in shown.out
+
+
+def test_the_devices(capsys):
+    _, shown, table = call(capsys, "--devices", "--json")
+    assert table["h100"]["bf16"] == 989.5e12
+    _, shown, _ = call(capsys, "--devices")
+    assert "NVIDIA H100 data sheet" in shown.out
+
+
+@pytest.mark.slow
+def test_a_plan_for_this_machine_is_the_builds(tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"line {i} of a text about {i % 7} things" for i in range(4000)))
+    code, shown, plan = call(capsys, str(text), "--budget", "60s", "d_model=64", "--json")
+    assert code == 0
+    assert plan.keys() >= KEYS
+    assert plan["loss_unit"] == "bits per byte"
+    assert plan["model"]["d_model"] == 64
+    assert plan["batch_tokens"] == plan["batch_size"] * plan["model"]["context_length"]
+    assert "expected" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "10m", "--device", "h99"], "device 'h99' is unknown"),
+        (["--flops", "1e18", "--budget", "10m"], "give one of a time, FLOPs"),
+        (["--params", "1e9", "--device", "h100"], "parameters together with tokens"),
+        (["--flops", "1e18", "--text", "eleven"], "--text 'eleven': expected a size such as 11GB"),
+        (["a.txt", "--device", "h100", "--budget", "1h"], "files are read for a plan of this machine only"),
+        (["--mfu", "0.5"], "--mfu is for a plan with --device"),
+        (["--fit", "llama-2-7x", "--device", "h100"], "'llama-2-7x' is not among the published ones"),
+        (["--params", "70B", "--tokens", "1B", "--device", "t4"], "do not fit into T4"),
+    ],
+)
+def test_wrong_use(words, message, capsys):
+    code, shown, _ = call(capsys, *words)
+    assert code == 1
+    assert message in shown.err
+
+
+def test_amounts():
+    assert [amount(text) for text in ("1e18", "1.4B", "200m", "15T", "3")] == [1e18, 1.4e9, 2e8, 1.5e13, 3]
+    assert [tokens_of(text) for text in ("11GB", "8 MB", "3B tokens", "400 bytes")] == [2.75e9, 2e6, 3e9, 100]
+    for text in ("", "x", "1e", "-3", "nan", "1.5Q"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is no amount"):
+            amount(text)
