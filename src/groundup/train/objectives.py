@@ -41,12 +41,13 @@ def next_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     drifting (Chowdhery et al. 2022 use 1e-4); `functools.partial(next_token, z_loss=1e-4)` is an objective.
     """
     _require_causal(model, "next_token")
-    greedy = reinforce.greedy_nats(model, batch, _inputs(batch))
+    greedy = reinforce.greedy_nats(model, batch, _inputs(batch), z_loss)
     choices: list[Choice] = []
     hidden, auxiliary = _hidden(model, batch, choices)
     total, weight = _cross_entropy(model, hidden, batch, ahead=1, z_loss=z_loss)
-    if choices:
-        total = total + reinforce.score_function(choices, reinforce.token_nats(model, hidden, batch), greedy, batch)
+    if choices and torch.is_grad_enabled():
+        nats = reinforce.token_nats(model, hidden, batch, z_loss)
+        total = total + reinforce.score_function(choices, nats, greedy, batch)
     return _with_auxiliary(Loss(total, weight), model, auxiliary)
 
 
