@@ -92,16 +92,17 @@ def further_tokens(config: ModelConfig, seq: int, batch: int = 1, causal: bool =
 
     Depth k reads seq - k tokens: after those the token that it needs is not known (see `model.multi_token`).
     """
-    rows = []
-    block, norm = config.block(config.num_layers - 1), NORM_FLOPS[config.block(config.num_layers - 1).norm]
-    for k in range(1, 1 + (config.multi_token.depth if config.multi_token else 0)):
-        known = seq - k
-        elements = batch * known * config.d_model
-        rows += _block(block, config.d_model, known, batch, causal)
-        rows.append(Operation("combine", "matmul", 2 * elements * 2 * config.d_model))
-        rows.append(Operation("further_norms", "elementwise", 3 * norm * elements))
-        rows.append(Operation("further_head", "matmul", 2 * elements * config.vocab_size))
-    return rows
+    depth = min(config.multi_token.depth, seq - 1) if config.multi_token else 0
+    return [row for k in range(1, 1 + depth) for row in further_token(config, seq - k, batch, causal)]
+
+
+def further_token(config: ModelConfig, known: int, batch: int, causal: bool = True) -> Iterator[Operation]:
+    """One multi-token module on the tokens that it knows."""
+    block, elements = config.block(config.num_layers - 1), batch * known * config.d_model
+    yield from _block(block, config.d_model, known, batch, causal)
+    yield Operation("further_combine", "matmul", 2 * elements * 2 * config.d_model)
+    yield Operation("further_norms", "elementwise", 3 * NORM_FLOPS[block.norm] * elements)
+    yield Operation("further_head", "matmul", 2 * elements * config.vocab_size)
 
 
 def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool) -> Iterator[Operation]:
