@@ -58,6 +58,7 @@ def multi_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     loss is divided by the number of tokens of the main one. `metrics` has each depth's own sum of nats, as `ahead_2`
     and so on. A prediction counts where the mask weighs it and all tokens up to it are of one segment.
     """
+    _require_one_stack(model, "multi_token")
     extra: Any = getattr(model, "multi_token", None)
     if extra is None:
         raise ValueError("multi_token: the model has no multi-token modules; set its config's multi_token")
@@ -157,9 +158,13 @@ def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name][:, :-1] for name in ("positions", "segments") if name in batch}
 
 
-def _require_causal(model: nn.Module, objective: str) -> None:
+def _require_one_stack(model: nn.Module, objective: str) -> None:
     if isinstance(model, EncoderDecoder):
         raise ValueError(f"{objective}: an EncoderDecoder needs a source; train it with sequence_to_sequence")
+
+
+def _require_causal(model: nn.Module, objective: str) -> None:
+    _require_one_stack(model, objective)
     if not getattr(getattr(model, "config", None), "causal", True):
         raise ValueError(
             f"{objective}: a layer of the model has causal=False and sees the very token that it should predict; "
@@ -175,6 +180,7 @@ def _refuse_sampled(model: nn.Module, objective: str) -> None:
 
 
 def _require_encoder(model: nn.Module, mask_id: int, share: float) -> None:
+    _require_one_stack(model, "masked_tokens")
     config = getattr(model, "config", None)
     if getattr(config, "causal", True):
         raise ValueError(
