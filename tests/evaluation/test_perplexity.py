@@ -246,6 +246,7 @@ def test_refuses(arguments, message):
         bits_per_byte(tiny(), byte_tokenizer(), documents, **arguments)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_model_that_sees_what_it_should_predict_is_refused():
     config = tiny().config
     encoder = Transformer(replace(config, blocks=(BlockConfig(AttentionConfig(2, 2, 4, causal=False), None),)))

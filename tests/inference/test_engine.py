@@ -276,6 +276,7 @@ def test_mistakes_are_named(model, tokenizer, engine):
         Engine(new_model(100), tokenizer)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_model_that_looks_ahead_does_not_generate(model, tokenizer):
     block = replace(model.config.blocks[0], mixer=replace(model.config.blocks[0].mixer, causal=False))
     with pytest.raises(ValueError, match="engine: a layer of this model has causal=False .* does not generate"):

@@ -185,6 +185,8 @@ def test_windows_of_text_are_cut_into_source_and_continuation():
     expected = F.cross_entropy(logits.flatten(0, 1), b["tokens"][:, 3:].flatten(), reduction="sum")
     torch.testing.assert_close(loss.total, expected)
     assert float(loss.weight) == 4 * 6
+    seeded = sequence_to_sequence(model, b | {"seed": torch.arange(4)}, split=0.33)  # a number per row has no columns
+    assert torch.equal(seeded.total, loss.total)
 
 
 def test_a_document_that_begins_in_the_target_has_no_source():

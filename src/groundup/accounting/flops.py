@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from groundup.accounting.experts import expert_elementwise, expert_matmuls
-from groundup.accounting.params import meta_model
+from groundup.accounting.params import check_one_stack, meta_model
 from groundup.accounting.recurrence import recurrent_rows
 from groundup.config import nearest
 from groundup.model import (
@@ -70,10 +70,10 @@ def ledger(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -
     """The forward pass, one row per operation and layer.
 
     `causal=True` counts the keys that each query may see (the useful work, which MFU divides by; for a layer that
-    looks ahead all of them);
-    `causal=False` the whole square that an implementation without block skipping multiplies
-    (what torch's FlopCounterMode counts).
+    looks ahead all of them); `causal=False` the whole square that an implementation without block skipping
+    multiplies (what torch's FlopCounterMode counts).
     """
+    check_one_stack(config)
     rows = [
         replace(row, layer=layer)
         for layer in range(config.num_layers)
@@ -227,14 +227,13 @@ def training_ledger(
 ) -> list[Operation]:
     """One optimizer step on `batch` rows: the forward rows, the backward ones, what is recomputed, the update.
 
-    Multi-token modules are among them.
-
-    A matmul has two in the backward pass, for the gradient of either factor, and attention's products too: exact.
-    So are recurrences, where some factors need no gradient.
-    Elementwise operations are counted twice there as a convention. The first `recomputed_layers` blocks run
-    forward once more, up to the last thing that their backward pass reads: without a norm after it, what the
-    `down` product makes is not needed again.
+    Multi-token modules are among them. A matmul has two in the backward pass, for the gradient of either factor, and
+    attention's products too: exact. So are recurrences, where some factors need no gradient. Elementwise operations
+    are counted twice there as a convention. The first `recomputed_layers` blocks run forward once more, up to the
+    last thing that their backward pass reads: without a norm after it, what the `down` product makes is not needed
+    again.
     """
+    check_one_stack(config)
     if not 0 <= recomputed_layers <= config.num_layers:
         raise ValueError(f"recomputed_layers={recomputed_layers}; expected 0 to {config.num_layers}")
     forward = [*ledger(config, seq, batch, causal), *further_tokens(config, seq, batch, causal)]

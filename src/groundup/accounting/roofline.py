@@ -25,7 +25,7 @@ from groundup.accounting.flops import (
     visible_pairs,
 )
 from groundup.accounting.hardware import Machine
-from groundup.accounting.params import meta_model
+from groundup.accounting.params import check_one_stack, meta_model
 from groundup.accounting.traffic import (
     FP32_BYTES,
     INNER_ATTENTION,
@@ -111,6 +111,7 @@ def step_work(
         raise ValueError(f"phase {phase!r} is unknown{nearest(phase, PHASES)}")
     if batch < 1 or seq < 1:
         raise ValueError(f"batch={batch}, seq={seq}; expected at least 1 of each")
+    check_one_stack(config)
     if phase == "decode" and not config.causal:
         raise ValueError("step_work: a layer has causal=False and looks ahead, so the model does not decode; use train")
     queries = 1 if phase == "decode" else seq

@@ -144,9 +144,8 @@ def _cut(batch: Batch, split: float) -> Batch:
         raise ValueError(f"sequence_to_sequence: split={split} of {columns} columns; expected a share of two or more")
     cut = min(max(round(split * columns), 1), columns - 1)
     sources = {f"source_{name}": batch[name][:, :cut] for name in ("positions", "segments") if name in batch}
-    return (
-        {name: tensor[:, cut - 1 :] for name, tensor in batch.items()} | sources | {"source": batch["tokens"][:, :cut]}
-    )
+    targets = {name: tensor[:, cut - 1 :] for name, tensor in batch.items() if name != "seed"}
+    return targets | sources | {"source": batch["tokens"][:, :cut]}
 
 
 def pretraining(model: nn.Module) -> Any:
