@@ -16,8 +16,16 @@ from groundup.accounting.roofline import (
     step_work,
 )
 from groundup.accounting.traffic import matmul_moved
-from groundup.model import AttentionConfig, BlockConfig, LatentAttentionConfig, MLPConfig, ModelConfig, Transformer
-from tests.model.variants import VARIANTS
+from groundup.model import (
+    AttentionConfig,
+    BlockConfig,
+    LatentAttentionConfig,
+    MLPConfig,
+    ModelConfig,
+    MultiTokenConfig,
+    Transformer,
+)
+from tests.model.variants import D_MODEL, MIXERS, VARIANTS, VOCAB, small
 
 H100 = Ceiling("H100 SXM", 989e12, 3.35e12)
 BF16 = torch.bfloat16
@@ -151,6 +159,41 @@ def test_every_operation_of_every_variant_has_bytes_and_the_ledgers_flops(name):
     decode = step_work(config, "decode", batch=2, seq=12, dtype=BF16)
     assert all(r.bytes_moved > 0 for r in decode)
     assert sum(r.flops for r in decode) >= sum(r.flops for r in ledger(config, 1, 2))
+
+
+@pytest.mark.parametrize("mixer", ["gqa", "mamba2"])
+def test_multi_token_modules_are_part_of_training_and_of_nothing_else(mixer):
+    plain = small(BlockConfig(MIXERS[mixer], MLPConfig(24)))
+    config = replace(plain, multi_token=MultiTokenConfig(2))
+    rows = step_work(config, "train", batch=2, seq=12, dtype=BF16)
+    assert all(r.bytes_moved > 0 for r in rows)
+    without_loss = sum(r.flops for r in rows if r.name != "loss")
+    assert without_loss == sum(r.flops for r in training_ledger(config, 12, 2))
+    assert [r.flops for r in rows if r.name == "loss"] == [5 * 2 * VOCAB * n for n in (12, 11, 10)]
+    own = row(rows, "further_combine")  # two vectors of d_model in, one out, and the matrix
+    assert own.bytes_moved == 2 * (2 * 11 * 3 * D_MODEL + 2 * D_MODEL**2)
+    for phase in ("prefill", "decode"):
+        assert step_work(config, phase, batch=2, seq=12, dtype=BF16) == step_work(
+            plain, phase, batch=2, seq=12, dtype=BF16
+        )
+    one, none = (row(step_work(c, "train", batch=2, seq=12, dtype=BF16), "cast_ffn") for c in (config, plain))
+    assert one.bytes_moved == 2 * none.bytes_moved, "two layers, and two modules of the same kind"
+
+
+def test_a_text_too_short_for_a_module_has_no_work_for_it():
+    config = replace(small(BlockConfig(MIXERS["gqa"], MLPConfig(24))), multi_token=MultiTokenConfig(2))
+    for rows in (step_work(config, "train", batch=1, seq=2), training_ledger(config, 2)):
+        assert [r.phase for r in rows if r.name == "further_combine"] == ["forward", "backward"]
+    assert not [r for r in training_ledger(config, 1) if r.name.startswith("further")]
+    assert all(r.flops >= 0 for r in training_ledger(config, 1))
+
+
+def test_a_model_that_looks_ahead_does_not_decode():
+    config = one_layer(AttentionConfig(2, 2, 4, causal=False), 8)
+    rows = step_work(config, "train", batch=1, seq=4)
+    assert sum(r.flops for r in rows if r.name != "loss") == sum(r.flops for r in training_ledger(config, 4))
+    with pytest.raises(ValueError, match="causal=False and looks ahead, so the model does not decode"):
+        step_work(config, "decode", batch=1, seq=4)
 
 
 def test_casting_float32_weights_moves_six_bytes_each():

@@ -110,6 +110,11 @@ def test_scaling_changes_the_copy_and_leaves_the_model():
     assert torch.equal(with_scaling(made, LinearScaling(1.0))(tokens), before)
 
 
+def test_an_unknown_scaling_is_refused():
+    with pytest.raises(ValueError, match="scaling 'yarm' is unknown; did you mean 'yarn'"):
+        score_lengths(model(), TOKENIZER, TEXTS, [1], scaling="yarm")
+
+
 def test_scaling_keeps_the_compute_type_and_fits_experts():
     block = BlockConfig(AttentionConfig(2, 1, 8), MoEConfig(4, 2, 8))
     made = Transformer(ModelConfig(257, 16, 2, (block,), 16))

@@ -10,7 +10,7 @@ import torch
 from groundup import presets
 from groundup.evaluation import bits_per_byte, perplexity, token_nats
 from groundup.evaluation.perplexity import document_windows
-from groundup.model import AttentionConfig, BlockConfig, Transformer
+from groundup.model import AttentionConfig, BlockConfig, EncoderDecoder, Transformer
 from groundup.tokenizer import Tokenizer
 
 BYTES = {i: bytes([i]) for i in range(256)}
@@ -246,11 +246,15 @@ def test_refuses(arguments, message):
         bits_per_byte(tiny(), byte_tokenizer(), documents, **arguments)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_model_that_sees_what_it_should_predict_is_refused():
     config = tiny().config
     encoder = Transformer(replace(config, blocks=(BlockConfig(AttentionConfig(2, 2, 4, causal=False), None),)))
     with pytest.raises(ValueError, match="causal=False and sees the tokens to be predicted"):
         bits_per_byte(encoder, byte_tokenizer(), ["ab"])
+    pair = EncoderDecoder(presets.vaswani_encoder_decoder(vocab_size=257, d_model=16, num_layers=1, num_heads=2))
+    with pytest.raises(ValueError, match="an EncoderDecoder needs a source"):
+        bits_per_byte(pair, byte_tokenizer(), ["ab"])
 
 
 def test_refuses_the_tokenizer_of_another_model():

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from groundup import presets
 from groundup.accounting import ledger
 from groundup.inference import Engine, SamplingParams
-from groundup.model import CountingCache, LearnedPositions, Transformer
+from groundup.model import CountingCache, EncoderDecoder, LearnedPositions, Transformer
 from groundup.model.pretrained import save_pretrained
 from groundup.tokenizer import Tokenizer
 
@@ -276,10 +276,14 @@ def test_mistakes_are_named(model, tokenizer, engine):
         Engine(new_model(100), tokenizer)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_model_that_looks_ahead_does_not_generate(model, tokenizer):
     block = replace(model.config.blocks[0], mixer=replace(model.config.blocks[0].mixer, causal=False))
     with pytest.raises(ValueError, match="engine: a layer of this model has causal=False .* does not generate"):
         Engine(Transformer(replace(model.config, blocks=(block,))), tokenizer)
+    pair = EncoderDecoder(presets.vaswani_encoder_decoder(vocab_size=9, d_model=16, num_layers=1, num_heads=2))
+    with pytest.raises(ValueError, match="engine: an EncoderDecoder answers a source"):
+        Engine(pair, tokenizer)
 
 
 def test_broken_weights_are_reported(tokenizer):

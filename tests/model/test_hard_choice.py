@@ -134,6 +134,9 @@ def test_a_layer_leaves_its_choices_and_its_entropy_when_asked():
     assert where.choices[0].log_probs[0, 0] == 0
     expected = -0.5 * entropy((x @ moe.router.weight.T).flatten(0, 1))[1:].mean()
     torch.testing.assert_close(torch.stack(where.auxiliary), expected[None])
+    where = layout(2, 3, choices=[])
+    moe(x, where)
+    assert where.auxiliary is None and len(where.choices) == 1
     where = layout(2, 3, auxiliary=[], choices=[])
     moe.eval()(x, where)
     assert where.choices == []

@@ -6,7 +6,16 @@ import torch
 
 from groundup import presets
 from groundup.accounting import count_parameters, training_memory
-from groundup.model import BlockConfig, LoRAConfig, MLPConfig, MoEConfig, TopKRouter, Transformer, add_lora
+from groundup.model import (
+    BlockConfig,
+    LoRAConfig,
+    MLPConfig,
+    MoEConfig,
+    NeuralNgramConfig,
+    TopKRouter,
+    Transformer,
+    add_lora,
+)
 from groundup.model.linear import Linear
 from groundup.model.lora import (
     LoRALinear,
@@ -356,6 +365,16 @@ def test_an_adapter_where_only_the_weight_is_read_is_refused():
     model = build(small(BlockConfig(MIXERS["lstm"], MLPConfig(24))))
     with pytest.raises(ValueError, match="read as a matrix"):
         add_lora(model, LoRAConfig(patterns=("blocks.*.mixer.wh",)))
+
+
+def test_a_layer_of_the_same_name_that_is_called_has_one():
+    model = trained_adapters(
+        build(small(BlockConfig(NeuralNgramConfig(3, 12, direct=True), MLPConfig(24)))),
+        LoRAConfig(patterns=("blocks.*.mixer.wh",)),
+    )
+    assert [path for path, _ in adapters(model)] == ["blocks.0.mixer.wh", "blocks.1.mixer.wh"]
+    adapted, base = model(tokens()), remove(model)(tokens())
+    assert not torch.allclose(adapted, base)
 
 
 def test_the_balancing_bias_of_a_frozen_base_stays():

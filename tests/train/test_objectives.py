@@ -12,6 +12,7 @@ from groundup.optim import AdamW, warmup_stable_decay
 from groundup.train import masked_tokens, next_token, sequence_to_sequence, train
 from groundup.train.feed import count_tokens, split
 from groundup.train.masked import mask_tokens
+from groundup.train.objectives import multi_token
 from tests.train.small import VOCAB, Batches, batch, same_weights, tiny_model
 
 
@@ -153,8 +154,9 @@ def test_objectives_and_models_that_do_not_fit():
         masked_tokens(tiny_model(), batch(0), mask_id=0)
     with pytest.raises(ValueError, match="a Transformer has no source; give an EncoderDecoder"):
         sequence_to_sequence(tiny_model(), batch(0))
-    with pytest.raises(ValueError, match="next_token: an EncoderDecoder needs a source"):
-        next_token(pairs, batch(0))
+    for objective in (next_token, multi_token, partial(masked_tokens, mask_id=0)):
+        with pytest.raises(ValueError, match="[a-z]+_tokens?: an EncoderDecoder needs a source"):
+            objective(pairs, batch(0))
     with pytest.raises(ValueError, match="split=1.0 of 9 columns"):
         sequence_to_sequence(pairs, batch(0), split=1.0)
     with pytest.raises(ValueError, match="row 0, position 2: token id 99"):
@@ -183,6 +185,8 @@ def test_windows_of_text_are_cut_into_source_and_continuation():
     expected = F.cross_entropy(logits.flatten(0, 1), b["tokens"][:, 3:].flatten(), reduction="sum")
     torch.testing.assert_close(loss.total, expected)
     assert float(loss.weight) == 4 * 6
+    seeded = sequence_to_sequence(model, b | {"seed": torch.arange(4)}, split=0.33)  # a number per row has no columns
+    assert torch.equal(seeded.total, loss.total)
 
 
 def test_a_document_that_begins_in_the_target_has_no_source():

@@ -44,7 +44,7 @@ def gradients(total, made):
     return torch.cat([g.flatten() for g in found])
 
 
-def exact_and_estimates(monkeypatch, made, layers, rows, of=None):
+def exact_and_estimates(monkeypatch, made, layers, rows, of=None, z_loss=0.0):
     """(gradient of the expected loss, probabilities of all choices, the estimate that each would give)."""
     of = of or made
     tokens, expected, probabilities, estimates = batch(rows)["tokens"], 0.0, [], []
@@ -54,10 +54,11 @@ def exact_and_estimates(monkeypatch, made, layers, rows, of=None):
         choices = []
         logits = made.logits(made.hidden(tokens[:, :-1], auxiliary=[], choices=choices))
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+        loss = loss + z_loss * logits.logsumexp(-1).square().sum()
         probability = torch.stack([choice.log_probs.sum() for choice in choices]).sum().exp()
         expected = expected + probability * loss
         probabilities.append(probability.detach())
-        estimates.append(gradients(objectives.next_token(made, batch(rows)).total, of))
+        estimates.append(gradients(objectives.next_token(made, batch(rows), z_loss=z_loss).total, of))
     return gradients(expected, of), torch.stack(probabilities), torch.stack(estimates)
 
 
@@ -72,6 +73,13 @@ def test_the_estimate_is_unbiased_over_all_choices(monkeypatch, layers, rows, ba
     assert probabilities.sum().item() == pytest.approx(1.0)
     torch.testing.assert_close(probabilities @ estimates, exact, rtol=1e-9, atol=1e-9)
     assert (estimates - exact).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("baseline", ["none", "greedy"])
+def test_a_choice_answers_for_the_z_loss_too(monkeypatch, baseline):
+    made = model(1, ReinforceRouter(baseline, 1.0, entropy=0.0))
+    exact, probabilities, estimates = exact_and_estimates(monkeypatch, made, 1, 1, z_loss=0.5)
+    torch.testing.assert_close(probabilities @ estimates, exact, rtol=1e-9, atol=1e-9)
 
 
 def test_without_the_losses_to_come_the_first_of_two_blocks_is_biased(monkeypatch):
@@ -135,6 +143,24 @@ def test_the_greedy_pass_takes_the_best_and_leaves_every_mode_as_it_was():
     torch.testing.assert_close(found, -log_probs.gather(-1, b["tokens"][:, 1:, None])[..., 0])
     assert greedy_nats(made, b, {}) is None  # nothing is sampled in evaluation
     assert greedy_nats(model(1), b, {}) is None
+
+
+def test_without_gradients_a_model_in_training_mode_has_a_loss():
+    made, b = model(1, ReinforceRouter("greedy", entropy=0.0)), batch(2)
+    torch.manual_seed(0)
+    expected = objectives.next_token(made, b).total
+    torch.manual_seed(0)
+    with torch.no_grad():
+        torch.testing.assert_close(objectives.next_token(made, b).total, expected)
+
+
+def test_a_router_that_samples_in_a_model_that_does_not_train_has_its_baseline():
+    made, b = model(1, ReinforceRouter("greedy", entropy=0.0)), batch(2)
+    router = made.eval().blocks[0].ffn.router.train()
+    torch.manual_seed(0)
+    found = [gradients(objectives.next_token(made, b).total, router).abs().sum() for _ in range(20)]
+    assert max(found) > 0, "only where all of the sample is the best is there nothing to learn"
+    assert router.training and not made.training
 
 
 def test_it_finds_the_best_expert_from_its_costs_alone():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from groundup.accounting.experts import expert_elementwise, expert_matmuls
-from groundup.accounting.params import meta_model
+from groundup.accounting.params import check_one_stack, meta_model
 from groundup.accounting.recurrence import recurrent_rows
 from groundup.config import nearest
 from groundup.model import (
@@ -70,10 +70,10 @@ def ledger(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -
     """The forward pass, one row per operation and layer.
 
     `causal=True` counts the keys that each query may see (the useful work, which MFU divides by; for a layer that
-    looks ahead all of them);
-    `causal=False` the whole square that an implementation without block skipping multiplies
-    (what torch's FlopCounterMode counts).
+    looks ahead all of them); `causal=False` the whole square that an implementation without block skipping
+    multiplies (what torch's FlopCounterMode counts).
     """
+    check_one_stack(config)
     rows = [
         replace(row, layer=layer)
         for layer in range(config.num_layers)
@@ -92,16 +92,17 @@ def further_tokens(config: ModelConfig, seq: int, batch: int = 1, causal: bool =
 
     Depth k reads seq - k tokens: after those the token that it needs is not known (see `model.multi_token`).
     """
-    rows = []
-    block, norm = config.block(config.num_layers - 1), NORM_FLOPS[config.block(config.num_layers - 1).norm]
-    for k in range(1, 1 + (config.multi_token.depth if config.multi_token else 0)):
-        known = seq - k
-        elements = batch * known * config.d_model
-        rows += _block(block, config.d_model, known, batch, causal)
-        rows.append(Operation("combine", "matmul", 2 * elements * 2 * config.d_model))
-        rows.append(Operation("further_norms", "elementwise", 3 * norm * elements))
-        rows.append(Operation("further_head", "matmul", 2 * elements * config.vocab_size))
-    return rows
+    depth = min(config.multi_token.depth, seq - 1) if config.multi_token else 0
+    return [row for k in range(1, 1 + depth) for row in further_token(config, seq - k, batch, causal)]
+
+
+def further_token(config: ModelConfig, known: int, batch: int, causal: bool = True) -> Iterator[Operation]:
+    """One multi-token module on the tokens that it knows."""
+    block, elements = config.block(config.num_layers - 1), batch * known * config.d_model
+    yield from _block(block, config.d_model, known, batch, causal)
+    yield Operation("further_combine", "matmul", 2 * elements * 2 * config.d_model)
+    yield Operation("further_norms", "elementwise", 3 * NORM_FLOPS[block.norm] * elements)
+    yield Operation("further_head", "matmul", 2 * elements * config.vocab_size)
 
 
 def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool) -> Iterator[Operation]:
@@ -226,14 +227,13 @@ def training_ledger(
 ) -> list[Operation]:
     """One optimizer step on `batch` rows: the forward rows, the backward ones, what is recomputed, the update.
 
-    Multi-token modules are among them.
-
-    A matmul has two in the backward pass, for the gradient of either factor, and attention's products too: exact.
-    So are recurrences, where some factors need no gradient.
-    Elementwise operations are counted twice there as a convention. The first `recomputed_layers` blocks run
-    forward once more, up to the last thing that their backward pass reads: without a norm after it, what the
-    `down` product makes is not needed again.
+    Multi-token modules are among them. A matmul has two in the backward pass, for the gradient of either factor, and
+    attention's products too: exact. So are recurrences, where some factors need no gradient. Elementwise operations
+    are counted twice there as a convention. The first `recomputed_layers` blocks run forward once more, up to the
+    last thing that their backward pass reads: without a norm after it, what the `down` product makes is not needed
+    again.
     """
+    check_one_stack(config)
     if not 0 <= recomputed_layers <= config.num_layers:
         raise ValueError(f"recomputed_layers={recomputed_layers}; expected 0 to {config.num_layers}")
     forward = [*ledger(config, seq, batch, causal), *further_tokens(config, seq, batch, causal)]

@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from groundup.accounting.params import meta_model
+from groundup.accounting.params import check_one_stack, meta_model
 from groundup.model import CountingCache, ModelConfig
 
 FP32_BYTES = 4
@@ -89,6 +89,7 @@ def activation_bytes(
 
     `device` is where the model would train; nothing is allocated there, but this torch must support it.
     """
+    check_one_stack(config)
     period = len(config.blocks)
     first = config.num_layers if recompute is True else int(recompute)
 
@@ -155,6 +156,7 @@ def least_recompute(
 
     Every recomputed block costs its forward pass once more, so no more than necessary should be.
     """
+    check_one_stack(config)
     low, high = 0, config.num_layers
     while low <= high:
         blocks = (low + high) // 2

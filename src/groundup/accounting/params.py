@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from groundup.accounting.experts import inactive_parameters
-from groundup.model import ModelConfig, MoEConfig, Transformer
+from groundup.model import EncoderDecoderConfig, ModelConfig, MoEConfig, Transformer
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,18 @@ class ParameterCount:
         return self.total - self.embedding - self.head
 
 
+def check_one_stack(config: ModelConfig) -> None:
+    """ValueError for an `EncoderDecoderConfig`, whose costs depend on two lengths and are not counted."""
+    if isinstance(config, EncoderDecoderConfig):
+        raise ValueError(
+            "accounting: an EncoderDecoderConfig has two stacks, and costs are counted of one; give its `encoder`, or "
+            "count the parameters of an EncoderDecoder that is built on the meta device"
+        )
+
+
 def meta_model(config: ModelConfig) -> Transformer:
     """The model without storage: shapes and names are real, numbers are not."""
+    check_one_stack(config)
     with torch.device("meta"):
         return Transformer(config)
 

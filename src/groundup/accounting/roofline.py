@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from groundup.accounting.flops import (
     ADAMW_FLOPS,
@@ -18,12 +19,13 @@ from groundup.accounting.flops import (
     SOFTMAX_FLOPS,
     Operation,
     OptimizerName,
+    further_token,
     ledger,
     optimizer_ledger,
     visible_pairs,
 )
 from groundup.accounting.hardware import Machine
-from groundup.accounting.params import meta_model
+from groundup.accounting.params import check_one_stack, meta_model
 from groundup.accounting.traffic import (
     FP32_BYTES,
     INNER_ATTENTION,
@@ -101,21 +103,28 @@ def step_work(
     writes scores to memory.
 
     Beside the ledger's rows there are some which hardly compute but move bytes: the embedding's lookup, casts, and in
-    training the loss between the logits and their gradient.
+    training the loss between the logits and their gradient. Multi-token modules are trained, and not used else.
+
+    ValueError for an unknown phase, and for decoding with a model that looks ahead.
     """
     if phase not in PHASES:
         raise ValueError(f"phase {phase!r} is unknown{nearest(phase, PHASES)}")
     if batch < 1 or seq < 1:
         raise ValueError(f"batch={batch}, seq={seq}; expected at least 1 of each")
+    check_one_stack(config)
+    if phase == "decode" and not config.causal:
+        raise ValueError("step_work: a layer has causal=False and looks ahead, so the model does not decode; use train")
     queries = 1 if phase == "decode" else seq
     model = meta_model(config)
     forward = list(_blocks(config, model, batch, queries, seq, fused_attention))
     forward += _ends(config, model, batch, queries, phase)
+    forward += _further(config, model, batch, seq, fused_attention) if phase == "train" else ()
     rows = [_work(row, moved.forward * dtype.itemsize) for row, moved in forward if moved.forward]
-    rows += _casts(model, dtype, "forward")
+    depths = _depths(model) if phase == "train" else []
+    rows += _casts(model, dtype, "forward", depths)
     if phase == "train":
         rows += [_work(row.reversed(), moved.backward * dtype.itemsize) for row, moved in forward if moved.backward]
-        rows += _casts(model, dtype, "backward")
+        rows += _casts(model, dtype, "backward", depths)
         rows += [] if optimizer is None else _update(config, model, optimizer)
     return rows
 
@@ -131,9 +140,15 @@ def _blocks(
     for layer, block in enumerate(model.blocks):
         kind = config.block(layer)
         span = _span(kind, batch, queries, keys)
-        for row in _seen(kind, [row for row in rows if row.layer == layer], span, fused):
-            fused_row = row.name == "attention"
-            yield row, _attention_moved(kind, span) if fused_row else row_moved(row, block, kind, span)
+        yield from _block_moved(block, kind, [row for row in rows if row.layer == layer], span, fused)
+
+
+def _block_moved(
+    block: nn.Module, kind: BlockConfig, rows: list[Operation], span: Span, fused: bool
+) -> Iterator[tuple[Operation, Moved]]:
+    for row in _seen(kind, rows, span, fused):
+        fused_row = row.name == "attention"
+        yield row, _attention_moved(kind, span) if fused_row else row_moved(row, block, kind, span)
 
 
 def _span(block: BlockConfig, batch: int, queries: int, keys: int) -> Span:
@@ -195,12 +210,38 @@ def _ends(
         yield Operation("loss", "elementwise", SOFTMAX_FLOPS * scored * vocab), Moved(2 * scored * vocab, 0)
 
 
-def _casts(model: Transformer, dtype: torch.dtype, phase: Literal["forward", "backward"]) -> Iterator[Work]:
+def _further(
+    config: ModelConfig, model: Transformer, batch: int, seq: int, fused: bool
+) -> Iterator[tuple[Operation, Moved]]:
+    """The multi-token modules, each with its own lookup, head and loss."""
+    kind, d_model, vocab = config.block(config.num_layers - 1), config.d_model, config.vocab_size
+    for k, depth in enumerate(_depths(model)[: seq - 1], 1):
+        known, tokens = seq - k, batch * (seq - k)
+        rows = [row for row in further_token(config, known, batch) if row.flops or row.backward]
+        own = {row.name: row for row in rows if row.name.startswith("further_")}
+        inner = [row for row in rows if row.name not in own]
+        yield from _block_moved(depth.block, kind, inner, _span(kind, batch, known, known), fused)  # type: ignore[arg-type]
+        yield Operation("embedding", "elementwise", 0), Moved(2 * tokens * d_model, 3 * tokens * d_model)
+        yield own["further_combine"], matmul_moved(tokens, 2 * d_model, d_model)
+        yield own["further_norms"], norm_moved(own["further_norms"].flops, kind.norm)
+        yield own["further_head"], matmul_moved(tokens, d_model, vocab)
+        yield Operation("loss", "elementwise", SOFTMAX_FLOPS * tokens * vocab), Moved(2 * tokens * vocab, 0)
+
+
+def _depths(model: Transformer) -> list[nn.Module]:
+    return [] if model.multi_token is None else list(model.multi_token.depths)
+
+
+def _casts(
+    model: Transformer, dtype: torch.dtype, phase: Literal["forward", "backward"], depths: list[nn.Module]
+) -> Iterator[Work]:
     """Matrices from float32 to `dtype` on the way forward, their gradients back on the way backward."""
     if dtype == torch.float32:
         return
-    mixers = [p for block in model.blocks for p in block.get_submodule("mixer").parameters()]
-    ffns = [p for name, p in model.blocks.named_parameters() if ".ffn." in name]
+    blocks = [*model.blocks, *(depth.get_submodule("block") for depth in depths)]
+    mixers = [p for block in blocks for p in block.get_submodule("mixer").parameters()]
+    mixers += [p for depth in depths for p in depth.get_submodule("combine").parameters()]
+    ffns = [p for block in blocks for name, p in block.named_parameters() if name.startswith("ffn.")]
     for name, owned in {"cast_mixer": mixers, "cast_ffn": ffns, "cast_head": [model.head_weight]}.items():
         if count := sum(p.numel() for p in owned if p.ndim > 1):
             yield Work(name, "elementwise", 0, phase=phase, bytes_moved=(FP32_BYTES + dtype.itemsize) * count)

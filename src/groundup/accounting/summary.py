@@ -4,12 +4,13 @@ from collections import Counter
 
 from groundup.accounting.flops import beside_six_nd, forward_flops, ledger, training_flops_per_token
 from groundup.accounting.memory import cache_bytes, training_memory
-from groundup.accounting.params import count_parameters
+from groundup.accounting.params import check_one_stack, count_parameters
 from groundup.model import ModelConfig
 
 
 def summary(config: ModelConfig, context_length: int | None = None, batch: int = 1) -> str:
     """Parameters, FLOPs by operation, and training memory (fp32, AdamW) of one configuration, as text."""
+    check_one_stack(config)
     seq = context_length or config.context_length
     count = count_parameters(config)
     memory = training_memory(config, batch, seq)

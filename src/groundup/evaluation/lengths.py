@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from groundup.config import nearest
 from groundup.evaluation.perplexity import token_nats
 from groundup.model import LearnedPositions, ModelConfig, Transformer
 from groundup.model.rope_scaling import LinearScaling, NTKScaling, RopeScaling, YarnScaling
@@ -100,6 +101,8 @@ def score_lengths(
     `scaling` names one of `SCALINGS`, which stretches the rotary embeddings by each multiple, without training. None
     stands for a length that the model cannot read, as it learned a vector for each position.
     """
+    if scaling is not None and scaling not in SCALINGS:
+        raise ValueError(f"scaling {scaling!r} is unknown{nearest(scaling, SCALINGS)}")
     trained = model.config.context_length
     whole, scores = trained * math.lcm(*multiples), []
     for multiple in multiples:

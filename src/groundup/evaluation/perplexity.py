@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Integer
 from torch import Tensor
 
-from groundup.model import Transformer
+from groundup.model import EncoderDecoder, Transformer
 from groundup.tokenizer import Tokenizer
 
 # Logits alive at a time: 2^24 floats are 64 MiB, whatever the vocabulary.
@@ -76,6 +76,7 @@ def bits_per_byte(
         raise ValueError("bits per byte: the documents hold no text; expected at least one byte")
     end = tokenizer.end_of_text
     targets = [np.array([*ids, end], dtype=np.int64) for ids in tokenizer.encode_batch(documents)]
+    _check_causal(model)
     context = model.config.context_length if context_length is None else context_length
     context, stride = _window_sizes(context, stride)
     scores = token_nats(
@@ -98,6 +99,18 @@ def bits_per_byte(
     )
 
 
+def _check_causal(model: Transformer) -> None:
+    if isinstance(model, EncoderDecoder):
+        raise ValueError(
+            "bits per byte: an EncoderDecoder needs a source for each text; its loss is sequence_to_sequence"
+        )
+    if not model.config.causal:
+        raise ValueError(
+            "bits per byte: a layer of the model has causal=False and sees the tokens to be predicted, so its losses "
+            "are not those of a language model; give a causal one"
+        )
+
+
 @torch.no_grad()
 def token_nats(
     model: Transformer,
@@ -113,11 +126,7 @@ def token_nats(
 
     The model is put into eval mode, and back into the mode it was in.
     """
-    if not model.config.causal:
-        raise ValueError(
-            "bits per byte: a layer of the model has causal=False and sees the tokens to be predicted, so its losses "
-            "are not those of a language model; give a causal one"
-        )
+    _check_causal(model)
     context, stride = _window_sizes(context_length, stride)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; expected at least 1")

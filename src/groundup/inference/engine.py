@@ -19,7 +19,7 @@ from groundup.config import nearest
 from groundup.device import default_device, require_device
 from groundup.inference.sampling import SamplingParams, TokenLogprob, sample, token_logprobs
 from groundup.inference.sequence import Completion, Sequence
-from groundup.model import Cache, Transformer
+from groundup.model import Cache, EncoderDecoder, Transformer
 from groundup.model.pretrained import load_pretrained, read_end_ids
 from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.chat import CONTROL_TOKENS, END_TOKENS, render
@@ -51,6 +51,8 @@ class Engine:
         chat_template: ChatTemplate | None = None,
         end_ids: Collection[int] = (),
     ) -> None:
+        if isinstance(model, EncoderDecoder):
+            raise ValueError("engine: an EncoderDecoder answers a source, and a prompt is none; call its `generate`")
         vocab = model.config.vocab_size
         if not model.config.causal:
             raise ValueError(

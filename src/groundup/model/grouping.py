@@ -51,8 +51,6 @@ def _blocks(config: ModelConfig) -> dict[str, BlockConfig]:
 def _grouped(block: BlockConfig, num_kv_heads: int) -> BlockConfig:
     if not isinstance(block.mixer, AttentionConfig):
         return block
-    if not isinstance(block.mixer, AttentionConfig):
-        return block
     old = block.mixer.num_kv_heads
     if num_kv_heads < 1 or old % num_kv_heads:
         allowed = ", ".join(str(n) for n in range(1, old + 1) if old % n == 0)

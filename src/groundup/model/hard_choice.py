@@ -47,8 +47,9 @@ class ReinforceRouter:
     the best are taken. A choice's cost is what the objective says: the losses, in nats, that come after it.
 
     baseline  what is subtracted from a cost, which changes the estimate's noise and not its mean: nothing, the mean
-              cost of the batch's other rows at the same position, or what the same tokens cost when the best experts
-              are taken (another forward pass; Rennie et al. 2017, arXiv:1612.00563)
+              cost of the micro-batch's other rows at the same position (nothing where a row is alone), or what the same
+              tokens cost when the best experts are taken (another forward pass; Rennie et al. 2017,
+              arXiv:1612.00563)
     discount  a loss s tokens later counts discount^s. At 1 the estimate is unbiased. At 0 a choice answers for its
               own token's prediction alone: all there is to answer for in the last block, where nothing looks back at
               it, a bias in the blocks before, and far less noise

@@ -70,6 +70,7 @@ class LatentAttention(nn.Module):
 
     shard: ClassVar[dict[str, str]] = {"wq": "col", "wq_up": "col", "wk_rope": "shared", "wkv_up": "col", "wo": "row"}
     residual_outputs: ClassVar[tuple[str, ...]] = ("wo",)
+    read_as_matrix: ClassVar[tuple[str, ...]] = ("wkv_up",)
 
     def __init__(self, config: LatentAttentionConfig, d_model: int, norm_eps: float = 1e-5) -> None:
         super().__init__()

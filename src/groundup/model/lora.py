@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from groundup.config import near, plural
 from groundup.model.linear import Linear, truncated_normal_
 
-# Read by their weight and never called (the head in the fused loss, latent attention's absorbed form, an LSTM's
-# recurrence), so an adapter beside the weight would be passed over without a word.
-READ_AS_MATRIX = ("head", "wkv_up", "wh")
+# Read by their weight and never called (the head in the fused loss), so an adapter beside the weight would be passed
+# over without a word. Modules name those of their own: latent attention's absorbed form, an LSTM's recurrence.
+READ_AS_MATRIX = ("head",)
 SHOWN = 4
 
 
@@ -97,10 +97,19 @@ class LoRALinear(Linear):
 
 def linear_maps(model: nn.Module) -> dict[str, Linear]:
     """Path -> every linear map that can have an adapter."""
+    passed_over = read_as_matrices(model)
     return {
-        path: module
+        path: module for path, module in model.named_modules() if isinstance(module, Linear) and path not in passed_over
+    }
+
+
+def read_as_matrices(model: nn.Module) -> set[str]:
+    """Paths of the linear maps that are read by their weight and never called."""
+    return {
+        f"{path}.{name}".removeprefix(".")
         for path, module in model.named_modules()
-        if isinstance(module, Linear) and path.rpartition(".")[2] not in READ_AS_MATRIX
+        for name in (*READ_AS_MATRIX, *getattr(module, "read_as_matrix", ()))
+        if hasattr(module, name)
     }
 
 
@@ -110,8 +119,8 @@ def add_lora(
     """Freeze `model` and put an adapter beside each linear map that a pattern matches, in place; returns `model`.
 
     Build optimizers afterwards. `base_dtype` (such as bfloat16) stores the frozen matrices in fewer bytes; the
-    adapters, their gradients and optimizer states stay in float32. The head and latent attention's `wkv_up` are
-    read as matrices and cannot have adapters.
+    adapters, their gradients and optimizer states stay in float32. The head, latent attention's `wkv_up` and an
+    LSTM's `wh` are read as matrices and cannot have adapters.
 
     Raises ValueError for a pattern that matches nothing (with the nearest paths), a model that has adapters, and
     one that is cut by tensor parallelism.
@@ -134,13 +143,15 @@ def matching(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, Linear]:
     maps = linear_maps(model)
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in maps):
-            raise ValueError(f"LoRA: pattern {pattern!r} matches no linear map{_nearest_paths(pattern, maps)}")
+            if any(fnmatchcase(path, pattern) for path in read_as_matrices(model)):
+                why = ": it is read as a matrix and never called, so an adapter beside it would do nothing"
+            else:
+                why = _nearest_paths(pattern, maps)
+            raise ValueError(f"LoRA: pattern {pattern!r} matches no linear map{why}")
     return {path: linear for path, linear in maps.items() if any(fnmatchcase(path, p) for p in patterns)}
 
 
 def _nearest_paths(pattern: str, maps: dict[str, Linear]) -> str:
-    if pattern.rpartition(".")[2] in READ_AS_MATRIX:
-        return ": it is read as a matrix and never called, so an adapter beside it would do nothing"
     general = list(dict.fromkeys(_any_layer(path) for path in maps))
     shown = ", ".join(general[:SHOWN]) + (", ..." if len(general) > SHOWN else "")
     return near(_any_layer(pattern), general, SHOWN) or f"; there are {shown or 'none in this model'}"

@@ -50,6 +50,7 @@ class LSTM(nn.Module):
     """
 
     residual_outputs: ClassVar[tuple[str, ...]] = ("wo",)
+    read_as_matrix: ClassVar[tuple[str, ...]] = ("wh",)
 
     def __init__(self, config: LSTMConfig, d_model: int, norm_eps: float = 1e-5) -> None:
         super().__init__()

@@ -189,13 +189,14 @@ class MoE(nn.Module):
     # A compiled graph would be bound to the list's length, and so to one layer.
     @torch.compiler.disable()
     def _leave_losses(self, layout: Layout, routing: Routing, valid: Bool[Tensor, "batch seq"]) -> None:
-        if layout.auxiliary is None:
+        if layout.auxiliary is None and layout.choices is None:
             return
-        losses = self._losses(routing, valid)
+        losses = [] if layout.auxiliary is None else self._losses(routing, valid)
         # Within a backward pass this is activation checkpointing running the layer again. Nobody reads the list any
         # more, and losses in it would keep alive what checkpointing is to free.
         if torch._C._current_graph_task_id() == -1:
-            layout.auxiliary.extend(losses)
+            if layout.auxiliary is not None:
+                layout.auxiliary.extend(losses)
             if layout.choices is not None and routing.log_probs is not None:
                 assert isinstance(self.config.router, ReinforceRouter)
                 layout.choices.append(Choice(routing.log_probs.view(valid.shape), self.config.router))

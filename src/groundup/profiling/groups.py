@@ -24,6 +24,7 @@ GROUPS = (EMBEDDING, NORM, PROJECTIONS, ATTENTION, FEED_FORWARD, HEAD, RESIDUAL,
 
 _BY_NAME = {
     "embedding": EMBEDDING, "head": HEAD, "loss": HEAD, "cast_head": HEAD, "residual": RESIDUAL,
+    "further_combine": HEAD, "further_head": HEAD, "further_norms": NORM,
     "cast_mixer": PROJECTIONS, "rope": ATTENTION, "attention": ATTENTION,
     "gate": FEED_FORWARD, "up": FEED_FORWARD, "down": FEED_FORWARD, "activation": FEED_FORWARD,
     "router": FEED_FORWARD, "routing": FEED_FORWARD, "combine": FEED_FORWARD, "cast_ffn": FEED_FORWARD,

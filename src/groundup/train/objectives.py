@@ -41,12 +41,13 @@ def next_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     drifting (Chowdhery et al. 2022 use 1e-4); `functools.partial(next_token, z_loss=1e-4)` is an objective.
     """
     _require_causal(model, "next_token")
-    greedy = reinforce.greedy_nats(model, batch, _inputs(batch))
+    greedy = reinforce.greedy_nats(model, batch, _inputs(batch), z_loss)
     choices: list[Choice] = []
     hidden, auxiliary = _hidden(model, batch, choices)
     total, weight = _cross_entropy(model, hidden, batch, ahead=1, z_loss=z_loss)
-    if choices:
-        total = total + reinforce.score_function(choices, reinforce.token_nats(model, hidden, batch), greedy, batch)
+    if choices and torch.is_grad_enabled():
+        nats = reinforce.token_nats(model, hidden, batch, z_loss)
+        total = total + reinforce.score_function(choices, nats, greedy, batch)
     return _with_auxiliary(Loss(total, weight), model, auxiliary)
 
 
@@ -57,6 +58,7 @@ def multi_token(model: nn.Module, batch: Batch, *, z_loss: float = 0.0) -> Loss:
     loss is divided by the number of tokens of the main one. `metrics` has each depth's own sum of nats, as `ahead_2`
     and so on. A prediction counts where the mask weighs it and all tokens up to it are of one segment.
     """
+    _require_one_stack(model, "multi_token")
     extra: Any = getattr(model, "multi_token", None)
     if extra is None:
         raise ValueError("multi_token: the model has no multi-token modules; set its config's multi_token")
@@ -142,9 +144,8 @@ def _cut(batch: Batch, split: float) -> Batch:
         raise ValueError(f"sequence_to_sequence: split={split} of {columns} columns; expected a share of two or more")
     cut = min(max(round(split * columns), 1), columns - 1)
     sources = {f"source_{name}": batch[name][:, :cut] for name in ("positions", "segments") if name in batch}
-    return (
-        {name: tensor[:, cut - 1 :] for name, tensor in batch.items()} | sources | {"source": batch["tokens"][:, :cut]}
-    )
+    targets = {name: tensor[:, cut - 1 :] for name, tensor in batch.items() if name != "seed"}
+    return targets | sources | {"source": batch["tokens"][:, :cut]}
 
 
 def pretraining(model: nn.Module) -> Any:
@@ -156,9 +157,13 @@ def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name][:, :-1] for name in ("positions", "segments") if name in batch}
 
 
-def _require_causal(model: nn.Module, objective: str) -> None:
+def _require_one_stack(model: nn.Module, objective: str) -> None:
     if isinstance(model, EncoderDecoder):
         raise ValueError(f"{objective}: an EncoderDecoder needs a source; train it with sequence_to_sequence")
+
+
+def _require_causal(model: nn.Module, objective: str) -> None:
+    _require_one_stack(model, objective)
     if not getattr(getattr(model, "config", None), "causal", True):
         raise ValueError(
             f"{objective}: a layer of the model has causal=False and sees the very token that it should predict; "
@@ -174,6 +179,7 @@ def _refuse_sampled(model: nn.Module, objective: str) -> None:
 
 
 def _require_encoder(model: nn.Module, mask_id: int, share: float) -> None:
+    _require_one_stack(model, "masked_tokens")
     config = getattr(model, "config", None)
     if getattr(config, "causal", True):
         raise ValueError(

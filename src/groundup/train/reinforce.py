@@ -22,19 +22,23 @@ def score_function(choices: Sequence[Choice], nats: Nats, greedy: Nats | None, b
     of that of the expected loss, where the discount is 1.
     """
     segments = batch["segments"][:, : nats.shape[1]] if "segments" in batch else None
+    advantages = {config: _advantage(config, nats, greedy, segments) for config in {c.config for c in choices}}
     total = nats.new_zeros(())
     for choice in choices:
-        costs = costs_to_go(nats, choice.config.discount, segments)
-        match choice.config.baseline:
-            case "none":
-                advantage = costs
-            case "mean":
-                advantage = costs - mean_of_others(costs)
-            case "greedy":
-                assert greedy is not None, "the baseline is that of a pass which was not made"
-                advantage = costs - costs_to_go(greedy, choice.config.discount, segments)
-        total = total + (advantage.detach() * choice.log_probs).sum()
+        total = total + (advantages[choice.config].detach() * choice.log_probs).sum()
     return total - total.detach()
+
+
+def _advantage(config: ReinforceRouter, nats: Nats, greedy: Nats | None, segments: Tensor | None) -> Nats:
+    costs = costs_to_go(nats, config.discount, segments)
+    match config.baseline:
+        case "none":
+            return costs
+        case "mean":
+            return costs - mean_of_others(costs)
+        case "greedy":
+            assert greedy is not None, "the baseline is that of a pass which was not made"
+            return costs - costs_to_go(greedy, config.discount, segments)
 
 
 def costs_to_go(nats: Nats, discount: float, segments: Int[Tensor, "batch seq"] | None = None) -> Nats:
@@ -48,7 +52,7 @@ def costs_to_go(nats: Nats, discount: float, segments: Int[Tensor, "batch seq"] 
     weights = torch.where(ahead >= 0, discount ** ahead.clamp(min=0).to(nats.dtype), 0.0)[None]
     if segments is not None:
         weights = weights * (segments[:, :, None] == segments[:, None, :])
-    return (weights * nats[:, None, :]).sum(-1)
+    return (weights @ nats[..., None])[..., 0]
 
 
 def mean_of_others(costs: Nats) -> Nats:
@@ -58,25 +62,28 @@ def mean_of_others(costs: Nats) -> Nats:
 
 
 @torch.no_grad()
-def token_nats(model: Any, hidden: Float[Tensor, "batch seq d_model"], batch: Batch) -> Nats:
+def token_nats(model: Any, hidden: Float[Tensor, "batch seq d_model"], batch: Batch, z_loss: float = 0.0) -> Nats:
     """Each token's loss times its weight, a row at a time: the fused loss has only their sum."""
-    targets = batch["tokens"][:, 1:]
-    rows = [F.cross_entropy(model.logits(h), t, reduction="none") for h, t in zip(hidden, targets, strict=True)]
+    rows = []
+    for states, targets in zip(hidden, batch["tokens"][:, 1:], strict=True):
+        logits = model.logits(states)
+        rows.append(F.cross_entropy(logits, targets, reduction="none") + z_loss * logits.logsumexp(-1).square())
     nats = torch.stack(rows)
     return nats * batch["mask"][:, 1:].to(nats.dtype) if "mask" in batch else nats
 
 
-def greedy_nats(model: nn.Module, batch: Batch, inputs: dict[str, Tensor]) -> Nats | None:
-    """`token_nats` with the best experts taken everywhere; None where no router's baseline is that."""
-    configs = [router.config for router in routers(model).values()]
-    wanted = any(isinstance(c, ReinforceRouter) and c.baseline == "greedy" for c in configs)
-    if not wanted or not model.training or not torch.is_grad_enabled():
+def greedy_nats(model: nn.Module, batch: Batch, inputs: dict[str, Tensor], z_loss: float = 0.0) -> Nats | None:
+    """`token_nats` with the best experts taken everywhere; None where no router that samples has it as baseline."""
+    sampled = [router.config for router in routers(model).values() if router.training]
+    wanted = any(isinstance(config, ReinforceRouter) and config.baseline == "greedy" for config in sampled)
+    if not wanted or not torch.is_grad_enabled():
         return None
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
-            return token_nats(model, model.hidden(batch["tokens"][:, :-1], **inputs), batch)  # type: ignore[operator]
+            hidden = model.hidden(batch["tokens"][:, :-1], **inputs)  # type: ignore[operator]
+            return token_nats(model, hidden, batch, z_loss)
     finally:
         for module, mode in modes.items():
             module.training = mode
