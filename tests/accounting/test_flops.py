@@ -24,6 +24,7 @@ from groundup.model import (
     ModelConfig,
     MoEConfig,
     MultiTokenConfig,
+    ReinforceRouter,
     Transformer,
 )
 from groundup.optim import orthogonalize
@@ -120,6 +121,17 @@ def test_a_step_of_every_variant_equals_torchs_counter(name):
     with FlopCounterMode(display=False) as counter:
         next_token(model, {"tokens": torch.randint(0, model.config.vocab_size, (2, 13))}).total.backward()
     rows = training_ledger(model.config, 12, 2, False, recomputed_layers=model.config.num_layers, optimizer=None)
+    assert sum(row.flops for row in rows if row.kind != "elementwise") == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("baseline", ["none", "mean", "greedy"])
+def test_a_step_with_sampled_choices_equals_torchs_counter(baseline):
+    config = small(BlockConfig(AttentionConfig(4, 2, 4), MoEConfig(4, 1, 8, router=ReinforceRouter(baseline))))
+    model = Transformer(config).double()
+    model.compute_dtype = torch.float64
+    with FlopCounterMode(display=False) as counter:
+        next_token(model, {"tokens": torch.randint(0, config.vocab_size, (2, 13))}).total.backward()
+    rows = training_ledger(config, seq=12, batch=2, causal=False, optimizer=None)
     assert sum(row.flops for row in rows if row.kind != "elementwise") == counter.get_total_flops()
 
 

@@ -155,7 +155,8 @@ def test_every_operation_of_every_variant_has_bytes_and_the_ledgers_flops(name):
     rows = step_work(config, "train", batch=2, seq=12)
     assert all(r.bytes_moved > 0 for r in rows)
     without_loss = sum(r.flops for r in rows if r.name != "loss")
-    assert without_loss == sum(r.flops for r in training_ledger(config, 12, 2))
+    ledgers = [r for r in training_ledger(config, 12, 2) if not r.name.startswith("choices_")]
+    assert without_loss == sum(r.flops for r in ledgers)
     decode = step_work(config, "decode", batch=2, seq=12, dtype=BF16)
     assert all(r.bytes_moved > 0 for r in decode)
     assert sum(r.flops for r in decode) >= sum(r.flops for r in ledger(config, 1, 2))

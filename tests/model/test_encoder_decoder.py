@@ -19,6 +19,7 @@ from groundup.model import (
     DenseCache,
     EncoderDecoder,
     EncoderDecoderConfig,
+    LatentAttentionConfig,
     LearnedPositions,
     LSTMConfig,
     MLPConfig,
@@ -351,6 +352,10 @@ def test_limits_of_writing():
     [
         ({"encoder": both().decoder}, "encoder has causal=True; give causal=False.*encoder has cross"),
         ({"decoder": both().encoder}, "decoder has causal=False; give causal=True.*no layer of the decoder has cross"),
+        (
+            {"encoder": replace(both().encoder, blocks=(BlockConfig(LatentAttentionConfig(2, 8, 6, 4, 4), None),))},
+            "encoder has latent attention, which looks back only",
+        ),
         ({"encoder": replace(both().encoder, d_model=8)}, "d_model is 8 in the encoder and 16 in the decoder"),
         ({"encoder": replace(both().encoder, vocab_size=9)}, "vocab_size is 9 in .* share_embeddings=False"),
     ],

@@ -160,3 +160,5 @@ def test_errors():
         ReinforceRouter(discount=1.5)
     with pytest.raises(ValueError, match="entropy=-1.0; expected at least 0"):
         ReinforceRouter(entropy=-1.0)
+    with pytest.raises(ValueError, match="capacity_factor with a ReinforceRouter"):
+        MoEConfig(4, 1, 12, router=ReinforceRouter(), capacity_factor=1.0)

@@ -27,6 +27,7 @@ from groundup.model import (
     ModelConfig,
     MoEConfig,
     NeuralNgramConfig,
+    ReinforceRouter,
 )
 from groundup.optim.groups import split_for_muon
 
@@ -103,6 +104,21 @@ def further_token(config: ModelConfig, known: int, batch: int, causal: bool = Tr
     yield Operation("further_combine", "matmul", 2 * elements * 2 * config.d_model)
     yield Operation("further_norms", "elementwise", 3 * NORM_FLOPS[block.norm] * elements)
     yield Operation("further_head", "matmul", 2 * elements * config.vocab_size)
+
+
+def sampled_choices(config: ModelConfig, seq: int, batch: int = 1, causal: bool = True) -> list[Operation]:
+    """What a `ReinforceRouter` asks for in training: each token's loss once more, and a greedy pass as its baseline."""
+    ffns = [config.block(layer).ffn for layer in range(config.num_layers)]
+    routers = {ffn.router for ffn in ffns if isinstance(ffn, MoEConfig) and isinstance(ffn.router, ReinforceRouter)}
+    if not routers:
+        return []
+    passes = ledger(config, seq, batch, causal)
+    head = [row for row in passes if row.name == "head"]
+    greedy = [router for router in routers if router.baseline == "greedy"]
+    # Sums of later costs, each by a product with a matrix of discounts.
+    sums = Operation("sums", "matmul", 2 * batch * seq * seq * (len(routers) + len(greedy)))
+    rows = [*head, *(passes if greedy else []), sums]
+    return [replace(row, name=f"choices_{row.name}", layer=None, backward=0) for row in rows]
 
 
 def _block(block: BlockConfig, d_model: int, seq: int, batch: int, causal: bool) -> Iterator[Operation]:
@@ -236,7 +252,8 @@ def training_ledger(
     check_one_stack(config)
     if not 0 <= recomputed_layers <= config.num_layers:
         raise ValueError(f"recomputed_layers={recomputed_layers}; expected 0 to {config.num_layers}")
-    forward = [*ledger(config, seq, batch, causal), *further_tokens(config, seq, batch, causal)]
+    parts = (ledger, further_tokens, sampled_choices)
+    forward = [row for part in parts for row in part(config, seq, batch, causal)]
     backward = [row.reversed() for row in forward]
     again = [
         replace(row, phase="recompute")

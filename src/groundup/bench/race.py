@@ -56,7 +56,10 @@ class Setting:
 
 @dataclass
 class Entry:
-    """A setting in a race, and what came of it: rates, or the reason why there are none."""
+    """A setting in a race, and what came of it: rates, or the reason why there are none.
+
+    `turn_seconds` is what the last turn took, with work around it that a rate does not count.
+    """
 
     setting: Setting
     rates: Rates | None = None
@@ -65,6 +68,7 @@ class Entry:
     failure: str | None = None
     worker: Worker | None = None
     turn_units: int = 1
+    turn_seconds: float = 0.0
 
     def turn(self) -> float:
         """Units of work per second over one turn; 0 from the moment when the program has failed."""
@@ -76,6 +80,7 @@ class Entry:
             self.failure = str(error)
             return 0.0
         self.peak_bytes = said["peak_bytes"]
+        self.turn_seconds = said.get("elapsed", said["seconds"])
         return self.turn_units / said["seconds"]
 
 
@@ -93,8 +98,8 @@ class Contest:
         with ExitStack() as stack:
             entries = [self._enter(setting, stack) for setting in settings]
             for entry in entries:
-                if (rate := entry.turn()) > 0:
-                    entry.turn_units = max(1, round(self.turn_seconds * rate))
+                if entry.turn() > 0:
+                    entry.turn_units = max(1, round(self.turn_seconds / entry.turn_seconds))
             running = {entry.setting.title: entry for entry in entries if not entry.failure}
             if running:
                 measured = interleave({name: e.turn for name, e in running.items()}, seconds=seconds)

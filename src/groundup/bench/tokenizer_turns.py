@@ -124,9 +124,10 @@ class FreshProcesses:
 
     def run(self, units: int) -> dict[str, Any]:
         measured = [self._process() for _ in range(units)]
-        return {"seconds": sum(s for s, _ in measured), "peak_bytes": max(peak for _, peak in measured)}
+        seconds, elapsed, peaks = zip(*measured, strict=True)
+        return {"seconds": sum(seconds), "elapsed": sum(elapsed), "peak_bytes": max(peaks)}
 
-    def _process(self) -> tuple[float, int]:
+    def _process(self) -> tuple[float, float, int]:
         command = [sys.executable, "-P", __file__, json.dumps(self.options)]
         started = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -136,7 +137,7 @@ class FreshProcesses:
             raise RuntimeError(f"a fresh process ended with code {done.returncode}: {words[-1] if words else ''}")
         self.options = self.options | {"check": None}  # the first one alone, whose time does not count
         said = json.loads(done.stdout.splitlines()[-1])
-        return seconds if self.whole else said["seconds"], said["peak_bytes"]
+        return seconds if self.whole else said["seconds"], seconds, said["peak_bytes"]
 
 
 def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], dict[str, Any]]]:

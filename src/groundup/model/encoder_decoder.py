@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from groundup.model.block import Block
 from groundup.model.cache import Cache
 from groundup.model.cross_attention import Memory
+from groundup.model.latent import LatentAttentionConfig
 from groundup.model.linear import Embedding
 from groundup.model.position import LearnedPositions
 from groundup.model.transformer import ModelConfig, Transformer
@@ -34,6 +35,10 @@ class EncoderDecoderConfig:
         ahead = not any(getattr(block.mixer, "causal", False) for block in layers[0])
         faults = [
             (not ahead, "a layer of the encoder has causal=True; give causal=False, as it may read ahead"),
+            (
+                any(isinstance(block.mixer, LatentAttentionConfig) for block in layers[0]),
+                "a layer of the encoder has latent attention, which looks back only; give attention with causal=False",
+            ),
             (
                 any(b.cross for b in layers[0]),
                 "a layer of the encoder has cross; only a decoder has another text to see",

@@ -61,6 +61,11 @@ class MoEConfig:
                 f"mixture of experts: capacity_factor={self.capacity_factor}; expected a positive number, such as "
                 "1.25, or None to drop nothing"
             )
+        if self.capacity_factor is not None and isinstance(self.router, ReinforceRouter):
+            raise ValueError(
+                "mixture of experts: capacity_factor with a ReinforceRouter; one row's choice would push out another's "
+                "and be blamed for nothing of it, so use capacity_factor=None"
+            )
         if self.activation not in kernels.ACTIVATIONS:
             known = nearest(self.activation, kernels.ACTIVATIONS)
             raise ValueError(f"mixture of experts: activation {self.activation!r} is unknown{known}")
