@@ -104,8 +104,9 @@ def step_work(
 
     The passes that a `ReinforceRouter` adds are left out. Beside the ledger's rows there are some which hardly
     compute but move bytes: the embedding's lookup, casts, and in training the loss between the logits and their
-    gradient. Multi-token modules are trained, and not used else. ValueError for an unknown phase, and for decoding
-    with a model that looks ahead.
+    gradient. Multi-token modules are trained, and not used else.
+
+    ValueError for an unknown phase, and for decoding with a model that looks ahead.
     """
     if phase not in PHASES:
         raise ValueError(f"phase {phase!r} is unknown{nearest(phase, PHASES)}")
