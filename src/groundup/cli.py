@@ -1,8 +1,6 @@
 """The command line: a table of verbs. Nothing heavy is imported until a verb runs, so --help answers at once."""
 
 import argparse
-import json
-import re
 import signal
 import sys
 import time
@@ -19,10 +17,11 @@ from groundup.cli_parts import (
     describe,
     number,
     print_json,
+    settings_lines,
     whole_number,
     wrong_use,
 )
-from groundup.config import declared, near, nearest, plural
+from groundup.config import near, nearest, plural
 
 STARTED = time.monotonic()
 TOP_OPTIONS = ("-h", "--help", "--version")
@@ -126,11 +125,7 @@ def _build_options(parser: Parser) -> None:
 
 
 def _settings_help() -> str:
-    """Every key=value of a build with its default and what it means, from the dataclass's own source."""
-    defaults, docstring = declared("groundup.build.settings", "BuildSettings")
-    meanings = dict(re.findall(r"^(\w+): (.+)$", docstring, re.MULTILINE))
-    shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in defaults.items()}
-    lines = [f"  {f'{name}={shown[name]}':<25} {meanings.get(name, '')}".rstrip() for name in defaults]
+    lines = settings_lines("groundup.build.settings", "BuildSettings", 25)
     return "\n".join(["settings, here with their defaults (null: the build chooses):", *lines])
 
 

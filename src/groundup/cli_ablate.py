@@ -1,14 +1,13 @@
 """`groundup ablate`: which of several architectures is better at equal cost, over seeds, with a verdict."""
 
 import json
-import re
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, whole_number
+from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, settings_lines, whole_number
 from groundup.config import declared, near, override
 
 if TYPE_CHECKING:
@@ -41,11 +40,7 @@ def options(parser: Parser) -> None:
 
 
 def _more_help() -> str:
-    """Every setting with its default, and the variants that have names, without importing what they are made of."""
-    defaults, docstring = declared("groundup.scaling.settings", "AblationSettings")
-    meanings = dict(re.findall(r"^(\w+): (.+)$", docstring, re.MULTILINE))
-    shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in defaults.items()}
-    lines = [f"  {f'{name}={shown[name]}':<30} {meanings.get(name, '')}".rstrip() for name in defaults]
+    lines = settings_lines("groundup.scaling.settings", "AblationSettings")
     return "\n".join(["settings, here with their defaults:", *lines, "", "variants: see docs/ablate.md"])
 
 

@@ -1,14 +1,14 @@
 """`groundup history`: every kind of language model since Shannon on one text, in one unit, over seeds."""
 
+import itertools
 import json
-import re
 import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundup.cli_ablate import INTERRUPTED, MATCHES, say
-from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, whole_number
+from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, settings_lines, whole_number
 from groundup.config import declared, near, override
 
 if TYPE_CHECKING:
@@ -39,17 +39,8 @@ def options(parser: Parser) -> None:
 
 
 def _more_help() -> str:
-    """Every setting with its default, without importing what it is a setting of."""
-    lines = ["settings, here with their defaults:"]
-    for name in CLASSES:
-        defaults, docstring = declared("groundup.scaling.settings", name)
-        meanings = dict(re.findall(r"^(\w+): (.+)$", docstring, re.MULTILINE))
-        for key, value in (defaults | {k: v for k, v in CHANGED.items() if k in defaults}).items():
-            if key in LEFT_OUT:
-                continue
-            shown = value if isinstance(value, str) else json.dumps(value)
-            lines.append(f"  {f'{key}={shown}':<30} {meanings.get(key, '')}".rstrip())
-    return "\n".join(lines)
+    each = (settings_lines("groundup.scaling.settings", name, changed=CHANGED, left_out=LEFT_OUT) for name in CLASSES)
+    return "\n".join(["settings, here with their defaults:", *itertools.chain(*each)])
 
 
 def run(options: Arguments) -> int:

@@ -2,14 +2,15 @@
 
 import argparse
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from groundup.config import near
+from groundup.config import declared, near
 
 Arguments = argparse.Namespace
 Progress = Callable[[str, int, int], None]
@@ -87,6 +88,20 @@ def number(text: str) -> float:
 def add_device(parser: Parser) -> None:
     """The option that names where to compute."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 or mps (default: the fastest here)")
+
+
+def settings_lines(
+    module: str, name: str, width: int = 30, *, changed: Mapping[str, Any] | None = None, left_out: Sequence[str] = ()
+) -> list[str]:
+    """`key=default  meaning` of each field of a dataclass, from its own source: what it is made of is not imported.
+
+    `changed` are defaults of the command that differ from the class's.
+    """
+    defaults, docstring = declared(module, name)
+    meanings = dict(re.findall(r"^(\w+): (.+)$", docstring, re.MULTILINE))
+    given = {key: (changed or {}).get(key, value) for key, value in defaults.items() if key not in left_out}
+    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in given.items()}
+    return [f"  {f'{key}={shown[key]}':<{width}} {meanings.get(key, '')}".rstrip() for key in shown]
 
 
 def print_json(value: Any) -> None:

@@ -1,13 +1,11 @@
 """`groundup profile`: where the time of a step goes, against where its FLOPs are."""
 
-import json
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundup.cli_parts import Arguments, Parser, add_device, count, print_json, print_table
+from groundup.cli_parts import Arguments, Parser, add_device, count, print_json, print_table, settings_lines
 from groundup.config import declared, override, plural
 
 if TYPE_CHECKING:
@@ -35,12 +33,7 @@ def options(parser: Parser) -> None:
 
 
 def _settings_help() -> str:
-    """Every setting with its default, without importing what it is made of."""
-    defaults, docstring = declared("groundup.profiling.settings", "ProfileSettings")
-    meanings = dict(re.findall(r"^(\w+): (.+)$", docstring, re.MULTILINE))
-    names = [name for name in defaults if name != "phase"]
-    shown = {name: value if isinstance(value := defaults[name], str) else json.dumps(value) for name in names}
-    lines = [f"  {f'{name}={shown[name]}':<22} {meanings.get(name, '')}".rstrip() for name in names]
+    lines = settings_lines("groundup.profiling.settings", "ProfileSettings", 22, left_out=["phase"])
     more = "any other key is the model's: vocab_size, d_model, num_layers, ..., or dotted, as blocks.0.ffn.d_ff=512"
     return "\n".join(["settings, here with their defaults:", *lines, more])
 
