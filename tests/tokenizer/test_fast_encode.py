@@ -8,6 +8,7 @@ import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -504,6 +505,34 @@ def test_words_whose_hashes_collide_are_encoded_all_the_same():
 def test_what_is_no_text(wrong, unchecked):
     with pytest.raises(TypeError, match="expected str"):
         small_tokenizer().encode(wrong)
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "o200k", r"\w+|\W+", None])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_many_bytes_are_encoded_as_each_of_them(pattern, workers):
+    tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)} | {256: b"th"}, [(b"t", b"h")], (), pattern)
+    texts = [b"the cat", b"", b"\xffth\x80", "tätth \u0301".encode(), b"\0th", b"the " * 200_000, b"th"]
+    ids, offsets = tokenizer.encode_bytes_ragged(texts, workers=workers)
+    assert ids.dtype == tokenizer.id_type and offsets.dtype == np.int64
+    found = [ids[start:end].tolist() for start, end in pairwise(offsets)]
+    assert found == [tokenizer.encode_bytes(text) for text in texts]
+    assert [tokenizer.decode_bytes(text) for text in found] == texts
+    assert tokenizer.encode_bytes_ragged([], workers=workers)[1].tolist() == [0]
+
+
+@pytest.mark.parametrize("wrong", ["text", bytearray(b"the"), 5, None])
+@pytest.mark.parametrize("pattern", ["gpt2", None])
+def test_what_is_no_bytes(wrong, pattern, unchecked):
+    tokenizer = Tokenizer({byte: bytes([byte]) for byte in range(256)}, [], (), pattern)
+    with pytest.raises(TypeError, match="bytes"):
+        tokenizer.encode_bytes(wrong)
+    with pytest.raises(TypeError, match="bytes"):
+        tokenizer.encode_bytes_ragged([b"the", wrong])
+
+
+def test_one_bytes_object_is_no_batch(unchecked):
+    with pytest.raises(ValueError, match="got one bytes object"):
+        small_tokenizer().encode_bytes_ragged(b"the cat")
 
 
 def test_one_string_is_no_batch(unchecked):

@@ -23,7 +23,8 @@ DOCUMENTS = [
 ]
 IN_MEMORY = [
     *DOCUMENTS,
-    Try(RIVAL, "batch_source", "encode_batch of a BytesSource", "given one buffer of bytes, no list of texts"),
+    Try(OURS, "encode_bytes_ragged", "encode_bytes_ragged", "given bytes objects"),
+    Try(RIVAL, "batch_source", "encode_batch of a BytesSource", "given one buffer of bytes"),
 ]
 FILES = [
     Try(OURS, "encode_file", "encode_file"),

@@ -21,6 +21,11 @@ def encode_ragged(task: "Task") -> "Job":
     return partial(load(task).encode_ragged, task.texts, workers=task.threads), lambda output: [output[0]]
 
 
+def encode_bytes_ragged(task: "Task") -> "Job":
+    data = [text.encode() for text in task.texts]
+    return partial(load(task).encode_bytes_ragged, data, workers=task.threads), lambda output: [output[0]]
+
+
 def encode_file(task: "Task") -> "Job":
     return partial(load(task).encode_file, task.path, workers=task.threads), one
 
@@ -70,6 +75,7 @@ WORKS = {
     work.__name__: work
     for work in (
         encode_ragged,
+        encode_bytes_ragged,
         encode_file,
         encode_batch,
         encode_one,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import regex
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
+Text = TypeVar("Text", str, bytes)
 _SURROGATE = regex.compile(r"[\ud800-\udfff]")
 _STREAM_CHARACTERS, _STREAM_PIECES = 1 << 13, 1 << 11  # what encode_iterable holds at a time
 
@@ -236,6 +237,8 @@ class Tokenizer:
 
         Each byte that is not part of valid UTF-8 counts as a character that is no letter, number or white space.
         """
+        if not isinstance(data, bytes):
+            raise TypeError(f"data: expected bytes, not {type(data).__name__}")
         if self._fast is not None and self._fast.takes_bytes:
             return self._fast.encode_bytes(data)
         text = data.decode("utf-8", "surrogateescape")
@@ -273,9 +276,7 @@ class Tokenizer:
         """
         texts, threads = _listed(texts), check_workers(workers)
         if self._fast is None:
-            found = [self.encode(text, allowed_special) for text in texts]
-            ids = np.array([token for text in found for token in text], self.id_type)
-            return ids, np.cumsum([0, *map(len, found)], dtype=np.int64)
+            return self._ragged([self.encode(text, allowed_special) for text in texts])
         if not allowed_special and self.normalizer is None:
             try:
                 return self._fast.encode_ragged(texts, threads)
@@ -283,6 +284,16 @@ class Tokenizer:
                 pass
         allowed = self._allowed(allowed_special)
         return self._fast.encode_parts([self._parts(well_formed(text), allowed) for text in texts], threads)
+
+    def encode_bytes_ragged(
+        self, texts: Iterable[bytes], *, workers: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`encode_bytes` of each text, in the form of `encode_ragged`. What is UTF-8 already, as in a file, need not
+        become strings first, whose conversion takes as long as their encoding. TypeError for what is not bytes."""
+        texts, threads = _listed(texts), check_workers(workers)
+        if self._fast is not None and self._fast.takes_bytes:
+            return self._fast.encode_bytes_ragged(texts, threads)
+        return self._ragged([self.encode_bytes(text) for text in texts])
 
     def encode_file(
         self, path: str | Path, allowed_special: str | Collection[str] = "all", *, workers: int | None = None
@@ -331,6 +342,10 @@ class Tokenizer:
             return b"".join(map(self.vocab.__getitem__, ids))
         except KeyError as error:
             raise self._unknown_id(error.args[0]) from None
+
+    def _ragged(self, found: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        ids = np.array([token for text in found for token in text], self.id_type)
+        return ids, np.cumsum([0, *map(len, found)], dtype=np.int64)
 
     def _decode_array(self, ids: np.ndarray) -> bytes:
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
@@ -498,9 +513,10 @@ def _num_merges(vocab_size: int, special_tokens: Sequence[str]) -> int:
     return vocab_size - needed
 
 
-def _listed(texts: Iterable[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise ValueError("texts: expected an iterable of texts, got one string; write [text]")
+def _listed(texts: Iterable[Text]) -> list[Text]:
+    if isinstance(texts, str | bytes):
+        kind = "string" if isinstance(texts, str) else "bytes object"
+        raise ValueError(f"texts: expected an iterable of texts, got one {kind}; write [text]")
     return list(texts)
 
 

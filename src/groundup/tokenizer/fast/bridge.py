@@ -53,7 +53,7 @@ class Bridge:
 
     @property
     def takes_bytes(self) -> bool:
-        """Whether `encode_bytes` may be called."""
+        """Whether bytes may be given."""
         return self._scans
 
     def encode_lists(self, texts: Sequence[str], workers: int) -> list[list[int]]:
@@ -70,6 +70,10 @@ class Bridge:
             found = [self._by_pieces(text) for text in texts]
             return self._joined(found), np.cumsum([0, *map(len, found)], dtype=np.int64)
         return self.encode_memory(self._find(texts), workers)
+
+    def encode_bytes_ragged(self, texts: Sequence[bytes], workers: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same for bytes; only where it `takes_bytes`. The texts must not change or go away meanwhile."""
+        return self.encode_memory(Memory(*self._encoder.find_bytes(list(texts))), workers)
 
     def encode_parts(self, texts: Sequence[Sequence[Part]], workers: int) -> tuple[np.ndarray, np.ndarray]:
         """The same for texts in parts, of which some are special tokens."""

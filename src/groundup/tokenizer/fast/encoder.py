@@ -1,9 +1,10 @@
 """The Python side of encoding: contexts for as many threads as ask, room that grows, texts in and arrays out."""
 
 import ctypes
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -212,6 +213,7 @@ class FastEncoder:
         self._encode_texts = objects.entry("texts", "encode_texts")
         self._encode_block = objects.entry("texts", "encode_block")
         self._find_texts = objects.python_entry("texts", "find_texts", ctypes.py_object)
+        self._find_bytes = objects.python_entry("texts", "find_bytes", ctypes.py_object)
         self._list_ids = objects.python_entry("texts", "list_ids", ctypes.c_int64, ctypes.c_int64)
         self._int_objects = np.arange(tables.num_ids).astype(object) if int_objects is None else int_objects
         self._idle: list[EncodeContext] = []
@@ -247,12 +249,19 @@ class FastEncoder:
 
     def find(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Addresses and lengths of the strings' UTF-8, which they keep. UnicodeEncodeError for surrogates."""
+        return self._found_by(self._find_texts, texts)
+
+    def find_bytes(self, texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Addresses and lengths of what bytes objects hold. TypeError for what is none."""
+        return self._found_by(self._find_bytes, texts)
+
+    def _found_by(self, find: Callable[[int, Any], None], texts: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         context = self._take()
         addresses = context.point(at.TEXTS, np.zeros(len(texts), np.int64))
         lengths = context.point(at.LENGTHS, np.zeros(len(texts), np.int64))
         context.fields[at.NUM_TEXTS] = len(texts)
         try:
-            self._find_texts(context.address, texts)
+            find(context.address, texts)
         finally:
             self._idle.append(context)
         return addresses, lengths

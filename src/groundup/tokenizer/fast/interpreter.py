@@ -16,7 +16,9 @@ def _function(name: str, returns: Any, takes: tuple[Any, ...]) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             module = builder.module
             kinds = [context.get_value_type(kind) for kind in takes]
-            kind = ir.FunctionType(ir.VoidType() if returns is types.void else ir.IntType(64), kinds)
+            kind = ir.FunctionType(
+                context.get_value_type(returns) if returns is not types.void else ir.VoidType(), kinds
+            )
             function = module.globals.get(name) or ir.Function(module, kind, name)
             result = builder.call(function, args)
             return context.get_dummy_value() if returns is types.void else result
@@ -30,6 +32,13 @@ def _function(name: str, returns: Any, takes: tuple[Any, ...]) -> Any:
 def utf8_of(typingctx: Any, string: Any, length: Any) -> Any:
     """The address of a string's UTF-8, its length going to an address; 0 with an exception set if it has none."""
     return _function("PyUnicode_AsUTF8AndSize", types.int64, (types.int64, types.int64))(typingctx)
+
+
+@intrinsic
+def bytes_of(typingctx: Any, data: Any, address: Any, length: Any) -> Any:
+    """Put where the content of a bytes object is, and its length, to two addresses; -1 with an exception set for what
+    is none."""
+    return _function("PyBytes_AsStringAndSize", types.int32, (types.int64,) * 3)(typingctx)
 
 
 @intrinsic

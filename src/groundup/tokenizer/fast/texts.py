@@ -25,10 +25,27 @@ from groundup.tokenizer.fast.encode_context import (
     TEXTS_DONE,
     WORDS_DONE,
 )
-from groundup.tokenizer.fast.interpreter import item_of, new_bytearray, new_list, number_of, own, put_item, utf8_of
+from groundup.tokenizer.fast.interpreter import (
+    bytes_of,
+    item_of,
+    new_bytearray,
+    new_list,
+    number_of,
+    own,
+    put_item,
+    utf8_of,
+)
 from groundup.tokenizer.fast.machine import call, i64, i64_at, kernel, u16_at, u32_at
 
-ENTRIES = ("encode_texts", "encode_block", "find_texts", "encode_string", "encode_string_to_bytes", "list_ids")
+ENTRIES = (
+    "encode_texts",
+    "encode_block",
+    "find_texts",
+    "find_bytes",
+    "encode_string",
+    "encode_string_to_bytes",
+    "list_ids",
+)
 
 _FAILED, _LACKS_ROOM, _ENCODED = range(3)  # with an exception set; with STATUS saying what must grow
 
@@ -95,6 +112,17 @@ def find_texts(context, strings):
         if text == 0:
             return text
         i64_at(fields[TEXTS])[number] = text
+    return _none(context)
+
+
+@kernel
+def find_bytes(context, items):
+    """The same for a list of bytes objects."""
+    fields = i64_at(context)
+    for number in range(fields[NUM_TEXTS]):
+        data = item_of(items, number)
+        if data == 0 or bytes_of(data, fields[TEXTS] + 8 * number, fields[LENGTHS] + 8 * number) < 0:
+            return i64(0)
     return _none(context)
 
 
