@@ -1,8 +1,10 @@
 """Object code on disk: made once, noticed when damaged or out of date."""
 
 import ctypes
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +97,11 @@ def test_importing_compiles_and_loads_nothing():
     program = "import sys, groundup.tokenizer; print({m for m in ('numba', 'llvmlite', 'torch') if m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_entries_are_read_from_sources_as_python_reads_them():
+    units = [path.stem for path in Path(objects.__file__).parent.glob("*.py") if "\nENTRIES = " in path.read_text()]
+    assert "texts" in units and "encode" in units
+    for unit in units:
+        module = importlib.import_module(f"groundup.tokenizer.fast.{unit}")
+        assert objects._entries(unit) == module.ENTRIES

@@ -34,6 +34,7 @@ _IMPORT = re.compile(
     rf"^[ \t]*from {re.escape(str(__package__))}(?:\.(\w+) import| import \(([\w\s,]+)\)| import ([\w ,]+)$)",
     re.MULTILINE,
 )
+_ENTRIES, _NAME = re.compile(r"^ENTRIES = \(([^)]*)\)", re.MULTILINE), re.compile(r'"(\w+)"')
 _PACKAGE = Path(__file__).parent
 _loaded: list[Any] = []  # engines own the memory that the code is in
 
@@ -122,10 +123,11 @@ def _definition(unit: str, name: str) -> _MethodDefinition:
 
 def _entries(unit: str) -> tuple[str, ...]:
     """What a unit lists in ENTRIES, without importing it: that would import Numba."""
-    for line in (_PACKAGE / f"{unit}.py").read_text(encoding="utf-8").splitlines():
-        if line.startswith("ENTRIES = "):
-            return tuple(line.removeprefix("ENTRIES = ").strip("()").replace('"', "").rstrip(",").split(", "))
-    raise RuntimeError(f"{unit}.py has no ENTRIES")
+    source = (_PACKAGE / f"{unit}.py").read_text(encoding="utf-8")
+    listed = _ENTRIES.search(source)
+    if listed is None:
+        raise RuntimeError(f"{unit}.py has no ENTRIES")
+    return tuple(_NAME.findall(listed[1]))
 
 
 def _refuse_newer_sources() -> None:
