@@ -79,7 +79,7 @@ class Recorder:
     def _begin(self, turn: str) -> None:
         if turn in ("traced", "memory"):
             self._turn.enter_context(self.marks())
-            profiler = profile(activities=_activities(self.device), profile_memory=turn == "memory")
+            profiler = profile(activities=activities(self.device), profile_memory=turn == "memory")
             self._turn.callback(self._keep, turn, profiler)
             self._turn.enter_context(profiler)
 
@@ -90,11 +90,17 @@ class Recorder:
             self._step.enter_context(record_function(STEP))
 
     def _keep(self, turn: str, profiler: profile) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "trace.json"
-            profiler.export_chrome_trace(str(path))
-            self.traces[turn] = read_json(path)
+        self.traces[turn] = trace_of(profiler)
 
 
-def _activities(device: torch.device) -> list[ProfilerActivity]:
+def trace_of(profiler: profile) -> dict[str, Any]:
+    """What the profiler recorded, as a Chrome trace."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        return read_json(path)
+
+
+def activities(device: torch.device) -> list[ProfilerActivity]:
+    """What the profiler should watch."""
     return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]

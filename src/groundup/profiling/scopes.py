@@ -55,10 +55,10 @@ def marks(model: Transformer, optimizer: Any = None) -> Iterator[None]:
         # The parts of a forward pass that are methods and no modules.
         methods = {"hidden": OTHER, "embed_tokens": EMBEDDING, "layout": ATTENTION, "logits": HEAD}
         for name, group in methods.items():
-            _mark_method(stack, model, name, group)
+            stack.enter_context(marked_method(model, name, group))
         if optimizer is not None:
             for name in ("step", "zero_grad"):
-                _mark_method(stack, optimizer, name, OPTIMIZER)
+                stack.enter_context(marked_method(optimizer, name, OPTIMIZER))
         yield
 
 
@@ -89,7 +89,11 @@ def _mark_module(stack: contextlib.ExitStack, module: nn.Module, group: str) -> 
     stack.callback(module.register_forward_hook(leave, always_call=True).remove)
 
 
-def _mark_method(stack: contextlib.ExitStack, owner: Any, name: str, group: str) -> None:
-    """Shadow the method by a marked one on this object alone."""
+@contextlib.contextmanager
+def marked_method(owner: Any, name: str, group: str) -> Iterator[None]:
+    """Shadow the method by a marked one, on this object alone, for as long as the context lasts."""
     setattr(owner, name, marked(getattr(owner, name), group))
-    stack.callback(vars(owner).pop, name)
+    try:
+        yield
+    finally:
+        vars(owner).pop(name)

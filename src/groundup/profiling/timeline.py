@@ -31,9 +31,14 @@ class Timeline:
         return self.resident_bytes + self.peak[1]
 
 
+def memory_event_device(device_type: str) -> int:
+    """The profiler's number for a kind of device."""
+    return CUDA if device_type == "cuda" else CPU
+
+
 def timeline(events: Iterable[TraceEvent], device_type: str, resident_bytes: int) -> Timeline:
     """From the memory events of one marked step in a trace."""
-    wanted = CUDA if device_type == "cuda" else CPU
+    wanted = memory_event_device(device_type)
     points: list[tuple[float, int, str]] = []
     began, allocated = 0.0, 0
     for event, group in groups_at(events):
