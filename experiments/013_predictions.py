@@ -2,7 +2,7 @@
 
     python experiments/013_predictions.py [--device cuda] [--only NAME ...]
 
-For each configuration two shallow models are measured, the whole one is predicted from them (`profiling.rehearse`),
+For each configuration two shallow models are measured, the whole one is predicted from them (`profiling.predict_step`),
 and the prediction is written down. Then the whole model is trained for a few steps. Every line goes to
 013_predictions.jsonl beside this file: each prediction stands before what came.
 """
@@ -33,7 +33,7 @@ from groundup.model import (
     ModelConfig,
     MoEConfig,
 )
-from groundup.profiling.rehearsal import StepCost, StepSettings, perform, rehearse
+from groundup.profiling.prediction import StepCost, StepSettings, perform, predict_step
 
 
 def dense(d_model: int, layers: int, vocab: int = 4096, context: int = 256, **dials: Any) -> ModelConfig:
@@ -130,11 +130,11 @@ def predicted_and_measured(
     config: ModelConfig, settings: StepSettings, device: torch.device
 ) -> Iterator[dict[str, Any]]:
     began = time.perf_counter()
-    rehearsed = rehearse(config, settings, device)
+    found = predict_step(config, settings, device)
     yield {
-        "predicted": asdict(rehearsed.predicted), "at": time.time(), "took": time.perf_counter() - began,
+        "predicted": asdict(found.cost), "at": time.time(), "took": time.perf_counter() - began,
         "parameters": count_parameters(config).total, "settings": asdict(settings), "model": to_dict(config),
-        "seconds_by_rounds": rehearsed.seconds, "peaks_by_rounds": rehearsed.peaks, "rounds": rehearsed.rounds,
+        "seconds_by_rounds": found.seconds, "peaks_by_rounds": found.peaks, "rounds": found.rounds,
     }  # fmt: skip
     release_memory()
     measured = perform(config, settings, device)

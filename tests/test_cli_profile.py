@@ -80,6 +80,15 @@ def test_norms_are_compared_in_one_table(capsys, monkeypatch):
     assert rows["RMSNorm"]["gap"] == rows["RMSNorm"]["time_share"] / rows["RMSNorm"]["flops_share"]
 
 
+def test_a_prediction_is_of_time_and_memory_of_a_model_that_is_never_made(capsys, monkeypatch):
+    monkeypatch.setattr("groundup.profiling.subject.available_bytes", lambda device: 1)  # nothing would fit
+    words = ["num_layers=5", "vocab_size=64", "d_model=32", "batch_size=2", "context_length=16", "threads=1"]
+    code, shown, result = call(capsys, *words, "--predict", "--json")
+    assert code == 0 and "5 rounds of 1 block" in shown.out and "(predicted)" in shown.out
+    assert sorted(result["seconds_by_rounds"]) == ["1", "2"]
+    assert result["tokens_per_second"] == pytest.approx(32 / result["seconds"])
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["nosuchmodel"], "is not among the published ones"),
     (["smolm2-135m"], "did you mean 'smollm2-135m'"),
@@ -90,6 +99,9 @@ def test_norms_are_compared_in_one_table(capsys, monkeypatch):
     (["gpt2", "gpt2-xl"], "one model at a time"),
     (["--compare", "norm", "--out", "x"], "writes no files: leave out --out"),
     (["--compare", "norm", "--trace"], "writes no files: leave out --trace"),
+    (["--predict", "--out", "x"], "--predict prints a table and writes no files: leave out --out"),
+    (["--predict", "--phase", "decode"], "--predict predicts a step of training: leave out --phase decode"),
+    (["--predict", "--compare", "norm"], "leave out --compare"),
 ])  # fmt: skip
 def test_mistakes_are_answered_in_words(capsys, words, message):
     code, shown, _ = call(capsys, *words, "--device", "cpu")

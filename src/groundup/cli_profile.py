@@ -27,6 +27,8 @@ def options(parser: Parser) -> None:
     add("--trace", action="store_true", help="also write trace.json.gz, for ui.perfetto.dev")
     add("--top", type=count, default=10, metavar="N", help="operations to list (default: %(default)s)")
     add("--compare", choices=("norm",), help="norm: LayerNorm and RMSNorm, plain and fused, in this model's step")
+    add("--predict", action="store_true", help="only predict the training step's time and memory, from the model's "
+        "first blocks; the whole model is never made")  # fmt: skip
     add("--json", action="store_true", help="end with one JSON line of results")
     add_device(parser)
     parser.more = _settings_help
@@ -53,6 +55,8 @@ def run(options: Arguments) -> int:
     name, changes, settings = _words(options)
     _check_out(options)
     device = require_device(options.device) if options.device else default_device()
+    if options.predict:
+        return _predict(options, name, changes, settings, device)
     model = subject(name, changes, settings, device)
     say("measuring the machine")
     machine = probe(device, PROBE_SECONDS)
@@ -65,10 +69,14 @@ def run(options: Arguments) -> int:
 
 def _check_out(options: Arguments) -> None:
     """Before anything is measured. ValueError for a folder that is in use, or one that nothing would be written to."""
-    if options.compare and (options.out or options.trace):
+    printing = "compare" if options.compare else "predict" if options.predict else None
+    if printing and (options.out or options.trace):
         raise ValueError(
-            f"--compare prints a table and writes no files: leave out --{'out' if options.out else 'trace'}"
+            f"--{printing} prints a table and writes no files: leave out --{'out' if options.out else 'trace'}"
         )
+    if options.predict and (options.compare or options.phase != "train"):
+        other = "--compare" if options.compare else f"--phase {options.phase}"
+        raise ValueError(f"--predict predicts a step of training: leave out {other}")
     out = Path(options.out) if options.out else None
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: it already holds something; choose another")
@@ -175,4 +183,42 @@ def _compare(
     if options.json:
         print_json({"machine": asdict(machine), "settings": asdict(settings),
                     "norms": [asdict(row) | {"gap": row.gap} for row in found]})  # fmt: skip
+    return 0
+
+
+def _predict(
+    options: Arguments, name: str | None, changes: list[str], settings: "ProfileSettings", device: "torch.device"
+) -> int:
+    from groundup.accounting import count_parameters, training_flops_per_token
+    from groundup.accounting.hardware import probe
+    from groundup.profiling.measure import PROBE_SECONDS, with_threads
+    from groundup.profiling.prediction import StepSettings, predict_step
+    from groundup.profiling.settings import LONGEST_BY_DEFAULT
+    from groundup.profiling.subject import subject_config
+
+    config = subject_config(name, changes)
+    say("measuring the machine")
+    machine = probe(device, PROBE_SECONDS)
+    if settings.threads:
+        machine = with_threads(machine, settings.threads)
+    length = settings.context_length or min(config.context_length, LONGEST_BY_DEFAULT)
+    chosen = machine.precision if settings.precision == "auto" else settings.precision
+    step = StepSettings(settings.batch_size, length, chosen, settings.optimizer)
+    say("measuring steps of shallow models")
+    found = predict_step(config, step, device)
+    cost = found.cost
+    speed = settings.batch_size * length / cost.seconds
+    rate = machine.gemm_flops[f"{chosen} x{machine.threads}"]
+    mfu = training_flops_per_token(config, length) * speed / rate
+    measured = " and ".join(f"{n} in {_ms(seconds)} ms" for n, seconds in found.seconds.items())
+    print(f"model       {count_parameters(config).total:,} parameters, {plural(found.rounds, 'round')} of "
+          f"{plural(len(config.blocks), 'block')}")  # fmt: skip
+    print(f"measured    rounds: {measured}; {chosen}, {plural(machine.threads, 'thread')}, {machine.name}")
+    print(f"step        {_ms(cost.seconds)} ms, {speed:,.0f} tokens/s, MFU {mfu:.2f} (predicted)")
+    print(f"memory      {cost.peak_bytes / 2**20:,.1f} MiB at the peak (predicted)")
+    if options.json:
+        print_json({
+            "settings": asdict(step), "rounds": found.rounds, "seconds_by_rounds": found.seconds,
+            "seconds": cost.seconds, "peak_bytes": cost.peak_bytes, "tokens_per_second": speed, "mfu": mfu,
+        })  # fmt: skip
     return 0

@@ -27,15 +27,19 @@ def subject(name: str | None, changes: Sequence[str], settings: ProfileSettings,
     Raises ValueError for a name that is neither a folder nor a published model, for unknown keys, and for a model that
     does not fit into memory, before it is made.
     """
-    if name is not None and Path(name).is_dir():
-        model = load_pretrained(name)
-        if not changes:
-            return model.to(device)
-        config = override(model.config, *changes)
-    else:
-        config = override(presets.published(name), *changes) if name else from_settings(changes)
+    if name is not None and Path(name).is_dir() and not changes:
+        return load_pretrained(name).to(device)
+    config = subject_config(name, changes)
     _check_memory(config, settings, device)
     return Transformer(config).to(device)
+
+
+def subject_config(name: str | None, changes: Sequence[str]) -> ModelConfig:
+    """The model's config alone. Raises ValueError as `subject` does, whatever the memory."""
+    if name is None:
+        return from_settings(changes)
+    config = load_pretrained(name).config if Path(name).is_dir() else presets.published(name)
+    return override(config, *changes)
 
 
 def from_settings(changes: Sequence[str]) -> ModelConfig:

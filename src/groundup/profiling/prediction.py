@@ -117,7 +117,7 @@ class Stepper:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Prediction:
     """What two shallow models cost, by their rounds of the block pattern, and what follows for `rounds`."""
 
     rounds: int
@@ -140,7 +140,7 @@ class Rehearsal:
         return values[few] + (values[many] - values[few]) * (self.rounds - few) / (many - few)
 
 
-def rehearse(config: ModelConfig, settings: StepSettings, device: torch.device) -> Rehearsal:
+def predict_step(config: ModelConfig, settings: StepSettings, device: torch.device) -> Prediction:
     """Measure two shallow models in turns.
 
     Raises ValueError for a depth that is no whole number of rounds of the config's blocks.
@@ -160,7 +160,7 @@ def rehearse(config: ModelConfig, settings: StepSettings, device: torch.device) 
     peaks = {n: stepper.peaks() for n, stepper in steppers.items()}
     del steppers, stepper
     release_memory()
-    return Rehearsal(rounds, {n: undisturbed(values) for n, values in seconds.items()}, peaks)
+    return Prediction(rounds, {n: undisturbed(values) for n, values in seconds.items()}, peaks)
 
 
 def perform(config: ModelConfig, settings: StepSettings, device: torch.device, steps: int = 12) -> StepCost:

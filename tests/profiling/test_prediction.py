@@ -7,7 +7,7 @@ import torch
 
 from groundup import presets
 from groundup.model import MLPConfig, MoEConfig
-from groundup.profiling.rehearsal import Rehearsal, StepSettings, perform, rehearse, undisturbed
+from groundup.profiling.prediction import Prediction, StepSettings, perform, predict_step, undisturbed
 
 CPU = torch.device("cpu")
 SMALL = presets.llama(vocab_size=128, d_model=32, num_layers=6, num_heads=2, context_length=32)
@@ -18,15 +18,15 @@ def peaks(forward: int, backward: int, update: int) -> dict[str, int]:
 
 
 def test_a_straight_line_through_two_depths():
-    rehearsal = Rehearsal(8, {1: 1.0, 3: 2.0}, {1: peaks(100, 90, 10), 3: peaks(120, 130, 70)})
-    assert rehearsal.predicted.seconds == pytest.approx(1.0 + 7 * 0.5)
+    found = Prediction(8, {1: 1.0, 3: 2.0}, {1: peaks(100, 90, 10), 3: peaks(120, 130, 70)})
+    assert found.cost.seconds == pytest.approx(1.0 + 7 * 0.5)
     # At eight rounds: forward 100 + 7 * 10, backward 90 + 7 * 20, update 10 + 7 * 30: the peak moves.
-    assert rehearsal.predicted.peak_bytes == max(170, 230, 220)
+    assert found.cost.peak_bytes == max(170, 230, 220)
 
 
 def test_a_single_round_is_its_own_prediction():
-    rehearsal = Rehearsal(1, {1: 1.5}, {1: peaks(100, 90, 10)})
-    assert rehearsal.predicted.seconds == 1.5 and rehearsal.predicted.peak_bytes == 100
+    found = Prediction(1, {1: 1.5}, {1: peaks(100, 90, 10)})
+    assert found.cost.seconds == 1.5 and found.cost.peak_bytes == 100
 
 
 def test_the_slower_half_is_left_out():
@@ -45,16 +45,16 @@ def test_the_slower_half_is_left_out():
 )
 def test_memory_comes_as_predicted(changes):
     settings = StepSettings(**{"batch_size": 4, "context_length": 32, **changes})
-    rehearsal = rehearse(SMALL, settings, CPU)
-    assert sorted(rehearsal.seconds) == sorted(rehearsal.peaks) == [1, 2]  # and never the whole model
+    found = predict_step(SMALL, settings, CPU)
+    assert sorted(found.seconds) == sorted(found.peaks) == [1, 2]  # and never the whole model
     measured = perform(SMALL, settings, CPU, steps=1)
-    assert rehearsal.predicted.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.02)
-    assert rehearsal.predicted.seconds > 0
+    assert found.cost.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.02)
+    assert found.cost.seconds > 0
 
 
 def test_recomputing_saves_memory_in_the_prediction():
     plain, again = (
-        rehearse(SMALL, StepSettings(16, 32, recompute=recompute), CPU).predicted.peak_bytes
+        predict_step(SMALL, StepSettings(16, 32, recompute=recompute), CPU).cost.peak_bytes
         for recompute in (False, True)
     )
     assert again < 0.8 * plain
@@ -64,6 +64,6 @@ def test_a_pattern_is_continued_as_a_whole():
     dense = SMALL.blocks[0]
     mixed = replace(SMALL, blocks=(dense, replace(dense, ffn=MoEConfig(4, 2, 16)), replace(dense, ffn=MLPConfig(64))))
     settings = StepSettings(batch_size=4, context_length=32)
-    assert sorted(rehearse(replace(mixed, num_layers=12), settings, CPU).seconds) == [1, 2]
+    assert sorted(predict_step(replace(mixed, num_layers=12), settings, CPU).seconds) == [1, 2]
     with pytest.raises(ValueError, match="num_layers=7: expected a multiple of the 3 blocks"):
-        rehearse(replace(mixed, num_layers=7), settings, CPU)
+        predict_step(replace(mixed, num_layers=7), settings, CPU)
