@@ -202,7 +202,7 @@ def _predict(
     if settings.threads:
         machine = with_threads(machine, settings.threads)
     length = settings.context_length or min(config.context_length, LONGEST_BY_DEFAULT)
-    chosen = machine.precision if settings.precision == "auto" else settings.precision
+    chosen: Any = machine.precision if settings.precision == "auto" else settings.precision
     step = StepSettings(settings.batch_size, length, chosen, settings.optimizer)
     say("measuring steps of shallow models")
     found = predict_step(config, step, device)

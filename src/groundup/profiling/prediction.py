@@ -125,7 +125,7 @@ class Prediction:
     peaks: dict[int, dict[str, int]]
 
     @property
-    def predicted(self) -> StepCost:
+    def cost(self) -> StepCost:
         """Of the whole model."""
         peaks = (
             self._continued({n: self.peaks[n][phase] for n in self.peaks}) for phase in (FORWARD, BACKWARD, UPDATE)
