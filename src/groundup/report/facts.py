@@ -141,6 +141,11 @@ def notes(run: RunFiles) -> list[str]:
     """What the plan remarked, and what happened during training."""
     stored = run.plan.get("notes")
     lines = [str(note) for note in stored][:MOST_FACTS] if isinstance(stored, list) else []
+    if number(run.measured.get("mfu")) == 1.0:
+        lines.append(
+            "MFU is 100 %: steps were faster than the matmul that was measured as the peak, so the peak was measured too "
+            "low (was the machine busy then?)"
+        )
     for event in run.events[:MOST_EVENTS]:
         lines.append(f"step {plain(event.get('step'))}: {event.get('event', '')}: {event.get('text', '')}")
     if len(run.events) > MOST_EVENTS:
