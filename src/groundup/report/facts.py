@@ -143,7 +143,7 @@ def notes(run: RunFiles) -> list[str]:
     lines = [str(note) for note in stored][:MOST_FACTS] if isinstance(stored, list) else []
     if number(run.measured.get("mfu")) == 1.0:
         lines.append(
-            "MFU is 100 %: steps were faster than the matmul that was measured as the peak, so the peak was measured too "
+            "MFU is 100 %: steps were faster than the matmul that was taken as the peak, so the peak was measured too "
             "low (was the machine busy then?)"
         )
     for event in run.events[:MOST_EVENTS]:
