@@ -138,7 +138,7 @@ class Monitor:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join(timeout=self.seconds)
+        self._thread.join(timeout=SECONDS)
 
     def _watch(self) -> None:
         try:
