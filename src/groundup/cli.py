@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundup import cli_ablate, cli_history, cli_inspect, cli_model, cli_plan, cli_profile, cli_tokenizer
+from groundup import cli_ablate, cli_history, cli_inspect, cli_ledger, cli_model, cli_plan, cli_profile, cli_tokenizer
 from groundup.cli_parts import (
     Arguments,
     Parser,
@@ -73,8 +73,13 @@ def _parse(arguments: list[str]) -> Arguments:
 
 def _refuse_folder_of_runs(options: Arguments) -> None:
     """ValueError when the folder that was named is no run, but holds some: they are listed, the newest first."""
-    named = next((value for name in ("model", "run_folder", "resume") if (value := getattr(options, name, None))), None)
-    if named is None or _run_files(Path(named)) or not Path(named).is_dir():
+    named = next((value for name in ("model", "run_folders", "resume") if (value := getattr(options, name, None))), [])
+    for each in [named] if isinstance(named, str) else named:
+        _refuse_if_it_holds_runs(each)
+
+
+def _refuse_if_it_holds_runs(named: str) -> None:
+    if _run_files(Path(named)) or not Path(named).is_dir():
         return
     found = {folder: files for folder in Path(named).iterdir() if (files := _run_files(folder))}
     newest = sorted(found, key=lambda folder: max(file.stat().st_mtime for file in found[folder]), reverse=True)
@@ -250,7 +255,8 @@ def _eval(options: Arguments) -> int:
 
 
 def _report_options(parser: Parser) -> None:
-    parser.add_argument("run_folder", metavar="RUN", help="a run folder, finished or not")
+    parser.add_argument("run_folders", nargs="+", metavar="RUN", help="run folders, finished or not")
+    cli_ledger.add_option(parser)
 
 
 def _report(options: Arguments) -> int:
@@ -259,9 +265,12 @@ def _report(options: Arguments) -> int:
     from groundup.report.history import write_history_report
     from groundup.scaling import is_history
 
-    write = write_ablation_report if is_ablation(options.run_folder) else write_report
-    write = write_history_report if is_history(options.run_folder) else write
-    print(write(options.run_folder))
+    for folder in options.run_folders:
+        write = write_ablation_report if is_ablation(folder) else write_report
+        write = write_history_report if is_history(folder) else write
+        print(write(folder))
+    if options.ledger is not None:
+        cli_ledger.add_runs(options.run_folders, options.ledger)
     return 0
 
 
@@ -318,7 +327,9 @@ VERBS = {
                    cli_model.export_options, cli_model.run_export),
     "inspect": Verb("look into a checkpoint, a model, a run, a tensor's memory or the number types",
                     cli_inspect.options, cli_inspect.run),
-    "report": Verb("write a run's report.html again", _report_options, _report),
+    "report": Verb("write a run's report.html again, and add it to the ledger", _report_options, _report),
+    "ledger": Verb("how near predictions came to measurements, over all runs of the ledger",
+                   cli_ledger.options, cli_ledger.run),
     "bench": Verb("measure groundup against its peers", _bench_options, _bench),
     "doctor": Verb("measure what this machine can do", _doctor_options, _doctor),
 }  # fmt: skip

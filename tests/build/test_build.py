@@ -1,6 +1,7 @@
 """The main job from end to end, small: what it leaves, what it promises, and how it answers bad input."""
 
 import json
+import math
 import os
 import resource
 import signal
@@ -31,6 +32,9 @@ def test_result_holds_what_is_promised(finished):
     assert result["baselines"].keys() == {"zstd_19", "unigram", "kneser_ney_5"}
     assert 0 < result["bits_per_byte"] < result["baselines"]["unigram"]
     assert result["predicted"].keys() >= {"total_seconds", "step_seconds", "peak_memory_bytes", "nats_per_token"}
+    assert all(0 < result[side]["mfu"] <= 1 for side in ("predicted", "measured"))
+    pair = result["measured"]["nats_per_token"], result["measured"]["bytes_per_token"]
+    assert pair[0] / pair[1] / math.log(2) == pytest.approx(result["bits_per_byte"]), "both are of the held-out text"
     assert result["parameters"] == sum(p.numel() for p in load_pretrained(out).parameters())
 
 

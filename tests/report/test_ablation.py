@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from groundup.report.ablation import ablation_text, gradient_table, interval_svg, mean_curve, write_ablation_report
+from groundup.report.ablation import (
+    ablation_text,
+    gradient_table,
+    interval_svg,
+    mean_curve,
+    time_table,
+    write_ablation_report,
+)
 from groundup.report.charts import MODEL
 
 from .test_html import Checker
@@ -102,3 +109,13 @@ def test_variants_of_different_depths_share_a_table():
         table = gradient_table({"variants": variants})
         assert table is not None and len(table.columns) == 4
         assert sorted(map(len, table.rows)) == [4, 4]
+
+
+def test_step_times_stand_beside_what_was_timed_before(folder):
+    assert time_table(json.loads((folder / "result.json").read_text())) is None, "older results have none"
+    result = json.loads((folder / "result.json").read_text())
+    for row, measured in zip(result["variants"], (0.110, 0.090, None), strict=True):
+        row |= {"predicted": {"step_seconds": 0.100}, "measured": {"step_seconds": measured}}
+    (folder / "result.json").write_text(json.dumps(result))
+    assert time_table(result).rows == [["base", "100 ms", "110 ms", "+10.0 %"], ["<i>", "100 ms", "90.0 ms", "−10.0 %"]]
+    assert "Time of a step" in ablation_text(folder) and "+10.0 %" in write_ablation_report(folder).read_text()

@@ -63,3 +63,12 @@ def test_one_more_event_is_one(fake_run):
 
 def test_examples_in_docstrings():
     assert doctest.testmod(facts).failed == 0
+
+
+def test_an_mfu_of_1_is_explained(fake_run):
+    said = "the peak was measured too low"
+    result = json.loads((fake_run / "result.json").read_text())
+    for mfu, expected in ((0.99, False), (1.0, True)):
+        result["measured"]["mfu"] = mfu
+        (fake_run / "result.json").write_text(json.dumps(result))
+        assert any(said in note for note in facts.notes(read_run(fake_run))) is expected

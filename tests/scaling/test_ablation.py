@@ -39,6 +39,11 @@ def test_every_run_is_there_and_scored_alike(finished):
         assert len(row["bits_per_byte"]) == 2 and all(2 < bits < 9 for bits in row["bits_per_byte"])
         assert row["bits_per_byte"][0] != row["bits_per_byte"][1]
         assert row["flops"] == row["steps"] * 32 * row["flops_per_token"]
+        mine = [run for run in runs if run["variant"] == row["name"] and run["final"]]
+        steps = sum(run["steps"] for run in mine)
+        assert row["measured"]["step_seconds"] == pytest.approx(sum(run["seconds"] for run in mine) / steps)
+    planned = json.loads((folder / "plan.json").read_text())
+    assert [row["predicted"]["step_seconds"] for row in result["variants"]] == [p["seconds_per_step"] for p in planned]
     finals = {run["seed"] for run in runs if run["final"]}
     assert finals == {0, 1} and not finals & {run["seed"] for run in runs if not run["final"]}
 

@@ -1,6 +1,7 @@
 """Batches for the trainer: groups, what was handed back, and the place to go on from."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -73,3 +74,15 @@ def test_only_rows_of_ids_count_as_tokens():
     beside = {"mask": ids, "segments": ids, "chosen_positions": ids, "rewards": torch.ones(2, 5), "flags": ids.bool()}
     assert count_tokens([{"tokens": ids, "chosen": ids, "lengths": torch.zeros(2, dtype=torch.long), **beside}]) == 16
     assert count_tokens([]) == 0
+
+
+def test_the_time_that_the_source_takes_is_counted():
+    def slow():
+        for number in range(2):
+            time.sleep(0.05)
+            yield batch(number)
+
+    feed = Feed(slow(), CPU)
+    assert feed.waited == 0.0
+    feed.take(2)
+    assert feed.waited >= 0.1

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from groundup.accounting.flops import training_flops_per_token
 from groundup.accounting.hardware import Machine, gemm_rate, probe
 from groundup.accounting.memory import FP32_BYTES
 from groundup.accounting.plan import (
@@ -18,6 +19,7 @@ from groundup.accounting.plan import (
     optimizer_states,
     plan,
 )
+from groundup.accounting.utilization import mfu
 from groundup.build.pretrain import CURVE_POINTS, Session, prepare
 from groundup.build.reserve import Reserve, reserve_for
 from groundup.build.settings import BuildSettings
@@ -66,17 +68,23 @@ class Decision:
     @property
     def predicted(self) -> dict[str, float]:
         """What the report holds against the measurement."""
-        made = self.plan
+        made, speed = self.plan, self.plan.batch_tokens / self.plan.seconds_per_step
         return {
             "total_seconds": self.total_seconds,
             "step_seconds": made.seconds_per_step,
-            "tokens_per_second": made.batch_tokens / made.seconds_per_step,
+            "tokens_per_second": speed,
+            "mfu": self.mfu(speed),
             "peak_memory_bytes": made.peak_bytes,
             "bits_per_byte": made.bits_per_byte,
             "bits_per_byte_error": error_of(made, self.facts),
             "nats_per_token": made.nats_per_token,
             "bytes_per_token": made.bytes_per_token,
         }
+
+    def mfu(self, tokens_per_second: float) -> float:
+        """The share of the probed matmul rate that training at this speed makes use of."""
+        model = self.plan.model
+        return mfu(training_flops_per_token(model, model.context_length), tokens_per_second, self.machine.peak_flops)
 
     def as_json(self) -> dict[str, Any]:
         return {

@@ -1,5 +1,6 @@
 """The stages after the plan: each reads the folder, does one thing, and leaves its result there."""
 
+import datetime
 import math
 import time
 from collections.abc import Sequence
@@ -222,6 +223,7 @@ class Stages:
         baselines = {name: b["bits_per_byte"] for name, b in self.folder.read("baselines.json").items()}
         plan = self.folder.read("plan.json")
         seconds = round(self.folder.elapsed, 2)
+        speed = training["tokens_per_second"]
         return {
             "bits_per_byte": evaluation["bits_per_byte"],
             "baselines": baselines,
@@ -232,11 +234,12 @@ class Stages:
             "measured": {
                 "total_seconds": seconds,
                 "step_seconds": training["step_seconds"],
-                "tokens_per_second": training["tokens_per_second"],
+                "tokens_per_second": speed,
+                "mfu": self.decision.mfu(speed) if speed else None,
                 "peak_memory_bytes": training["peak_memory_bytes"],
                 "bits_per_byte": evaluation["bits_per_byte"],
                 "nats_per_token": evaluation["nats_per_token"],
-                "bytes_per_token": plan["predicted"]["bytes_per_token"],
+                "bytes_per_token": evaluation["bytes"] / evaluation["tokens"],
             },
             "held_out": {k: evaluation[k] for k in ("tokens", "bytes", "documents", "policy")},
             "epochs": training["epochs"],
@@ -245,6 +248,7 @@ class Stages:
             "stopped_by": training["stopped_by"],
             "stages": self.folder.stages,
             "budget_seconds": self.settings.budget_seconds,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "run": str(self.folder.path),
         }
 

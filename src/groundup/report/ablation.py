@@ -11,10 +11,11 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from groundup.accounting.run_ledger import Quantity
 from groundup.files import read_json, write_atomic
 from groundup.report.charts import _STYLE, INK, MODEL, Chart, Line, Panel, _themed, svg
 from groundup.report.lengths import length_svg, length_table, position_table
-from groundup.report.quantities import MISSING
+from groundup.report.quantities import MISSING, number, quantity
 from groundup.report.run import Series
 from groundup.report.tables import Column, Table, to_html, to_text
 from groundup.report.templates import fill
@@ -36,7 +37,8 @@ def ablation_text(folder: str | Path) -> str:
     """The same tables and notes for a terminal."""
     result = read_result(Path(folder))
     notes = "\n".join(f"- {note}" for note in result["notes"])
-    tables = [variant_table(result), comparison_table(result), length_table(result), position_table(result)]
+    tables = [variant_table(result), time_table(result), comparison_table(result), length_table(result),
+              position_table(result)]  # fmt: skip
     return "\n\n".join([*(to_text(table) for table in tables if table is not None), notes])
 
 
@@ -60,6 +62,7 @@ def page(name: str, result: Result) -> str:
         interval_chart=interval_svg(result["comparisons"]),
         comparison_table=to_html(comparison_table(result)),
         variant_table=to_html(variant_table(result)),
+        time_table=to_html(table) if (table := time_table(result)) else "",
         length_chart=length_svg(result),
         length_tables=[to_html(t) for t in (length_table(result), position_table(result)) if t is not None],
         curves=[svg(chart, 380, 240) for chart in curves(result) if chart],
@@ -103,6 +106,24 @@ def variant_table(result: Result) -> Table:
         for v in result["variants"]
     ]
     return Table(columns, rows, "Each variant: means over the seeds; the deviation is that of single runs")
+
+
+def time_table(result: Result) -> Table | None:
+    """The one thing that is predicted before the runs, the time of a step; None where a result has none."""
+    rows = []
+    for v in result["variants"]:
+        step = _step(v)
+        if step is not None and step.error is not None:
+            seconds = [quantity("step_seconds", value) for value in (step.predicted, step.measured)]
+            rows.append([v["name"], *seconds, f"{100 * step.error:+.1f} %".replace("-", "−")])
+    columns = [Column("variant"), *(Column(title, "right") for title in ("predicted", "measured", "error"))]
+    return Table(columns, rows, "Time of a step: as timed before the runs, and their mean") if rows else None
+
+
+def _step(variant: Result) -> Quantity | None:
+    sides = [variant.get(side) for side in ("predicted", "measured")]
+    pair = [number(side.get("step_seconds")) if isinstance(side, dict) else None for side in sides]
+    return None if pair == [None, None] else Quantity.of("step_seconds", *pair)
 
 
 def _lost(diverged: int, runs: int) -> str:

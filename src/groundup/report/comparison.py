@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from groundup.accounting.run_ledger import QUANTITIES
 from groundup.report.quantities import MISSING, label, number, quantity
 from groundup.report.run import RunFiles, as_object
 from groundup.report.tables import Column, Table
 
-# How near a prediction should come: relative for costs, absolute (nats per token) for losses.
-RELATIVE_AIMS = {"step_seconds": 0.10, "peak_memory_bytes": 0.05}
-ABSOLUTE_AIMS = {"loss": 0.02, "nats_per_token": 0.02}
+# How near a prediction should come, as the ledger has it: relative for costs, absolute (nats per token) for losses.
+RELATIVE_AIMS = {name: kind.goal for name, kind in QUANTITIES.items() if kind.goal is not None and kind.relative}
+ABSOLUTE_AIMS = {name: kind.goal for name, kind in QUANTITIES.items() if kind.goal is not None and not kind.relative}
+ABSOLUTE_AIMS["loss"] = ABSOLUTE_AIMS["nats_per_token"]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 from groundup.config import plural
 from groundup.report.quantities import MISSING, counted, label, number, plain, quantity
 from groundup.report.repetition import worth_of_repeats
+from groundup.report.resources import resource_lines
 from groundup.report.run import RunFiles, as_object
 
 COST_NAMES = ("joules", "watts", "kwh", "dollars", "usd", "euros", "flops")
@@ -58,6 +59,7 @@ def facts(run: RunFiles, epochs: float | None) -> dict[str, list[tuple[str, str]
         "Tokenizer": list(flatten(as_object(plan.get("tokenizer")))) + _tokenizer(run),
         "Data": _data(run, epochs),
         "Machine": list(flatten(as_object(plan.get("machine")))),
+        "Resources while training": resource_lines(run.resources),
         "Environment": list(flatten(run.env)),
     }
     return {title: lines[:MOST_FACTS] for title, lines in groups.items() if lines}
@@ -141,6 +143,11 @@ def notes(run: RunFiles) -> list[str]:
     """What the plan remarked, and what happened during training."""
     stored = run.plan.get("notes")
     lines = [str(note) for note in stored][:MOST_FACTS] if isinstance(stored, list) else []
+    if number(run.measured.get("mfu")) == 1.0:
+        lines.append(
+            "MFU is 100 %: steps were faster than the matmul that was taken as the peak, so the peak was measured too "
+            "low (was the machine busy then?)"
+        )
     for event in run.events[:MOST_EVENTS]:
         lines.append(f"step {plain(event.get('step'))}: {event.get('event', '')}: {event.get('text', '')}")
     if len(run.events) > MOST_EVENTS:

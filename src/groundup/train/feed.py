@@ -1,5 +1,6 @@
 """Batches for the trainer: taken from a source, handed back when a step was undone, resumable."""
 
+import time
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -13,12 +14,12 @@ class Feed:
     """Draws groups of batches from any iterable.
 
     A source with `state()` and `load_state()` (as `data.Loader`) is resumed by them; any other is assumed to
-    repeat itself and is fast-forwarded.
+    repeat itself and is fast-forwarded. `waited` counts the seconds that the source took.
     """
 
     def __init__(self, source: Iterable[Batch], device: torch.device):
         self.source, self.device = source, device
-        self.taken = 0
+        self.taken, self.waited = 0, 0.0
         self._iterator = iter(source)
         self._returned: deque[list[Batch]] = deque()
 
@@ -28,7 +29,9 @@ class Feed:
             return self._returned.popleft()
         group = []
         for _ in range(count):
+            began = time.perf_counter()
             batch = next(self._iterator, None)
+            self.waited += time.perf_counter() - began
             if batch is None:
                 return None
             group.append(to_device(batch, self.device))

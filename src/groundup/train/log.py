@@ -51,14 +51,14 @@ class MetricsLog:
             if (forget := getattr(sink, "rewind", None)) is not None:
                 self._guard(sink, functools.partial(forget, step))
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one record; numbers that JSON cannot hold become null."""
+    def write(self, record: dict[str, Any], to_sinks: dict[str, Any] | None = None) -> None:
+        """Append one record; numbers that JSON cannot hold become null. `to_sinks` is for the sinks beside it."""
         clean = {key: None if _is_odd(value) else value for key, value in record.items()}
         if self.path is not None:
             self._waiting.append(json.dumps(clean).encode() + b"\n")
             self._append(self.path)
         for sink in list(self.sinks):
-            self._guard(sink, functools.partial(sink.write, clean))
+            self._guard(sink, functools.partial(sink.write, {**(to_sinks or {}), **clean}))
 
     def event(self, step: int, kind: str, text: str) -> None:
         """Note something unusual (a skipped step, a failed save), in events.jsonl and on the logger."""

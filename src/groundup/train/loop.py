@@ -15,7 +15,7 @@ from groundup.data.batch import Batch
 from groundup.device import peak_memory_bytes
 from groundup.model.balance import update_biases
 from groundup.optim.schedule import ClockDecay
-from groundup.train import checkpoint
+from groundup.train import checkpoint, resources
 from groundup.train.compiling import compile_blocks
 from groundup.train.feed import Feed, count_tokens, split
 from groundup.train.guard import Guard, diagnose, first_non_finite_weight
@@ -62,6 +62,7 @@ def train(
     peak_flops: float | None = None,
     config: dict[str, Any] | None = None,
     lookahead: int | None = None,
+    watch_seconds: float | None = resources.SECONDS,
 ) -> Run:
     """Train until `steps` updates were made, the deadline nears, a signal comes, or the source ends.
 
@@ -80,6 +81,7 @@ def train(
     config: anything JSON that a resume must find unchanged (beside the model, optimizer and source).
     lookahead: updates queued on the device before the first's loss is read: 1 on CUDA, 0 elsewhere. A bad
     step is then undone on the device, and the batches queued after it are run again.
+    watch_seconds: between two looks at what the run uses of its machine, in run_dir/resources.jsonl (None: no looks).
 
     Raises ValueError for options that do not fit together or a checkpoint that does not fit, and
     FloatingPointError when bad steps do not end (see `Guard`).
@@ -111,7 +113,12 @@ def train(
     log_dir = run_dir if is_main() else None
     training.log = MetricsLog(log_dir, from_step=training.run.step, sinks=sinks if is_main() else ())
     training.progress = ProgressLine() if progress and is_main() else None
-    return training.loop()
+    if log_dir is None or watch_seconds is None:
+        return training.loop()
+    with resources.Monitor(
+        Path(log_dir) / "resources.jsonl", device, training.where, watch_seconds
+    ) as training.monitor:
+        return training.loop()
 
 
 def _check(
@@ -178,6 +185,7 @@ class _Training:
         self.interrupt = Interrupt()
         self.log = MetricsLog(None)
         self.progress: ProgressLine | None = None
+        self.monitor: resources.Monitor | None = None
         for group in self.optimizer.param_groups:
             group.setdefault("base_lr", group["lr"])
 
@@ -193,6 +201,10 @@ class _Training:
                 threads,
                 torch.get_num_threads(),
             )
+
+    def where(self) -> tuple[int, float]:
+        """(step, seconds spent waiting for data)."""
+        return self.run.step, self.feed.waited
 
     def loop(self) -> Run:
         was_training, before, begun = self.model.training, self.run.seconds, time.monotonic()
@@ -321,7 +333,8 @@ class _Training:
             cost = self.flops_per_token / (self.peak_flops * world_size())
         record = self.run.record(self.run.step % self.log_every or self.log_every, cost)
         record |= {"lr": rate, "grad_norm": values.grad_norm, "noise_scale": self.parts.noise.tokens}
-        self.log.write(record | {"epoch": self.feed.epochs} | values.metrics)
+        used = {} if self.monitor is None else self.monitor.latest
+        self.log.write(record | {"epoch": self.feed.epochs} | values.metrics, to_sinks=used)
         if self.progress is not None:
             self.progress.show(record, *self.pace.progress(self.run.step, self.steps, self.run.seconds))
 
