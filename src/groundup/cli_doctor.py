@@ -18,21 +18,14 @@ PROBE_SHARE = 0.25  # of the time, for choosing precision and threads as a build
 def options(parser: Parser) -> None:
     """The options of the verb."""
     add = parser.add_argument
-    add("--seconds", type=number, default=4.0, metavar="X", help="how long to measure (default: %(default)s)")
+    add("--seconds", type=number, default=3.0, metavar="X", help="how long to measure (default: %(default)s)")
     add("--links", action="store_true", help="also measure links: between processes or GPUs, and host to GPU")
     add("--ranks", type=whole_number, default=2, metavar="N",
         help="processes that --links joins on a CPU (default: %(default)s)")  # fmt: skip
-    add(
-        "--full",
-        action="store_true",
-        help="also try torch.compile and the tokenizer's compiler; every type on one core",
-    )
-    add(
-        "--folder",
-        metavar="DIR",
-        default="runs",
-        help="where runs are written: its disk is tried (default: %(default)s)",
-    )
+    add("--full", action="store_true",
+        help="also try torch.compile and the tokenizer's kernels; all types on one core")  # fmt: skip
+    add("--folder", metavar="DIR", default="runs",
+        help="where runs are written: its disk is tried (default: %(default)s)")  # fmt: skip
     add_device(parser)
     add("--json", action="store_true", help="print one JSON object instead of the tables")
 
@@ -51,13 +44,13 @@ def run(options: Arguments) -> int:
     checks = system_checks(Path(options.folder))  # first: measuring is a load itself
     _say(f"measuring for about {options.seconds:g} s")
     machine = probe(device, PROBE_SHARE * options.seconds)
-    card = examine(device, (1 - PROBE_SHARE) * options.seconds, full=options.full)
+    card = examine(device, (1 - PROBE_SHARE) * options.seconds, full=options.full, seen=machine.gemm_flops)
     checks += software_checks(device, card.rates, full=options.full)
     links = measure_links(device, options.ranks) if options.links else []
     if options.json:
         print_json(_content(machine, card, checks, links, measured=options.links))
     else:
-        _print(machine, card, checks, links)
+        _print(machine, card, checks, links, full=options.full)
     return exit_code(checks)
 
 
@@ -70,9 +63,7 @@ def _content(
 ) -> dict[str, Any]:
     from groundup.device import environment
 
-    found = [
-        {**asdict(peak), "assumed": peak.assumed, "share": peak.share, "raised": peak.raised} for peak in card.peaks
-    ]
+    found = [asdict(p) | {"assumed": p.assumed, "share": p.share, "raised": p.raised} for p in card.peaks]
     return {
         **asdict(machine),
         "card": {**asdict(card), "peaks": found},
@@ -82,7 +73,7 @@ def _content(
     }
 
 
-def _print(machine: "Machine", card: "Card", checks: "list[Check]", links: "list[Link]") -> None:
+def _print(machine: "Machine", card: "Card", checks: "list[Check]", links: "list[Link]", *, full: bool) -> None:
     _print_card(card)
     _print_rates(card)
     _print_steps(card)
@@ -90,6 +81,8 @@ def _print(machine: "Machine", card: "Card", checks: "list[Check]", links: "list
         _print_links(links)
     print(f"a build would choose: {machine.precision} on {plural(machine.threads, 'thread')}")
     _print_checks(checks)
+    if not full:
+        print("not tried: torch.compile and the tokenizer's compiler (--full)" + ("" if links else ", links (--links)"))
 
 
 def _print_card(card: "Card") -> None:
@@ -129,9 +122,8 @@ def _print_steps(card: "Card") -> None:
 
     level = {place.name: _giga(place.bandwidth) if place.bandwidth else "not seen" for place in card.levels}
     most = max((reading.bandwidth for reading in card.readings), default=1.0)
-    rows = [
-        [mebibytes(r.bytes), _giga(r.bandwidth), "#" * max(1, round(40 * r.bandwidth / most))] for r in card.readings
-    ]
+    bars = ["#" * max(1, round(40 * reading.bandwidth / most)) for reading in card.readings]
+    rows = [[mebibytes(r.bytes), _giga(r.bandwidth), bar] for r, bar in zip(card.readings, bars, strict=True)]
     who = "the GPU" if card.device.startswith("cuda") else "one core"
     print_table(f"\nWorking sets, read again and again by {who}", ("size", "GB/s", ""), rows, words=(2,))
     print("by level    " + ", ".join(f"{name} {rate}" for name, rate in level.items()) + " (GB/s)")
@@ -143,9 +135,8 @@ def _print_links(links: "list[Link]") -> None:
         if link.latency_seconds is None or link.bandwidth is None:
             rows.append([link.kind, link.between, "", "", link.error])
         else:
-            rows.append(
-                [link.kind, link.between, f"{1e6 * link.latency_seconds:,.0f}", f"{link.bandwidth / 1e9:,.2f}", ""]
-            )
+            latency, rate = f"{1e6 * link.latency_seconds:,.0f}", f"{link.bandwidth / 1e9:,.2f}"
+            rows.append([link.kind, link.between, latency, rate, ""])
     print_table("\nLinks", ("", "between", "latency, us", "GB/s", "not measured"), rows, words=(0, 1, 4))
 
 

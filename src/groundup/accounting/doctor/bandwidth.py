@@ -6,7 +6,7 @@ A working set that fits into a cache is read at that cache's rate, so the rates 
 import importlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -65,6 +65,7 @@ def _read_by_all(source: torch.Tensor, seconds: float) -> float:
     """Seconds in which all cores together read it once; the loop runs without the interpreter's lock."""
     loop = importlib.import_module("groundup.accounting.doctor.compiled")
     parts = np.array_split(source.numpy().view(np.int64), physical_cores())
+    loop.read(parts[0][:8], 1)  # compiled before the clock runs
     with ThreadPoolExecutor(len(parts)) as pool:
         return fastest(torch.device("cpu"), lambda: list(pool.map(lambda part: loop.read(part, 1), parts)), seconds)
 
@@ -85,7 +86,7 @@ def sweep(device: torch.device, sizes: Sequence[int], seconds: float) -> list[Re
     return [_read_by_one(loop.read, numbers[: size // 8], seconds / len(sizes)) for size in sizes]
 
 
-def _read_by_one(read, numbers: np.ndarray, seconds: float) -> Reading:
+def _read_by_one(read: Callable[[np.ndarray, int], int], numbers: np.ndarray, seconds: float) -> Reading:
     passes, best = max(1, LEAST_READ // numbers.nbytes), float("inf")
     read(numbers, 1)
     deadline = time.perf_counter() + seconds

@@ -1,6 +1,6 @@
 """The device card: what this machine is and what it was measured to do, beside what its data sheet promises."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,8 +67,13 @@ class Card:
     peaks: tuple[Peak, ...]
 
 
-def examine(device: torch.device, seconds: float, *, full: bool = False) -> Card:
-    """Read what there is to read, and measure for about `seconds`."""
+def examine(
+    device: torch.device, seconds: float, *, full: bool = False, seen: Mapping[str, float] | None = None
+) -> Card:
+    """Read what there is to read, and measure for about `seconds`.
+
+    `seen` are rates that `hardware.probe` measured ("bf16 x2" -> FLOP/s): a peak is not below any of them.
+    """
     caches = _gpu_caches(device) if device.type == "cuda" else system.caches()
     known = system.cores()
     rates = matmul_rates(device, MATMUL_SHARE * seconds, every_thread_count=full)
@@ -89,16 +94,19 @@ def examine(device: torch.device, seconds: float, *, full: bool = False) -> Card
         readings=tuple(readings),
         levels=tuple(levels(caches, readings)),
         specified=specified,
-        peaks=tuple(peaks(rates, memory, specified)),
+        peaks=tuple(peaks(rates, memory, specified, seen or {})),
     )
 
 
-def peaks(rates: Sequence[MatmulRate], memory: Memory, specified: Device | None) -> list[Peak]:
+def peaks(
+    rates: Sequence[MatmulRate], memory: Memory, specified: Device | None, seen: Mapping[str, float]
+) -> list[Peak]:
     """One of each type that works, whatever the number of threads, and one of the memory."""
+    pairs = [*((rate.dtype, rate.flops) for rate in rates), *((name.partition(" x")[0], seen[name]) for name in seen)]
     best: dict[str, float] = {}
-    for rate in rates:
-        if rate.flops:
-            best[rate.dtype] = max(best.get(rate.dtype, 0.0), rate.flops)
+    for dtype, flops in pairs:
+        if flops:
+            best[dtype] = max(best.get(dtype, 0.0), flops)
     found = [Peak(name, rate, specified and specified.rate(name)) for name, rate in best.items()]
     moved = max(memory.read, memory.write, memory.copy)
     return [*found, Peak("memory", moved, specified and specified.bandwidth)]

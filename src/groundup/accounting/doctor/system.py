@@ -47,7 +47,7 @@ def size_bytes(text: str | None) -> int | None:
     >>> size_bytes("48K"), size_bytes("32M"), size_bytes("much")
     (49152, 33554432, None)
     """
-    match = re.fullmatch(r"(\d+)([KMG]?)", (text or "").strip())
+    match = re.fullmatch(r"(\d+)([KMG]?)", (text or "").strip(), re.ASCII)
     return int(match[1]) * UNITS[match[2]] if match else None
 
 

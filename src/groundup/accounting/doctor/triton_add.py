@@ -1,8 +1,8 @@
 """The smallest kernel: a sum of two vectors, by blocks. Imported only where Triton is to be tried."""
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 BLOCK = 256
@@ -18,5 +18,5 @@ def _add(x, y, out, count, block: tl.constexpr):
 def add(x: Tensor, y: Tensor) -> Tensor:
     """x + y, of one length, on a GPU."""
     out = torch.empty_like(x)
-    _add[(triton.cdiv(x.numel(), BLOCK),)](x, y, out, x.numel(), BLOCK)
+    _add[(triton.cdiv(x.numel(), BLOCK),)](x, y, out, x.numel(), BLOCK)  # pyright: ignore[reportIndexIssue]
     return out
