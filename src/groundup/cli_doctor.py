@@ -18,7 +18,7 @@ PROBE_SHARE = 0.25  # of the time, for choosing precision and threads as a build
 def options(parser: Parser) -> None:
     """The options of the verb."""
     add = parser.add_argument
-    add("--seconds", type=number, default=3.0, metavar="X", help="how long to measure (default: %(default)s)")
+    add("--seconds", type=number, default=4.0, metavar="X", help="how long to measure (default: %(default)s)")
     add("--links", action="store_true", help="also measure links: between processes or GPUs, and host to GPU")
     add("--ranks", type=whole_number, default=2, metavar="N",
         help="processes that --links joins on a CPU (default: %(default)s)")  # fmt: skip

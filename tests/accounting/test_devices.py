@@ -54,8 +54,9 @@ def test_the_others_have_no_sparsity():
 
 def test_memory_and_bandwidth_by_hand():
     """Bus width in bits x rate per pin in Gbit/s / 8, of cards whose memory chips are known."""
-    for name, bits, gigabits in (("t4", 256, 10), ("rtx3090", 384, 19.5), ("rtx4090", 384, 21), ("rtx5090", 512, 28),
-                                 ("l40s", 384, 18), ("l4", 192, 12.5), ("a10", 384, 12.5), ("a6000", 384, 16)):  # fmt: skip
+    chips = {"t4": (256, 10), "rtx3090": (384, 19.5), "rtx4090": (384, 21), "rtx5090": (512, 28), "l40s": (384, 18),
+             "l4": (192, 12.5), "a10": (384, 12.5), "a6000": (384, 16)}  # fmt: skip
+    for name, (bits, gigabits) in chips.items():
         assert DEVICES[name].bandwidth == pytest.approx(bits * gigabits / 8 * 1e9)
 
 

@@ -334,10 +334,9 @@ class _Training:
     def raise_peak(self, record: dict[str, Any]) -> None:
         """A machine that does more than its peak has a higher one: the peak was measured while it was busy."""
         assert self.peak_flops is not None
-        before = self.peak_flops
-        self.peak_flops *= record["mfu"]
-        record["mfu"] = 1.0
-        reached, measured = (f"{rate / 1e9:,.4g} GFLOP/s" for rate in (self.peak_flops, before))
+        higher = self.peak_flops * record["mfu"]
+        reached, measured = (f"{rate / 1e9:,.4g} GFLOP/s" for rate in (higher, self.peak_flops))
+        self.peak_flops, record["mfu"] = higher, 1.0
         text = f"{reached} were reached, more than the {measured} measured before; MFU is now a share of these"
         self.log.event(self.run.step, "peak raised", text)
 

@@ -31,6 +31,7 @@ def test_no_transfers_no_figures():
         seconds_for(nothing, 1)
 
 
+@pytest.mark.slow
 def test_two_processes_of_this_machine():
     found = collectives("gloo", 2, sizes=(4096, 65536))
     assert [way.kind for way in found] == ["all-reduce", "all-gather"] and not any(way.error for way in found)
@@ -41,6 +42,7 @@ def test_two_processes_of_this_machine():
         assert way.between == "2 processes (gloo)"
 
 
+@pytest.mark.slow
 def test_what_fails_says_why_and_leaves_no_process():
     for way in collectives("no such backend", 2, sizes=(4096,)):
         assert way.bandwidth is None and "no such backend" in way.error.lower()

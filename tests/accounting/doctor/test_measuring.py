@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from groundup.accounting.devices import DEVICES
-from groundup.accounting.doctor import examine
+from groundup.accounting.doctor import examine, matmul
 from groundup.accounting.doctor.bandwidth import FULL, Level, Memory, Reading, levels, sweep, working_sets
 from groundup.accounting.doctor.card import Peak, peaks
-from groundup.accounting.doctor.matmul import MatmulRate, better, measure, product, types_for, work
+from groundup.accounting.doctor.matmul import MatmulRate, better, matmul_rates, measure, product, types_for, work
 from groundup.accounting.doctor.system import Cache
 
 CPU = torch.device("cpu")
@@ -25,20 +25,36 @@ def test_every_type_multiplies_matrices_of_the_shape(dtype):
     assert isinstance(found, torch.Tensor) and found.shape == (16, 48)
 
 
-def test_the_best_of_the_shapes_is_kept_and_a_shape_too_slow_is_left_out(monkeypatch):
+def test_every_type_is_tried_with_every_shape_and_the_best_is_kept(monkeypatch):
+    """A made-up machine: 10 GFLOP/s, twice that for squares of 2048; fp16 is 1,000 times slower, int8 fails."""
     asked = []
 
-    def rate(device, dtype, shape, seconds):
-        asked.append(shape)
-        return {64: 3.0, 8: 5.0}[shape[0]]
+    def made_up(device, dtype, threads, shape, seconds):
+        asked.append((dtype, threads, shape))
+        rate = (2e10 if shape[0] == 2048 else 1e10) * threads
+        if dtype == "int8":
+            return MatmulRate(dtype, threads, 0.0, None, "no kernel")
+        return MatmulRate(dtype, threads, rate / 1000 if dtype == "fp16" else 10 * rate, shape)
 
-    monkeypatch.setattr("groundup.accounting.doctor.matmul._rate", rate)
-    threads = torch.get_num_threads()
-    found = measure(CPU, "fp32", threads, 1e9, ((8, 1, 1), (64, 1, 1)))
-    assert (found.flops, found.shape) == (5.0, (8, 1, 1)) and asked == [(8, 1, 1), (64, 1, 1)]
-    asked.clear()
-    found = measure(CPU, "fp32", threads, 1.0, ((8, 1, 1), (64, 1000, 1000)))  # 2 x 1.28e8 FLOPs at 5 FLOP/s
-    assert found.flops == 5.0 and asked == [(8, 1, 1)]
+    monkeypatch.setattr(matmul, "measure", made_up)
+    monkeypatch.setattr(matmul, "physical_cores", lambda: 4)
+    found = {(rate.dtype, rate.threads): rate for rate in matmul_rates(CPU, 1.0)}
+    assert set(found) == {("fp32", 1), ("fp32", 4), ("bf16", 1), ("bf16", 4)} | {
+        (name, 4) for name in ("fp32 oneDNN", "fp16", "int8", "fp8")
+    }
+    assert found["bf16", 4] == MatmulRate("bf16", 4, 8e11, (2048, 2048, 2048))
+    assert [shape for name, _, shape in asked if name == "fp16"] == [(512, 512, 512)]  # others would take minutes
+    assert found["fp16", 4].shape == (512, 512, 512)
+    assert len([name for name, _, _ in asked if name == "int8"]) == 1 and found["int8", 4].error == "no kernel"
+    assert len([name for name, n, _ in asked if (name, n) == ("fp32", 4)]) == 3
+
+
+def test_every_thread_count(monkeypatch):
+    monkeypatch.setattr(matmul, "measure", lambda device, dtype, n, shape, seconds: MatmulRate(dtype, n, 1e12, shape))
+    monkeypatch.setattr(matmul, "physical_cores", lambda: 4)
+    assert len(matmul_rates(CPU, 1.0, every_thread_count=True)) == 2 * len(types_for(CPU))
+    monkeypatch.setattr(matmul, "physical_cores", lambda: 1)
+    assert len(matmul_rates(CPU, 1.0, every_thread_count=True)) == len(types_for(CPU))
 
 
 @pytest.mark.parametrize(
@@ -49,14 +65,15 @@ def test_a_type_that_does_not_work_says_why(error, monkeypatch):
         raise error
 
     monkeypatch.setattr("groundup.accounting.doctor.matmul.product", refuse)
-    found = measure(CPU, "fp8", torch.get_num_threads(), 0.01)
+    found = measure(CPU, "fp8", torch.get_num_threads(), SMALL, 0.01)
     assert found == MatmulRate("fp8", torch.get_num_threads(), 0.0, None, "no kernel for this type")
 
 
 def test_precision_is_as_before(monkeypatch):
     before = torch.get_float32_matmul_precision()
     for dtype in ("fp32", "fp32 oneDNN"):
-        measure(CPU, dtype, torch.get_num_threads(), 0.001, [SMALL])
+        found = measure(CPU, dtype, torch.get_num_threads(), SMALL, 0.001)
+        assert found.shape == SMALL or found.error
         assert torch.get_float32_matmul_precision() == before
 
 
@@ -67,7 +84,7 @@ def test_the_faster_measurement_counts():
 
 
 def test_levels_by_hand():
-    """L1 of 40 bytes, L2 of 400: sets of 10 and 30 show L1, 100 and 300 L2; 350 and 500 are of no one; 800 is memory."""
+    """L1 of 40 bytes, L2 of 400: sets of 10 and 30 show L1, 100 and 300 L2, 800 memory; 350 and 500 are of no one."""
     caches = [Cache(1, "Data", 40, 2), Cache(1, "Instruction", 40, 2), Cache(2, "Unified", 400, 1)]
     rates = {10: 90.0, 30: 80.0, 38: 1.0, 100: 50.0, 300: 40.0, 350: 1.0, 500: 1.0, 800: 10.0, 1600: 8.0}
     readings = [Reading(size, rate) for size, rate in rates.items()]
@@ -125,4 +142,4 @@ def test_the_card_of_this_machine():
     assert min(card.memory.read, card.memory.write, card.memory.copy) > 0
     assert card.specified is None and all(peak.share == 1 for peak in card.peaks)
     assert next(peak for peak in card.peaks if peak.what == "bf16").measured == 1e20
-    assert card.cores >= 1 and 0 <= card.free_bytes and [level.name for level in card.levels][-1] == "memory"
+    assert card.cores >= 1 and card.free_bytes >= 0 and [level.name for level in card.levels][-1] == "memory"

@@ -26,7 +26,7 @@ def start(module: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def last_words(stderr: str) -> str:
-    """The last line of what a process wrote to standard error: the message of the exception that ended it, cut short."""
+    """The last line that a process wrote to standard error, cut short: the message of the exception that ended it."""
     last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "no message")
     return last if len(last) <= LONGEST else f"{last[:LONGEST]} ..."
 

@@ -5,7 +5,7 @@ shapes is what MFU should be divided by, because then no model can be above it w
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,11 +17,11 @@ from groundup.device import physical_cores, synchronize, use_onednn_fp32
 Shape = tuple[int, int, int]
 Product = Callable[[], object]
 
-# (rows, inner, columns), the cheapest first: an emulated type is not asked for the others.
-CPU_SHAPES: tuple[Shape, ...] = ((512, 512, 512), (4096, 512, 1408), (2048, 2048, 2048))
-GPU_SHAPES: tuple[Shape, ...] = ((2048, 2048, 2048), (8192, 4096, 4096), (8192, 8192, 8192))
-ROUNDS = 2
-PATIENCE = 1.0  # seconds: what takes longer the first time is not run twice
+# (rows, inner, columns). The first is the one that says most; the others only see whether there is more to have.
+CPU_SHAPES: tuple[Shape, ...] = ((4096, 512, 1408), (2048, 2048, 2048), (512, 512, 512))
+GPU_SHAPES: tuple[Shape, ...] = ((8192, 4096, 4096), (8192, 8192, 8192), (2048, 2048, 2048))
+SLOW_ON_CPUS = ("fp16", "fp8")  # emulated by most of them: these begin with the smallest shape
+PATIENCE = 1.0  # seconds: what would take longer is not tried, and what did is not repeated
 TYPES = ("fp32", "fp32 oneDNN", "tf32", "bf16", "fp16", "int8", "fp8")
 
 
@@ -40,16 +40,32 @@ class MatmulRate:
 def matmul_rates(device: torch.device, seconds: float, *, every_thread_count: bool = False) -> list[MatmulRate]:
     """Every type on all cores, and fp32 and bf16 on one core too; `seconds` is divided among them.
 
-    `every_thread_count` measures each type on one core.
+    `every_thread_count` measures each type on one core. One shape after the other is tried with all types in turn,
+    so that a moment of other work on the machine does not decide about one of them.
     """
     cores = physical_cores() if device.type == "cpu" else 1
     alone = TYPES if every_thread_count else ("fp32", "bf16")
-    trials = [(name, n) for name in types_for(device) for n in sorted({cores, 1}) if n == cores or name in alone]
-    each, best = seconds / len(trials) / ROUNDS, {}
+    trials = [(name, n) for name in types_for(device) for n in sorted({1, cores}) if n == cores or name in alone]
+    each, best = seconds / len(trials) / len(CPU_SHAPES), dict[tuple[str, int], MatmulRate]()
     with _restored_threads():
-        for trial in ROUNDS * trials:  # they take turns, so that a moment of other work does not decide
-            best[trial] = better(best.get(trial), measure(device, *trial, each))
+        for turn in range(len(CPU_SHAPES)):
+            for name, threads in trials:
+                shape, known = shapes_for(device, name)[turn], best.get((name, threads))
+                if known is None or worth_trying(known, shape):
+                    best[name, threads] = better(known, measure(device, name, threads, shape, each))
     return list(best.values())
+
+
+def shapes_for(device: torch.device, dtype: str) -> list[Shape]:
+    """The shapes in the order in which they are tried."""
+    if device.type != "cpu":
+        return list(GPU_SHAPES)
+    return sorted(CPU_SHAPES, key=work) if dtype in SLOW_ON_CPUS else list(CPU_SHAPES)
+
+
+def worth_trying(known: MatmulRate, shape: Shape) -> bool:
+    """Not where the type does not work, nor where two products would, by the rate so far, take too long."""
+    return not known.error and 2 * work(shape) <= PATIENCE * known.flops
 
 
 def better(one: MatmulRate | None, other: MatmulRate) -> MatmulRate:
@@ -63,35 +79,22 @@ def types_for(device: torch.device) -> list[str]:
     return [name for name in TYPES if name not in left_out]
 
 
-def measure(
-    device: torch.device, dtype: str, threads: int, seconds: float, shapes: Sequence[Shape] | None = None
-) -> MatmulRate:
-    """The rate of one type. A larger shape is left out when, by the rate so far, it would not fit into the time."""
+def measure(device: torch.device, dtype: str, threads: int, shape: Shape, seconds: float) -> MatmulRate:
+    """The rate of one type and shape, or why there is none."""
     if device.type == "cpu":
         torch.set_num_threads(threads)
-    shapes = shapes or (CPU_SHAPES if device.type == "cpu" else GPU_SHAPES)
-    best, chosen, deadline = 0.0, None, time.perf_counter() + seconds
     try:
-        for place, shape in enumerate(shapes):
-            left = deadline - time.perf_counter()
-            if best and 2 * work(shape) / best > left:
-                break
-            rate = _rate(device, dtype, shape, left / (len(shapes) - place))
-            best, chosen = max((best, chosen), (rate, shape), key=lambda found: found[0])
+        with _precision(dtype):
+            rate = work(shape) / fastest(device, product(device, dtype, shape), seconds)
     except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError) as error:
-        return MatmulRate(dtype, threads, best, chosen, _first_line(error))
-    return MatmulRate(dtype, threads, best, chosen)
+        return MatmulRate(dtype, threads, 0.0, None, _first_line(error))
+    return MatmulRate(dtype, threads, rate, shape)
 
 
 def work(shape: Shape) -> int:
     """FLOPs of a product: 2 x rows x inner x columns."""
     rows, inner, columns = shape
     return 2 * rows * inner * columns
-
-
-def _rate(device: torch.device, dtype: str, shape: Shape, seconds: float) -> float:
-    with _precision(dtype):
-        return work(shape) / fastest(device, product(device, dtype, shape), seconds)
 
 
 def product(device: torch.device, dtype: str, shape: Shape) -> Product:
