@@ -67,11 +67,14 @@ def link(kind: str, between: str, transfers: Iterable[Transfer], ranks: int = 2)
     return Link(kind, between, found[0].seconds, bandwidth, found)
 
 
-def seconds_for(way: Link, size: float) -> float:
-    """Latency + bytes on the wire / bandwidth: what a planner assumes. ValueError for a link that has no figures."""
+def seconds_for(way: Link, wire_bytes: float) -> float:
+    """Latency + bytes on the wire / bandwidth: what a planner assumes. ValueError for a link without figures.
+
+    `wire_bytes` are those that each device sends: the message times `wire_share`.
+    """
     if way.latency_seconds is None or way.bandwidth is None:
         raise ValueError(f"{way.kind} {way.between}: not measured ({way.error})")
-    return way.latency_seconds + size / way.bandwidth
+    return way.latency_seconds + wire_bytes / way.bandwidth
 
 
 def measure_links(device: torch.device, ranks: int = 2) -> list[Link]:
