@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundup import cli_ablate, cli_history, cli_inspect, cli_ledger, cli_model, cli_plan, cli_profile, cli_tokenizer
+from groundup import (
+    cli_ablate,
+    cli_doctor,
+    cli_history,
+    cli_inspect,
+    cli_ledger,
+    cli_model,
+    cli_plan,
+    cli_profile,
+    cli_tokenizer,
+)
 from groundup.cli_parts import (
     Arguments,
     Parser,
@@ -251,7 +261,7 @@ def _eval(options: Arguments) -> int:
     return 0
 
 
-# report, bench, doctor -------------------------------------------------------------------------------------------
+# report, bench ---------------------------------------------------------------------------------------------------
 
 
 def _report_options(parser: Parser) -> None:
@@ -285,27 +295,6 @@ def _bench(options: Arguments) -> int:
     return bench.run(options.name, options.rest)
 
 
-def _doctor_options(parser: Parser) -> None:
-    parser.add_argument("--seconds", type=number, default=3.0, metavar="X",
-                        help="how long to measure (default: %(default)s)")  # fmt: skip
-    add_device(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-
-
-def _doctor(options: Arguments) -> int:
-    from dataclasses import asdict
-
-    from groundup.accounting.hardware import describe_machine, probe
-    from groundup.device import default_device, environment, require_device
-
-    machine = probe(require_device(options.device) if options.device else default_device(), options.seconds)
-    if options.json:
-        print_json({**asdict(machine), "environment": environment()})
-    else:
-        print(describe_machine(machine))
-    return 0
-
-
 VERBS = {
     "build": Verb("raw text and a time budget in; a trained, measured, chat-able model and its report out",
                   _build_options, _build),
@@ -331,7 +320,7 @@ VERBS = {
     "ledger": Verb("how near predictions came to measurements, over all runs of the ledger",
                    cli_ledger.options, cli_ledger.run),
     "bench": Verb("measure groundup against its peers", _bench_options, _bench),
-    "doctor": Verb("measure what this machine can do", _doctor_options, _doctor),
+    "doctor": Verb("measure what this machine can do, and say what to fix", cli_doctor.options, cli_doctor.run),
 }  # fmt: skip
 
 if __name__ == "__main__":

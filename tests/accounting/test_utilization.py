@@ -3,7 +3,6 @@
 import pytest
 
 from groundup.accounting.utilization import mfu
-from groundup.train import Run
 
 
 def test_by_hand():
@@ -21,9 +20,3 @@ def test_a_rate_above_the_peak_is_itself_the_peak():
 def test_what_no_share_can_be_taken_of_is_refused(flops, peak):
     with pytest.raises(ValueError, match="expected a positive number"):
         mfu(flops, 1.0, peak)
-
-
-def test_the_record_of_a_step_keeps_below_1_too():
-    run = Run(step=2, losses=[3.0, 2.0], tokens=200, step_seconds=[1.0, 1.0])
-    assert run.record(2, 0.004)["mfu"] == pytest.approx(0.4)
-    assert run.record(2, 0.5)["mfu"] == 1.0

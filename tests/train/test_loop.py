@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import signal
@@ -123,6 +124,21 @@ def test_metrics_have_one_record_per_interval(tmp_path):
     assert set(keys.split()) == set(records[0])
     assert records[0]["mfu"] == pytest.approx(records[0]["tokens_per_second"] * 1e6 / 1e12)
     assert records[1]["noise_scale"] is None or records[1]["noise_scale"] > 0
+
+
+def test_more_than_the_peak_raises_the_peak_and_says_so(tmp_path):
+    """A peak of 1 FLOP/s is beaten by any machine: MFU stays a share, of the most that was reached so far."""
+    tiny_run(10, run_dir=tmp_path, log_every=2, flops_per_token=1e6, peak_flops=1.0)
+    records = read_metrics(tmp_path)
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    raised = [event["step"] for event in events if event["event"] == "peak raised"]
+    assert records[0]["mfu"] == 1.0 and raised[0] == 2
+    assert all(0 < record["mfu"] <= 1 for record in records)
+    fastest = 0.0
+    for record in records:
+        fastest = max(fastest, record["tokens_per_second"])
+        assert record["mfu"] == pytest.approx(record["tokens_per_second"] / fastest)
+        assert (record["step"] in raised) == (record["tokens_per_second"] == fastest)
 
 
 def test_an_objectives_metrics_are_logged_as_means(tmp_path):

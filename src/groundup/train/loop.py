@@ -328,15 +328,30 @@ class _Training:
         self.pace.pause_done()
 
     def write_log(self, rate: float, values: StepValues) -> None:
-        cost = None
-        if self.flops_per_token is not None and self.peak_flops is not None:
-            cost = self.flops_per_token / (self.peak_flops * world_size())
-        record = self.run.record(self.run.step % self.log_every or self.log_every, cost)
+        record = self.run.record(self.run.step % self.log_every or self.log_every, self.cost)
+        if (record["mfu"] or 0.0) > 1 and self.peak_flops is not None:
+            self.raise_peak(record)
         record |= {"lr": rate, "grad_norm": values.grad_norm, "noise_scale": self.parts.noise.tokens}
         used = {} if self.monitor is None else self.monitor.latest
         self.log.write(record | {"epoch": self.feed.epochs} | values.metrics, to_sinks=used)
         if self.progress is not None:
             self.progress.show(record, *self.pace.progress(self.run.step, self.steps, self.run.seconds))
+
+    @property
+    def cost(self) -> float | None:
+        """MFU per token and second: FLOPs of a token over the peak of all ranks; None where one is not known."""
+        if self.flops_per_token is None or self.peak_flops is None:
+            return None
+        return self.flops_per_token / (self.peak_flops * world_size())
+
+    def raise_peak(self, record: dict[str, Any]) -> None:
+        """A machine that does more than its peak has a higher one: the peak was measured while it was busy."""
+        assert self.peak_flops is not None
+        higher = self.peak_flops * record["mfu"]
+        reached, measured = (f"{rate / 1e9:,.4g} GFLOP/s" for rate in (higher, self.peak_flops))
+        self.peak_flops, record["mfu"] = higher, 1.0
+        text = f"{reached} were reached, more than the {measured} measured before; MFU is now a share of these"
+        self.log.event(self.run.step, "peak raised", text)
 
     def undo(self, bad: _Queued, values: StepValues) -> None:
         """Nothing of a bad step was applied: report it, and skip it, go back, or give up."""

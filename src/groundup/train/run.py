@@ -26,8 +26,8 @@ class Run:
     peak_memory_bytes: int = 0
 
     def record(self, count: int, mfu_per_speed: float | None) -> dict[str, Any]:
-        """What metrics.jsonl says after this step; loss and speed are means over the last `count` steps. An MFU of 1
-        says that the peak was measured too low (see `accounting.utilization`)."""
+        """What metrics.jsonl says after this step; loss and speed are means over the last `count` steps. An MFU
+        above 1 says that the peak was measured too low; the loop then raises it."""
         timed = self.step_seconds[-count:]
         speed = self.tokens / self.step * len(timed) / sum(timed) if sum(timed) else 0.0
         return {
@@ -35,7 +35,7 @@ class Run:
             "loss": math.fsum(self.losses[-count:]) / count,
             "tokens": self.tokens,
             "tokens_per_second": speed,
-            "mfu": None if mfu_per_speed is None else min(1.0, speed * mfu_per_speed),
+            "mfu": None if mfu_per_speed is None else speed * mfu_per_speed,
             "seconds": self.seconds,
             "skipped": self.skipped,
         }

@@ -1,0 +1,118 @@
+"""How fast memory and each level of cache deliver: one working set after the other, from kilobytes to many megabytes.
+
+A working set that fits into a cache is read at that cache's rate, so the rates fall in steps where it outgrows one.
+"""
+
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from groundup.accounting.doctor.matmul import fastest
+from groundup.accounting.doctor.system import Cache
+from groundup.device import physical_cores
+
+SMALLEST, MEMORY_BYTES = 2**13, 2**28
+LEAST_READ = 2**21  # bytes between two looks at the clock: its own cost then does not count
+FULL = 0.75  # of a cache: the rest holds the stack, the code, and what other programs left
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per second of main memory, all cores together; `copy` counts what is read and what is written."""
+
+    read: float
+    write: float
+    copy: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A working set of so many bytes, read again and again by one core (or the GPU), at so many bytes per second."""
+
+    bytes: int
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Level:
+    """A cache, or main memory, with the median rate of the working sets that only it could hold; None if none was."""
+
+    name: str
+    bytes: int
+    bandwidth: float | None
+
+
+def memory_bandwidth(device: torch.device, seconds: float) -> Memory:
+    """Read, write and copy of 256 MiB, which no cache but the largest servers' holds."""
+    source = torch.ones(MEMORY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    each = seconds / 3
+    read = fastest(device, source.sum, each) if device.type != "cpu" else _read_by_all(source, each)
+    return Memory(
+        read=MEMORY_BYTES / read,
+        write=MEMORY_BYTES / fastest(device, lambda: target.fill_(1.0), each),
+        copy=2 * MEMORY_BYTES / fastest(device, lambda: target.copy_(source), each),
+    )
+
+
+def _read_by_all(source: torch.Tensor, seconds: float) -> float:
+    """Seconds in which all cores together read it once; the loop runs without the interpreter's lock."""
+    loop = importlib.import_module("groundup.accounting.doctor.compiled")
+    parts = np.array_split(source.numpy().view(np.int64), physical_cores())
+    loop.read(parts[0][:8], 1)  # compiled before the clock runs
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return fastest(torch.device("cpu"), lambda: list(pool.map(lambda part: loop.read(part, 1), parts)), seconds)
+
+
+def working_sets(largest_cache: int) -> list[int]:
+    """Powers of two from 8 KiB to four times the largest cache, at least 64 MiB and at most 512 MiB."""
+    top = min(max(4 * largest_cache, 2**26), 2**29)
+    return [2**power for power in range(SMALLEST.bit_length() - 1, top.bit_length())]
+
+
+def sweep(device: torch.device, sizes: Sequence[int], seconds: float) -> list[Reading]:
+    """The rate at which each working set is read, the smallest first."""
+    if device.type != "cpu":
+        return [_read_on_accelerator(device, size, seconds / len(sizes)) for size in sizes]
+    loop = importlib.import_module("groundup.accounting.doctor.compiled")
+    numbers = np.ones(max(sizes) // 8, dtype=np.int64)
+    loop.read(numbers[:8], 1)
+    return [_read_by_one(loop.read, numbers[: size // 8], seconds / len(sizes)) for size in sizes]
+
+
+def _read_by_one(read: Callable[[np.ndarray, int], int], numbers: np.ndarray, seconds: float) -> Reading:
+    passes, best = max(1, LEAST_READ // numbers.nbytes), float("inf")
+    read(numbers, 1)
+    deadline = time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < deadline:
+        start = time.perf_counter()
+        read(numbers, passes)
+        best = min(best, time.perf_counter() - start)
+    return Reading(numbers.nbytes, passes * numbers.nbytes / best)
+
+
+def _read_on_accelerator(device: torch.device, size: int, seconds: float) -> Reading:
+    """Many sums in a row, so that starting the next is hidden behind the one that runs (from some megabytes on)."""
+    numbers, turns = torch.ones(size // 4, device=device), max(1, min(200, 2**30 // size))
+    return Reading(size, turns * size / fastest(device, lambda: [numbers.sum() for _ in range(turns)], seconds))
+
+
+def levels(caches: Sequence[Cache], readings: Sequence[Reading]) -> list[Level]:
+    """Each data cache, then main memory, with its rate.
+
+    A working set shows level n when it is larger than all of level n - 1 and leaves some of level n free, and
+    main memory when it is at least twice the last cache.
+    """
+    found, below = [], 0
+    for cache in (cache for cache in caches if cache.kind != "Instruction"):
+        rates = [reading.bandwidth for reading in readings if below < reading.bytes <= FULL * cache.bytes]
+        found.append(Level(f"L{cache.level}", cache.bytes, statistics.median(rates) if rates else None))
+        below = max(below, cache.bytes)
+    rates = [reading.bandwidth for reading in readings if caches and reading.bytes >= 2 * below]
+    return [*found, Level("memory", 0, statistics.median(rates) if rates else None)]
