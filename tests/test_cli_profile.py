@@ -30,8 +30,10 @@ def call(capsys, *words):
 
 
 def test_a_training_step_prints_the_device_the_table_and_the_bottleneck(tmp_path, capsys):
-    code, shown, result = call(capsys, *SMALL, "--json", "--trace", "--top", "3", "--out", tmp_path / "out")
-    assert code == 0
+    page = tmp_path / "roofline.html"
+    words = ["--json", "--trace", "--top", "3", "--out", tmp_path / "out", "--roofline", page]
+    code, shown, result = call(capsys, *SMALL, *words)
+    assert code == 0 and f"wrote       {page}" in shown.out and "norms" in page.read_text()
     for words in ("50 GFLOP/s", "ridge at 5.0 FLOPs per byte", "attention projections", "with the profiler",
                   "belongs to no group", "bottleneck  ", "what to do  ", "trace.json.gz"):  # fmt: skip
         assert words in shown.out
@@ -90,6 +92,8 @@ def test_norms_are_compared_in_one_table(capsys, monkeypatch):
     (["gpt2", "gpt2-xl"], "one model at a time"),
     (["--compare", "norm", "--out", "x"], "writes no files: leave out --out"),
     (["--compare", "norm", "--trace"], "writes no files: leave out --trace"),
+    (["--compare", "norm", "--roofline", "x.html"], "writes no files: leave out --roofline"),
+    (["--roofline", "no/such/x.html"], "there is no folder no/such"),
 ])  # fmt: skip
 def test_mistakes_are_answered_in_words(capsys, words, message):
     code, shown, _ = call(capsys, *words, "--device", "cpu")

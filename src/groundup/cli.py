@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundup import cli_ablate, cli_history, cli_inspect, cli_model, cli_plan, cli_profile, cli_tokenizer
+from groundup import cli_ablate, cli_flops, cli_history, cli_inspect, cli_model, cli_plan, cli_profile, cli_tokenizer
 from groundup.cli_parts import (
     Arguments,
     Parser,
@@ -310,6 +310,8 @@ VERBS = {
                    cli_ablate.options, cli_ablate.run),
     "history": Verb("the history of language models on one text: n-grams, neural n-gram, LSTM, Transformers",
                     cli_history.options, cli_history.run),
+    "flops": Verb("the shares of attention, feed-forward layers and head in a model's FLOPs, over sizes and contexts",
+                  cli_flops.options, cli_flops.run),
     "profile": Verb("where the time of a step goes, against where its FLOPs are, and the bottleneck",
                     cli_profile.options, cli_profile.run),
     "import": Verb("bring in a model of Hugging Face, llama.cpp (GGUF) or llama2.c",

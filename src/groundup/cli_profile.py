@@ -24,6 +24,7 @@ def options(parser: Parser) -> None:
         "(default: a small Llama), and settings, e.g. num_layers=2 batch_size=4")  # fmt: skip
     add("--phase", choices=PHASES, default="train", help="which step (default: %(default)s)")
     add("--out", metavar="DIR", help="folder for profile.json and memory.json (default: a new one in runs/)")
+    add("--roofline", metavar="FILE", help="also write a page with the step's operations under the machine's roofs")
     add("--trace", action="store_true", help="also write trace.json.gz, for ui.perfetto.dev")
     add("--top", type=count, default=10, metavar="N", help="operations to list (default: %(default)s)")
     add("--compare", choices=("norm",), help="norm: LayerNorm and RMSNorm, plain and fused, in this model's step")
@@ -65,10 +66,10 @@ def run(options: Arguments) -> int:
 
 def _check_out(options: Arguments) -> None:
     """Before anything is measured. ValueError for a folder that is in use, or one that nothing would be written to."""
-    if options.compare and (options.out or options.trace):
-        raise ValueError(
-            f"--compare prints a table and writes no files: leave out --{'out' if options.out else 'trace'}"
-        )
+    if options.compare and (files := [name for name in ("out", "trace", "roofline") if getattr(options, name)]):
+        raise ValueError(f"--compare prints a table and writes no files: leave out --{files[0]}")
+    if options.roofline and not Path(options.roofline).parent.is_dir():
+        raise ValueError(f"--roofline {options.roofline}: there is no folder {Path(options.roofline).parent}")
     out = Path(options.out) if options.out else None
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: it already holds something; choose another")
@@ -112,10 +113,19 @@ def _profile(options: Arguments, model: Any, settings: "ProfileSettings", machin
     print(f"\nbottleneck  {found.sentence}\nwhat to do  {found.advice}")
     for path in write_profile(options.out or fresh_path("profile"), profile, recorder, trace=options.trace):
         print(f"wrote       {path}")
+    if options.roofline:
+        print(f"wrote       {_write_roofline(options.roofline, model, profile, machine)}")
     if options.json:
         short = {**profile.to_dict(), "operations": [asdict(row) for row in profile.operations[: options.top]]}
         print_json({**short, "bottleneck": asdict(found)})
     return 0
+
+
+def _write_roofline(path: str, model: Any, profile: "Profile", machine: "Machine") -> Path:
+    from groundup.profiling import roofline_points
+    from groundup.report.roofline import write_roofline
+
+    return write_roofline(path, profile, roofline_points(model.config, profile, machine), machine)
 
 
 def _device_line(profile: "Profile", threads: int) -> str:
