@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundup import cli_ablate, cli_flops, cli_history, cli_inspect, cli_model, cli_plan, cli_profile, cli_tokenizer
+from groundup import (
+    cli_ablate,
+    cli_flops,
+    cli_history,
+    cli_inspect,
+    cli_model,
+    cli_plan,
+    cli_profile,
+    cli_tokenizer,
+    cli_why,
+)
 from groundup.cli_parts import (
     Arguments,
     Parser,
@@ -250,10 +260,22 @@ def _eval(options: Arguments) -> int:
 
 
 def _report_options(parser: Parser) -> None:
-    parser.add_argument("run_folder", metavar="RUN", help="a run folder, finished or not")
+    add = parser.add_argument
+    add("run_folder", metavar="RUN", nargs="?", help="a run folder, finished or not")
+    add("--why", action="store_true", help="instead: measure what each efficiency decision saves on this machine")
+    add("--seconds", type=number, metavar="X", help="with --why: how long to measure (default: 30)")
+    add("--json", action="store_true", help="with --why: end with one JSON line of the rows")
 
 
 def _report(options: Arguments) -> int:
+    if options.why:
+        if options.run_folder is not None:
+            raise ValueError(f"--why measures this machine and reads no run: leave out {options.run_folder}")
+        return cli_why.run(30.0 if options.seconds is None else options.seconds, options.json)
+    if options.seconds is not None or options.json:
+        raise ValueError("--seconds and --json belong to --why")
+    if options.run_folder is None:
+        wrong_use("groundup report", "the following arguments are required: RUN")
     from groundup.report import write_report
     from groundup.report.ablation import is_ablation, write_ablation_report
     from groundup.report.history import write_history_report
@@ -320,7 +342,8 @@ VERBS = {
                    cli_model.export_options, cli_model.run_export),
     "inspect": Verb("look into a checkpoint, a model, a run, a tensor's memory or the number types",
                     cli_inspect.options, cli_inspect.run),
-    "report": Verb("write a run's report.html again", _report_options, _report),
+    "report": Verb("write a run's report.html again, or measure what each efficiency decision saves",
+                   _report_options, _report),
     "bench": Verb("measure groundup against its peers", _bench_options, _bench),
     "doctor": Verb("measure what this machine can do", _doctor_options, _doctor),
 }  # fmt: skip
