@@ -12,7 +12,7 @@ def call(capsys, *words):
     code = cli.main(["flops", *map(str, words)])
     shown = capsys.readouterr()
     last = shown.out.splitlines()[-1] if shown.out else ""
-    return code, shown, json.loads(last) if last.startswith("[") else None
+    return code, shown, json.loads(last) if last.startswith("[") else []
 
 
 def test_context_of_two_models_as_table_json_and_page(tmp_path, capsys):

@@ -263,7 +263,7 @@ def _report_options(parser: Parser) -> None:
     add = parser.add_argument
     add("run_folder", metavar="RUN", nargs="?", help="a run folder, finished or not")
     add("--why", action="store_true", help="instead: measure what each efficiency decision saves on this machine")
-    add("--seconds", type=number, metavar="X", help="with --why: how long to measure (default: 30)")
+    add("--seconds", type=number, metavar="X", help="with --why: how long to measure (default: 20)")
     add("--json", action="store_true", help="with --why: end with one JSON line of the rows")
 
 
@@ -271,7 +271,7 @@ def _report(options: Arguments) -> int:
     if options.why:
         if options.run_folder is not None:
             raise ValueError(f"--why measures this machine and reads no run: leave out {options.run_folder}")
-        return cli_why.run(30.0 if options.seconds is None else options.seconds, options.json)
+        return cli_why.run(options.seconds, options.json)
     if options.seconds is not None or options.json:
         raise ValueError("--seconds and --json belong to --why")
     if options.run_folder is None:

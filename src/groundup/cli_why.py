@@ -6,21 +6,22 @@ from dataclasses import asdict
 from groundup.cli_parts import print_json, print_table
 
 
-def run(seconds: float, as_json: bool) -> int:
+def run(seconds: float | None, as_json: bool) -> int:
     """Measure and print; returns the exit code."""
-    from groundup.bench.why import why
+    from groundup.bench.why import SECONDS, why
     from groundup.config import plural
     from groundup.device import default_device, describe
 
-    if seconds < 0:
+    if seconds is not None and not 0 <= seconds < float("inf"):
         raise ValueError(f"--seconds {seconds:g}: expected 0 or more")
-    found = why(seconds, say=lambda line: print(line, file=sys.stderr, flush=True))
+    found = why(SECONDS if seconds is None else seconds, say=lambda line: print(line, file=sys.stderr, flush=True))
     rows = [
         [row.decision, row.compared, row.quantity, amount(row.before, row.unit, row.spread_before),
          amount(row.after, row.unit, row.spread_after), f"{row.factor:,.2f} x", row.how]
         for row in found.rows
     ]  # fmt: skip
-    machine = f"{describe(default_device())}, {plural(found.threads, 'thread')} of the CPU"
+    turns = max(row.runs for row in found.rows)
+    machine = f"{describe(default_device())}, {plural(found.threads, 'thread')} of the CPU; medians of {plural(turns, 'turn')}"
     headings = ("decision", "without / with", "what", "without", "with", "less", "how")
     print_table(f"What each decision saves: {machine}", headings, rows, words=(0, 1, 2, 6))
     for note in found.notes:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from groundup.accounting.law import BUILD_LAW
 from groundup.bench.decisions import Pair, Sizes, pairs
 from groundup.bench.measure import Rates, interleave
 
-SECONDS = 30.0
+SECONDS = 20.0
 PAUSE = 0.02
 RECORDED_PASSES = 10.0
 STEADY = 0.25
@@ -67,12 +68,12 @@ class Why:
 
 
 def why(seconds: float = SECONDS, sizes: Sizes | None = None, say: Callable[[str], None] = lambda line: None) -> Why:
-    """Measure every decision for about `seconds` in all, preparations not counted.
+    """Measure every decision for about `seconds` in all; preparing takes about ten more.
 
     Raises RuntimeError when the two ways of a pair do not agree: then there is nothing to compare.
     """
     began = time.monotonic()
-    notes = list(NOTES)
+    notes: list[str] = [*NOTES]
     with tempfile.TemporaryDirectory() as folder:
         ready = [pair for pair in pairs(sizes or Sizes(), folder) if _checked(pair, notes, say)]
     say(f"measuring for {seconds:g} s")
@@ -92,7 +93,7 @@ def _checked(pair: Pair, notes: list[str], say: Callable[[str], None]) -> bool:
     say(f"preparing: {pair.decision}")
     try:
         agree = pair.agree()
-    except (OSError, ImportError, torch._dynamo.exc.TorchDynamoException) as error:
+    except (OSError, ImportError, TorchDynamoException) as error:
         notes.append(f"{pair.decision} has no row, as it does not run here: {str(error).splitlines()[0][:120]}")
         return False
     if not agree:

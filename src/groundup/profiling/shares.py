@@ -54,7 +54,7 @@ def flop_shares(config: ModelConfig, context_length: int, *, causal: bool = True
     """
     if context_length < 1:
         raise ValueError(f"context_length={context_length}; expected at least 1")
-    flops = dict.fromkeys(PARTS, 0)
+    flops: dict[str, int] = {part: 0 for part in PARTS}
     for row in ledger(config, context_length, causal=causal):
         flops[group_of(row)] += row.flops
     return FlopShares(label, context_length, count_parameters(config).total, flops)

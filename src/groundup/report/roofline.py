@@ -92,7 +92,9 @@ def _y_range(points: Sequence[RooflinePoint], roofs: Sequence[Ceiling]) -> tuple
 
 def _label(ax: Axes, points: Sequence[RooflinePoint]) -> None:
     """Names beside their points, moved up or down until none covers another."""
-    ax.figure.draw_without_rendering()
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
     places = {p: _pixels(ax, p) for p in points}
     taken = [Box(x - 5, y - 5, x + 5, y + 5) for x, y in places.values()]
     for p, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
