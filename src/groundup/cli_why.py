@@ -21,7 +21,7 @@ def run(seconds: float | None, as_json: bool) -> int:
         for row in found.rows
     ]  # fmt: skip
     turns = max(row.runs for row in found.rows)
-    machine = f"{describe(default_device())}, {plural(found.threads, 'thread')} of the CPU; medians of {plural(turns, 'turn')}"
+    machine = f"{describe(default_device())}, {plural(found.threads, 'thread')}; medians of {plural(turns, 'turn')}"
     headings = ("decision", "without / with", "what", "without", "with", "less", "how")
     print_table(f"What each decision saves: {machine}", headings, rows, words=(0, 1, 2, 6))
     for note in found.notes:

@@ -20,6 +20,7 @@ from groundup.bench.measure import Rates, interleave
 
 SECONDS = 20.0
 PAUSE = 0.02
+TURN_SECONDS = 0.1
 RECORDED_PASSES = 10.0
 STEADY = 0.25
 NOTES = (
@@ -104,12 +105,14 @@ def _checked(pair: Pair, notes: list[str], say: Callable[[str], None]) -> bool:
 
 
 def _clock(run: Callable[[], object], per: float) -> Callable[[], float]:
-    """Units of work per second of one call."""
+    """Units of work per second, of as many calls as fill a turn: one short call would measure the scheduler."""
 
     def turn() -> float:
-        start = time.perf_counter()
-        run()
-        return per / (time.perf_counter() - start)
+        start, calls, elapsed = time.perf_counter(), 0, 0.0
+        while elapsed < TURN_SECONDS:
+            run()
+            calls, elapsed = calls + 1, time.perf_counter() - start
+        return per * calls / elapsed
 
     return turn
 
