@@ -58,6 +58,13 @@ def test_a_published_model_at_less_depth(tmp_path, capsys):
     assert code == 0 and result["context_length"] == 8
 
 
+def test_a_dotted_setting_is_no_model(tmp_path, capsys):
+    code, _, result = call(capsys, *SMALL, "blocks.0.ffn.d_ff=8", "--out", tmp_path, "--json")
+    row = next(row for row in result["groups"] if row["group"] == "feed-forward")
+    products = 3 * 3 * 2 * (2 * 16) * 32 * 8  # forward and twice backward, three matrices, two rows of 16 tokens
+    assert code == 0 and products < row["flops"] < 1.05 * products
+
+
 def test_a_model_folder_and_its_shape_changed(tmp_path, capsys):
     config = presets.llama(vocab_size=64, d_model=32, num_layers=2, context_length=16)
     save_pretrained(Transformer(config), None, tmp_path / "model")

@@ -84,10 +84,10 @@ def say(line: str) -> None:
 
 def _words(options: Arguments) -> tuple[str | None, list[str], "ProfileSettings"]:
     """(model's name, changes of its config, settings of the profile) from the words of the command line."""
-    from groundup.build.settings import separate_overrides
     from groundup.profiling import ProfileSettings
 
-    names, words = separate_overrides(options.files)
+    words = [word for word in options.files if "=" in word and not Path(word).exists()]  # dotted keys, too
+    names = [word for word in options.files if word not in words]
     if len(names) > 1:
         raise ValueError(f"one model at a time, not {len(names)}: {' '.join(names)}")
     known, _ = declared("groundup.profiling.settings", "ProfileSettings")
