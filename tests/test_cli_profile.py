@@ -30,8 +30,10 @@ def call(capsys, *words):
 
 
 def test_a_training_step_prints_the_device_the_table_and_the_bottleneck(tmp_path, capsys):
-    code, shown, result = call(capsys, *SMALL, "--json", "--trace", "--top", "3", "--out", tmp_path / "out")
-    assert code == 0
+    page = tmp_path / "roofline.html"
+    words = ["--json", "--trace", "--top", "3", "--out", tmp_path / "out", "--roofline", page]
+    code, shown, result = call(capsys, *SMALL, *words)
+    assert code == 0 and f"wrote       {page}" in shown.out and "norms" in page.read_text()
     for words in ("50 GFLOP/s", "ridge at 5.0 FLOPs per byte", "attention projections", "with the profiler",
                   "belongs to no group", "bottleneck  ", "what to do  ", "trace.json.gz"):  # fmt: skip
         assert words in shown.out
@@ -54,6 +56,13 @@ def test_a_published_model_at_less_depth(tmp_path, capsys):
     changes = ["num_layers=1", "vocab_size=64", "d_model=64", "batch_size=1", "context_length=8", "steps=1"]
     code, _, result = call(capsys, "smollm2-135m", *changes, "--out", tmp_path, "--json", "--device", "cpu")
     assert code == 0 and result["context_length"] == 8
+
+
+def test_a_dotted_setting_is_no_model(tmp_path, capsys):
+    code, _, result = call(capsys, *SMALL, "blocks.0.ffn.d_ff=8", "--out", tmp_path, "--json")
+    row = next(row for row in result["groups"] if row["group"] == "feed-forward")
+    products = 3 * 3 * 2 * (2 * 16) * 32 * 8  # forward and twice backward, three matrices, two rows of 16 tokens
+    assert code == 0 and products < row["flops"] < 1.05 * products
 
 
 def test_a_model_folder_and_its_shape_changed(tmp_path, capsys):
@@ -102,6 +111,8 @@ def test_a_prediction_is_of_time_and_memory_of_a_model_that_is_never_made(capsys
     (["--predict", "--out", "x"], "--predict prints a table and writes no files: leave out --out"),
     (["--predict", "--phase", "decode"], "--predict predicts a step of training: leave out --phase decode"),
     (["--predict", "--compare", "norm"], "leave out --compare"),
+    (["--compare", "norm", "--roofline", "x.html"], "writes no files: leave out --roofline"),
+    (["--roofline", "no/such/x.html"], "there is no folder no/such"),
 ])  # fmt: skip
 def test_mistakes_are_answered_in_words(capsys, words, message):
     code, shown, _ = call(capsys, *words, "--device", "cpu")

@@ -11,6 +11,7 @@ from typing import Any
 from groundup import (
     cli_ablate,
     cli_doctor,
+    cli_flops,
     cli_history,
     cli_inspect,
     cli_ledger,
@@ -18,6 +19,7 @@ from groundup import (
     cli_plan,
     cli_profile,
     cli_tokenizer,
+    cli_why,
 )
 from groundup.cli_parts import (
     Arguments,
@@ -265,11 +267,24 @@ def _eval(options: Arguments) -> int:
 
 
 def _report_options(parser: Parser) -> None:
-    parser.add_argument("run_folders", nargs="+", metavar="RUN", help="run folders, finished or not")
+    add = parser.add_argument
+    add("run_folders", nargs="*", metavar="RUN", help="run folders, finished or not")
     cli_ledger.add_option(parser)
+    add("--why", action="store_true", help="instead: measure what each efficiency decision saves on this machine")
+    add("--seconds", type=number, metavar="X", help="with --why: how long to measure (default: 20)")
+    add("--json", action="store_true", help="with --why: end with one JSON line of the rows")
 
 
 def _report(options: Arguments) -> int:
+    if options.why:
+        if options.run_folders or options.ledger is not None:
+            extra = options.run_folders[0] if options.run_folders else "--ledger"
+            raise ValueError(f"--why measures this machine and reads no run: leave out {extra}")
+        return cli_why.run(options.seconds, options.json)
+    if options.seconds is not None or options.json:
+        raise ValueError("--seconds and --json belong to --why")
+    if not options.run_folders:
+        wrong_use("groundup report", "the following arguments are required: RUN")
     from groundup.report import write_report
     from groundup.report.ablation import is_ablation, write_ablation_report
     from groundup.report.history import write_history_report
@@ -308,6 +323,8 @@ VERBS = {
                    cli_ablate.options, cli_ablate.run),
     "history": Verb("the history of language models on one text: n-grams, neural n-gram, LSTM, Transformers",
                     cli_history.options, cli_history.run),
+    "flops": Verb("the shares of attention, feed-forward layers and head in a model's FLOPs, over sizes and contexts",
+                  cli_flops.options, cli_flops.run),
     "profile": Verb("where the time of a step goes, against where its FLOPs are, and the bottleneck",
                     cli_profile.options, cli_profile.run),
     "import": Verb("bring in a model of Hugging Face, llama.cpp (GGUF) or llama2.c",
@@ -316,7 +333,8 @@ VERBS = {
                    cli_model.export_options, cli_model.run_export),
     "inspect": Verb("look into a checkpoint, a model, a run, a tensor's memory or the number types",
                     cli_inspect.options, cli_inspect.run),
-    "report": Verb("write a run's report.html again, and add it to the ledger", _report_options, _report),
+    "report": Verb("write a run's report.html again, add it to the ledger, or measure what each decision saves",
+                   _report_options, _report),
     "ledger": Verb("how near predictions came to measurements, over all runs of the ledger",
                    cli_ledger.options, cli_ledger.run),
     "bench": Verb("measure groundup against its peers", _bench_options, _bench),

@@ -24,6 +24,7 @@ def options(parser: Parser) -> None:
         "(default: a small Llama), and settings, e.g. num_layers=2 batch_size=4")  # fmt: skip
     add("--phase", choices=PHASES, default="train", help="which step (default: %(default)s)")
     add("--out", metavar="DIR", help="folder for profile.json and memory.json (default: a new one in runs/)")
+    add("--roofline", metavar="FILE", help="also write a page with the step's operations under the machine's roofs")
     add("--trace", action="store_true", help="also write trace.json.gz, for ui.perfetto.dev")
     add("--top", type=count, default=10, metavar="N", help="operations to list (default: %(default)s)")
     add("--compare", choices=("norm",), help="norm: LayerNorm and RMSNorm, plain and fused, in this model's step")
@@ -70,13 +71,13 @@ def run(options: Arguments) -> int:
 def _check_out(options: Arguments) -> None:
     """Before anything is measured. ValueError for a folder that is in use, or one that nothing would be written to."""
     printing = "compare" if options.compare else "predict" if options.predict else None
-    if printing and (options.out or options.trace):
-        raise ValueError(
-            f"--{printing} prints a table and writes no files: leave out --{'out' if options.out else 'trace'}"
-        )
+    if printing and (files := [name for name in ("out", "trace", "roofline") if getattr(options, name)]):
+        raise ValueError(f"--{printing} prints a table and writes no files: leave out --{files[0]}")
     if options.predict and (options.compare or options.phase != "train"):
         other = "--compare" if options.compare else f"--phase {options.phase}"
         raise ValueError(f"--predict predicts a step of training: leave out {other}")
+    if options.roofline and not Path(options.roofline).parent.is_dir():
+        raise ValueError(f"--roofline {options.roofline}: there is no folder {Path(options.roofline).parent}")
     out = Path(options.out) if options.out else None
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: it already holds something; choose another")
@@ -91,10 +92,10 @@ def say(line: str) -> None:
 
 def _words(options: Arguments) -> tuple[str | None, list[str], "ProfileSettings"]:
     """(model's name, changes of its config, settings of the profile) from the words of the command line."""
-    from groundup.build.settings import separate_overrides
     from groundup.profiling import ProfileSettings
 
-    names, words = separate_overrides(options.files)
+    words = [word for word in options.files if "=" in word and not Path(word).exists()]  # dotted keys, too
+    names = [word for word in options.files if word not in words]
     if len(names) > 1:
         raise ValueError(f"one model at a time, not {len(names)}: {' '.join(names)}")
     known, _ = declared("groundup.profiling.settings", "ProfileSettings")
@@ -120,10 +121,19 @@ def _profile(options: Arguments, model: Any, settings: "ProfileSettings", machin
     print(f"\nbottleneck  {found.sentence}\nwhat to do  {found.advice}")
     for path in write_profile(options.out or fresh_path("profile"), profile, recorder, trace=options.trace):
         print(f"wrote       {path}")
+    if options.roofline:
+        print(f"wrote       {_write_roofline(options.roofline, model, profile, machine)}")
     if options.json:
         short = {**profile.to_dict(), "operations": [asdict(row) for row in profile.operations[: options.top]]}
         print_json({**short, "bottleneck": asdict(found)})
     return 0
+
+
+def _write_roofline(path: str, model: Any, profile: "Profile", machine: "Machine") -> Path:
+    from groundup.profiling import roofline_points
+    from groundup.report.roofline import write_roofline
+
+    return write_roofline(path, profile, roofline_points(model.config, profile, machine), machine)
 
 
 def _device_line(profile: "Profile", threads: int) -> str:

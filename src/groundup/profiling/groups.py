@@ -5,6 +5,7 @@ A group is what a module does, so that the same line can be drawn through the le
 
 from collections.abc import Iterable
 
+from groundup.accounting.flops import Operation
 from groundup.accounting.roofline import Work
 from groundup.accounting.traffic import INNER_ATTENTION, NORMS
 
@@ -31,8 +32,8 @@ _BY_NAME = {
 }  # fmt: skip
 
 
-def group_of(row: Work) -> str:
-    """The group of one row of `accounting.step_work`."""
+def group_of(row: Operation) -> str:
+    """The group of one row of `accounting.step_work`, or of the ledger."""
     if row.phase == "optimizer":
         return OPTIMIZER
     if row.name in NORMS:

@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ from groundup.report.run import Series
 MOST_POINTS = 400
 
 # Matplotlib draws in these; the SVG says the CSS variable of the page's theme instead.
-_THEME = {"#010201": "--ink-soft", "#010202": "--rule", "#010203": "--model", "#010204": "--held-out"}
-INK, _RULE, MODEL, HELD_OUT = _THEME
+_THEME = {"#010201": "--ink-soft", "#010202": "--rule", "#010203": "--model", "#010204": "--held-out",
+          "#010205": "--paper"}  # fmt: skip
+INK, _RULE, MODEL, HELD_OUT, PAPER = _THEME
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -100,6 +101,20 @@ def svg(chart: Chart, width: int, height: int) -> Markup:
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _themed(out.getvalue(), chart.name, salt)
+
+
+def drawn(draw: Callable[[Axes], None], name: str, width: int, height: int) -> Markup:
+    """As `svg`, for a chart that is no curve: `draw` gets empty axes and draws in the theme's colours."""
+    salt = re.sub(r"\W+", "-", f"{name}-{width}")
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+        FigureCanvasSVG(figure)
+        ax = figure.subplots()
+        ax.set_axisbelow(True)
+        draw(ax)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _themed(out.getvalue(), name, salt)
 
 
 def _draw(panel: Panel, ax: Axes) -> None:

@@ -1,0 +1,43 @@
+"""`groundup report --why`: what each efficiency decision saves on this machine, as a table."""
+
+import sys
+from dataclasses import asdict
+
+from groundup.cli_parts import print_json, print_table
+
+
+def run(seconds: float | None, as_json: bool) -> int:
+    """Measure and print; returns the exit code."""
+    from groundup.bench.why import SECONDS, why
+    from groundup.config import plural
+    from groundup.device import default_device, describe
+
+    if seconds is not None and not 0 <= seconds < float("inf"):
+        raise ValueError(f"--seconds {seconds:g}: expected 0 or more")
+    found = why(SECONDS if seconds is None else seconds, say=lambda line: print(line, file=sys.stderr, flush=True))
+    rows = [
+        [row.decision, row.compared, row.quantity, amount(row.before, row.unit, row.spread_before),
+         amount(row.after, row.unit, row.spread_after), f"{row.factor:,.2f} x", row.how]
+        for row in found.rows
+    ]  # fmt: skip
+    turns = max(row.runs for row in found.rows)
+    machine = f"{describe(default_device())}, {plural(found.threads, 'thread')}; medians of {plural(turns, 'turn')}"
+    headings = ("decision", "without / with", "what", "without", "with", "less", "how")
+    print_table(f"What each decision saves: {machine}", headings, rows, words=(0, 1, 2, 6))
+    for note in found.notes:
+        print(note)
+    if as_json:
+        print_json({**asdict(found), "rows": [{**asdict(row), "factor": row.factor} for row in found.rows]})
+    return 0
+
+
+def amount(value: float, unit: str, spread: float) -> str:
+    """A number for people, with its spread in per cent where it was measured.
+
+    >>> amount(0.0125, "s", 0.04), amount(2048, "", 0)
+    ('12.5 ms +- 4%', '2,048')
+    """
+    if unit == "s":
+        scale, name = (1e3, "ms") if value >= 1e-3 else (1e6, "us")
+        return f"{value * scale:,.3g} {name} +- {spread:.0%}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
