@@ -22,7 +22,7 @@ from groundup.accounting.workspaces import workspace_bytes
 
 PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer"
 ACTIVATIONS, LOGITS, TEMPORARIES, BATCH = "activations", "logits", "temporaries", "batch"
-KINDS = (PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, TEMPORARIES, BATCH)
+KINDS: tuple[str, ...] = (PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, TEMPORARIES, BATCH)
 """What bytes are for. Activations are what a forward pass leaves to the backward pass, copies of weights in the compute
 type included; temporaries are all that lives within one pass, the insides of operations included."""
 BEFORE, FORWARD, BACKWARD, CLIPPING, UPDATE = "before", "forward", "backward", "clipping", "update"

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -88,12 +89,24 @@ def _step(
             live.phase = BACKWARD
 
     micro = [part for batch in group for part in split(batch, micro_batches)]
-    compute_gradients(model, forward, micro, clip)
+    compute_gradients(model, forward, _different(micro), clip)
     live.adopt((p.grad for p in model.parameters() if p.grad is not None), GRADIENTS)
     live.phase = UPDATE
     optimizer.step()
     update_biases(model)
     optimizer.zero_grad(set_to_none=True)
+
+
+def _different(micro: list[Batch]) -> list[Batch]:
+    """The first two of each shape: before the first there are no gradients, and the others are as the second."""
+    seen: Counter[tuple[Any, ...]] = Counter()
+    kept = []
+    for batch in micro:
+        shapes = tuple((name, tensor.shape) for name, tensor in batch.items())
+        seen[shapes] += 1
+        if seen[shapes] <= 2:
+            kept.append(batch)
+    return kept
 
 
 class _StandIns:
@@ -114,7 +127,7 @@ class _StandIns:
             self.copied[id(buffer)] = self.tensor(buffer)
         twin = copy.deepcopy(model, self.copied).train()
         if hasattr(twin, "compiled"):
-            twin.compiled = False
+            twin.compiled = False  # type: ignore[assignment]
         return twin
 
     def optimizer(self, optimizer: Any) -> Any:
