@@ -101,8 +101,7 @@ def test_sums_of_gradients_are_made_in_place_as_autograd_does(tmp_path):
 
     def step(x):
         leaf = x.detach().requires_grad_()
-        middle = leaf * 2.0
-        (middle.exp().sum() + middle.cos().sum()).backward()
+        ((leaf * 2.0).sum() + (leaf * 3.0).sum()).backward()
 
     measured = allocated(step, numbers(1000), tmp_path=tmp_path)
     assert simulated(step, numbers(1000)) == pytest.approx(measured, abs=64)  # a scalar or two

@@ -2,9 +2,9 @@
 modelled by what causes them.
 
 On a CPU, arithmetic between types first copies what is not of the common type, a sum in another type copies what it
-adds up, and a log-sum-exp makes maxima and exponentials. A kernel on a GPU does all that number by number. Not modelled,
-because they are small: buffers of the threads of a fused attention or a bfloat16 product, and the states of random
-generators (5 KB each) that activation checkpointing keeps.
+adds up, and a log-sum-exp makes maxima and exponentials. A kernel on a GPU does all that number by number. Small, and
+not modelled: buffers of the threads of a fused attention or a bfloat16 product, and the states of random generators
+(5 KB each) that activation checkpointing keeps.
 """
 
 import functools
