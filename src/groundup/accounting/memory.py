@@ -57,6 +57,9 @@ def training_memory(
 ) -> MemoryLedger:
     """The ledger of one step with fp32 master weights and compute in `dtype`.
 
+    Its peak is a bound, found in a part of a second for any depth; `train.rehearse_config` is the prediction, which
+    takes a step of every layer and knows in which order things come and go.
+
     `optimizer_states` is the number of fp32 values that the optimizer keeps per parameter: 2 for AdamW,
     1 for momentum and Muon. `logit_rows` is the chunk of the fused head and loss. `recompute` is the number of
     blocks (True: all) under activation checkpointing, `device` as for `activation_bytes`.

@@ -143,7 +143,7 @@ def pretrain(
         make_optimizer(session.model, made),
         max_steps,
         schedule=schedule(made, max_steps),
-        micro_batches=made.micro_batches,
+        micro_batches="auto",  # the plan's number is of a bound; this is of a prediction, and gives way
         every=_hooks((hook_every, hook), (save_every, lambda step, model, run: saved())),
         run_dir=run_dir,
         checkpoint_every=save_every,

@@ -138,6 +138,9 @@ def _finish(folder: RunFolder, begin: Callable[[], Stages]) -> dict[str, Any]:
         if is_full(error):
             say(f"what is done is kept; once there is space: groundup build --resume {folder.path}")
         raise
+    except MemoryError:
+        say(f"what is done is kept; once there is memory: groundup build --resume {folder.path}")
+        raise
     except KeyError as error:
         if not folder.resumed:
             raise

@@ -12,6 +12,7 @@ import torch
 from groundup import train
 from groundup.accounting.plan import TrainingPlan
 from groundup.build.pretrain import Session, initialise, make_optimizer
+from groundup.build.say import say
 from groundup.device import peak_memory_bytes, release_memory, reset_peak_memory, synchronize
 from groundup.train import objectives
 
@@ -75,12 +76,20 @@ def _steps(session: Session, made: TrainingPlan) -> Generator[float]:
     optimizer = make_optimizer(session.model, made)
     shape = (made.batch_size, made.model.context_length + 1)
     tokens = torch.randint(0, made.model.vocab_size, shape, device=session.device)
+    micro_batches = made.micro_batches
     while True:
         start = time.perf_counter()
-        run = train.train(
-            session.model, [{"tokens": tokens}], objectives.next_token, optimizer, 1,
-            micro_batches=made.micro_batches, progress=False,
-        )  # fmt: skip
+        try:
+            run = train.train(
+                session.model, [{"tokens": tokens}], objectives.next_token, optimizer, 1,
+                micro_batches=micro_batches, progress=False,
+            )  # fmt: skip
+        except train.OutOfMemory:
+            if micro_batches >= made.batch_size:
+                raise
+            micro_batches = min(2 * micro_batches, made.batch_size)
+            say(f"a step does not fit into the memory that is free; trying it in {micro_batches} micro-batches")
+            continue
         synchronize(session.device)
         if run.stopped_by == "interrupt":
             raise KeyboardInterrupt

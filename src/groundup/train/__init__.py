@@ -5,13 +5,16 @@ from groundup.train.guard import Guard
 from groundup.train.log import MetricsLog, read_metrics
 from groundup.train.loop import train
 from groundup.train.objectives import Loss, masked_tokens, next_token, sequence_to_sequence
+from groundup.train.rehearsal import rehearse, rehearse_config
 from groundup.train.run import Run
+from groundup.train.shortage import OutOfMemory
 from groundup.train.sinks import TensorBoard, WeightsAndBiases, replay
 
 __all__ = [
     "Guard",
     "Loss",
     "MetricsLog",
+    "OutOfMemory",
     "Run",
     "TensorBoard",
     "WeightsAndBiases",
@@ -21,6 +24,8 @@ __all__ = [
     "objectives",
     "precision",
     "read_metrics",
+    "rehearse",
+    "rehearse_config",
     "replay",
     "sequence_to_sequence",
     "train",

@@ -26,7 +26,9 @@ from groundup.train.pace import Pace
 from groundup.train.progress import ProgressLine
 from groundup.train.ranks import is_main, largest_over_ranks, world_size
 from groundup.train.resume import Resumable, Saver
+from groundup.train.room import Memory
 from groundup.train.run import Ending, Run
+from groundup.train.shortage import OPTIMIZER_STEP, Rehearsals, autopsy, held_bytes, shortage_of
 from groundup.train.snapshot import fingerprint
 from groundup.train.step import Objective, PendingValues, StepValues, compute_gradients
 
@@ -43,7 +45,7 @@ def train(
     steps: int | None,
     *,
     schedule: Callable[[int], float] | None = None,
-    micro_batches: int = 1,
+    micro_batches: int | Literal["auto"] = 1,
     batches_per_step: int | Callable[[int], int] = 1,
     clip: float | None = 1.0,
     every: dict[int, Hook] | None = None,
@@ -69,7 +71,8 @@ def train(
     Ctrl-C or SIGTERM finish the step and save; a second one stops at once.
 
     schedule: step number (from 0) -> multiplier of each group's rate; a `ClockDecay` is fed the time left.
-    micro_batches: parts that each batch is cut into, for memory; the gradient is the same.
+    micro_batches: parts that each batch is cut into, for memory; the gradient is the same. "auto": the fewest that fit
+    into the free memory by `rehearse`; a step that does not fit after all is repeated with twice as many.
     batches_per_step: batches from the source per update, fixed or by step number (a batch-size ramp).
     every: {n: hook}; hook(step, model, run) runs after every n-th update.
     run_dir: gets metrics.jsonl and checkpoints/ (every `checkpoint_every` updates and at the end).
@@ -83,8 +86,9 @@ def train(
     step is then undone on the device, and the batches queued after it are run again.
     watch_seconds: between two looks at what the run uses of its machine, in run_dir/resources.jsonl (None: no looks).
 
-    Raises ValueError for options that do not fit together or a checkpoint that does not fit, and
-    FloatingPointError when bad steps do not end (see `Guard`).
+    Raises ValueError for options that do not fit together or a checkpoint that does not fit, FloatingPointError when
+    bad steps do not end (see `Guard`), and OutOfMemory, which says what held the memory and what would fit. The last
+    checkpoint is then as it was.
     """
     _check(model, schedule, run_dir, checkpoint_every, resume, deadline)
     if compile:
@@ -98,7 +102,7 @@ def train(
         pace=Pace(deadline),
         objective=objective,
         steps=steps,
-        micro_batches=micro_batches,
+        memory=Memory(micro_batches),
         batches_per_step=batches_per_step,
         clip=float("inf") if clip is None else clip,
         every=every or {},
@@ -165,7 +169,7 @@ class _Training:
     pace: Pace
     objective: Objective
     steps: int | None
-    micro_batches: int
+    memory: Memory
     batches_per_step: int | Callable[[int], int]
     clip: float
     every: dict[int, Hook]
@@ -263,23 +267,41 @@ class _Training:
         if self.lookahead:
             bad = ~torch.isfinite(vector[:2]).all() | (vector[0] > threshold)
             self.poisoned = torch.maximum(self.poisoned, bad.float()) if self.queue else bad.float()
-            self.optimizer.step(skip=self.poisoned)
-            update_biases(self.model, skip=self.poisoned)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.update(group, skip=self.poisoned)
         self.queue.append(_Queued(group, PendingValues(vector, names), threshold, rate, rng))
 
     def gradients(self, group: list[Batch]) -> tuple[Tensor, list[str]]:
-        micro = [part for batch in group for part in split(batch, self.micro_batches)]
+        """As many attempts as it takes micro-batches, if their number is free."""
+        self.memory.choose(self.rehearsals(group))
+        while True:
+            rng, held = torch.get_rng_state(), held_bytes(self.device)
+            micro = [part for batch in group for part in split(batch, self.memory.micro_batches)]
+            try:
+                return compute_gradients(self.model, self.objective, micro, self.clip)
+            except (RuntimeError, MemoryError) as error:
+                if (shortage := shortage_of(error, grown=held_bytes(self.device) - held)) is None:
+                    raise
+            # Only here has the error gone, and with it every frame that held activations.
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.set_rng_state(rng)
+            text = self.memory.give_way(shortage, self.run.step + len(self.queue) + 1, self.rehearsals(group))
+            self.log.event(self.run.step + len(self.queue) + 1, "out of memory", text)
+
+    def update(self, group: list[Batch], **skip: Tensor) -> None:
         try:
-            return compute_gradients(self.model, self.objective, micro, self.clip)
-        except RuntimeError as error:
-            if "memory" not in str(error):
+            self.optimizer.step(**skip)
+        except (RuntimeError, MemoryError) as error:
+            if (shortage := shortage_of(error, OPTIMIZER_STEP)) is None:
                 raise
-            shapes = {name: tuple(tensor.shape) for name, tensor in micro[0].items()}
-            raise MemoryError(
-                f"step {self.run.step + 1} does not fit in memory with micro-batches of {shapes}; try "
-                f"micro_batches={2 * self.micro_batches}: the result is the same. {str(error).splitlines()[0]}"
-            ) from error
+        else:
+            update_biases(self.model, **skip)
+            self.optimizer.zero_grad(set_to_none=True)
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        raise autopsy(shortage, self.run.step + 1, self.memory.micro_batches, self.rehearsals(group))
+
+    def rehearsals(self, group: list[Batch]) -> Rehearsals:
+        return Rehearsals(self.model, self.objective, self.optimizer, group, self.clip)
 
     def set_rates(self, step: int) -> float:
         schedule = self.parts.schedule
@@ -305,9 +327,7 @@ class _Training:
             self.undo(queued, values)
             return
         if not self.lookahead:
-            self.optimizer.step()
-            update_biases(self.model)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.update(queued.group)
         self.advance(queued, values)
 
     def advance(self, queued: _Queued, values: StepValues) -> None:

@@ -1,0 +1,62 @@
+"""Train in a process that may not grow: `python -m tests.train.bounded RUN_DIR MORE_MIB STEPS MICRO_BATCHES OPTIMIZER`.
+
+One step is trained without a limit and saved; then MORE_MIB are all that the process may take beyond what it has.
+"""
+
+import ctypes
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from groundup import presets
+from groundup.model import Transformer
+from groundup.optim import AdamW
+from groundup.train import next_token, train
+
+CONFIG = presets.llama(vocab_size=256, d_model=64, num_layers=4, num_heads=4, num_kv_heads=2, context_length=128)
+WIDE = presets.llama(vocab_size=256, d_model=512, num_layers=4, num_heads=8, num_kv_heads=8, context_length=128)
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+
+
+def source(steps, rows, config=CONFIG):
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, config.context_length + 1)
+    return [{"tokens": torch.randint(config.vocab_size, shape, generator=generator)} for _ in range(steps)]
+
+
+def give_back_at_once():
+    """Blocks of 64 KiB and more go back to the system when freed, or what a first step held would be there already."""
+    library = ctypes.CDLL(None)
+    library.mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    library.mallopt(M_TRIM_THRESHOLD, 1 << 16)
+    library.malloc_trim(0)
+
+
+def limit(more_mib):
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + (more_mib << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def main(run_dir, more_mib, steps, micro_batches, where):
+    torch.set_num_threads(1)
+    give_back_at_once()
+    wide = where == "optimizer"
+    model = Transformer(WIDE if wide else CONFIG)
+    optimizer = AdamW(model, lr=1e-3)
+    batches = source(steps, 1 if wide else 32, model.config)
+    if not wide:
+        train(model, batches[:1], next_token, optimizer, 1, run_dir=run_dir, progress=False, micro_batches=32)
+    limit(more_mib)
+    run = train(
+        model, batches, next_token, optimizer, steps, run_dir=run_dir, resume=not wide, progress=False,
+        micro_batches=micro_batches,
+    )  # fmt: skip
+    print(run.losses)
+
+
+if __name__ == "__main__":
+    parts = sys.argv[3:4][0]
+    main(sys.argv[1], int(sys.argv[2]), int(parts), "auto" if sys.argv[4] == "auto" else int(sys.argv[4]), sys.argv[5])
