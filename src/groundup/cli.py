@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from groundup import cli_ablate, cli_history, cli_inspect, cli_model, cli_plan, cli_profile, cli_tokenizer
+from groundup import cli_ablate, cli_history, cli_inspect, cli_model, cli_plan, cli_profile, cli_sweep, cli_tokenizer
 from groundup.cli_parts import (
     Arguments,
     Parser,
@@ -257,10 +257,12 @@ def _report(options: Arguments) -> int:
     from groundup.report import write_report
     from groundup.report.ablation import is_ablation, write_ablation_report
     from groundup.report.history import write_history_report
-    from groundup.scaling import is_history
+    from groundup.report.sweep import write_sweep_report
+    from groundup.scaling import is_history, is_sweep
 
     write = write_ablation_report if is_ablation(options.run_folder) else write_report
     write = write_history_report if is_history(options.run_folder) else write
+    write = write_sweep_report if is_sweep(options.run_folder) else write
     print(write(options.run_folder))
     return 0
 
@@ -310,6 +312,8 @@ VERBS = {
                    cli_ablate.options, cli_ablate.run),
     "history": Verb("the history of language models on one text: n-grams, neural n-gram, LSTM, Transformers",
                     cli_history.options, cli_history.run),
+    "sweep": Verb("the best learning rate and the edge of stability of a small model, over seeds",
+                  cli_sweep.options, cli_sweep.run),
     "profile": Verb("where the time of a step goes, against where its FLOPs are, and the bottleneck",
                     cli_profile.options, cli_profile.run),
     "import": Verb("bring in a model of Hugging Face, llama.cpp (GGUF) or llama2.c",
