@@ -2,8 +2,8 @@ r"""The best learning rate, between those that were tried: a parabola in the log
 
     score_s(rate) = a_s + b x + c x^2,   x = log(rate / middle),   best = middle exp(-b / 2c)
 
-a_s is what seed s adds to all its scores. Only rates around the best one that was tried take part, as the loss rises
-faster towards the edge of stability than towards small rates. The interval is by the delta method: with S the
+a_s is what seed s adds to all its scores. Only rates next to the best one that was tried should take part: a little
+further up the loss rises like a cliff, and no parabola follows it. The interval is by the delta method: with S the
 covariance of (b, c) from the least squares, the vertex v = -b / 2c has the variance g' S g, g = (-1 / 2c, b / 2c^2),
 and Student's t has as many degrees of freedom as there are scores without the coefficients. What is not a parabola
 about the curve is in the residuals, and so widens it.

@@ -9,8 +9,8 @@ from groundup.scaling.sweep_fit import Score, best_rate
 from groundup.scaling.sweep_search import Cell, Run, cells, edge, runs_of
 from groundup.scaling.sweep_settings import SweepSettings
 
-WINDOW_RATIOS = 2
-"""Rates of the grid on each side of the best one that the parabola goes through."""
+LOOSE = 1.01
+"""Rates are rounded, so neighbours of the grid are not quite `ratio` apart."""
 
 
 def summarize(settings: SweepSettings, lengths: dict[str, int], runs: Sequence[Run]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def _cell(cell: Cell, settings: SweepSettings, steps: int, runs: Sequence[Run]) 
     tried = min(whole, key=lambda row: row["mean"], default=None)
     lost = {row["rate"] for row in rates if row["diverged"]}
     scores = [Score(run["rate"], run["seed"], run["bits_per_byte"]) for run in mine if run["rate"] not in lost]
-    best = best_rate(scores, settings.ratio**WINDOW_RATIOS)
+    best = best_rate(scores, settings.ratio * LOOSE)
     found = edge(cell, runs)
     return {
         "batch_size": cell.batch_size,
@@ -68,8 +68,8 @@ def _notes(settings: SweepSettings, rows: Sequence[dict[str, Any]]) -> list[str]
         "the same steps, and all batch sizes the same tokens.",
         "A run has diverged when its loss is not finite or not below that before training; it is then stopped. A rate "
         "is stable when no seed diverged.",
-        "The best rate is the vertex of a parabola in the logarithm of the rate, with a 95 % interval over seeds and "
-        f"misfit, through the rates within a factor of {settings.ratio**WINDOW_RATIOS:g} of the best one tried.",
+        "The best rate is the vertex of a parabola in the logarithm of the rate, with a 95 % interval over seeds, "
+        f"through the rates within a factor of {settings.ratio:g} of the best one tried.",
     ]
     for row in rows:
         name = f"Batch {row['batch_size']}, weight decay {row['weight_decay']:g}: "
