@@ -27,8 +27,10 @@ def searched(settings, truth, at_once=1000):
 def test_the_edge_is_found_to_the_asked_factor(truth):
     runs = searched(SETTINGS, lambda cell, seed: truth)
     found = edge(cells(SETTINGS)[0], runs)
+    assert found.stable is not None and found.diverged is not None
     assert found.stable <= truth < found.diverged
-    assert found.factor <= 1.25
+    assert found.diverged / found.stable == found.factor
+    assert found.diverged / found.stable <= 1.25
     assert len({(run["rate"], run["seed"]) for run in runs}) == len(runs), "no run is made twice"
     assert {run["rate"] for run in runs} >= set(SETTINGS.grid)
 
@@ -36,6 +38,7 @@ def test_the_edge_is_found_to_the_asked_factor(truth):
 def test_one_seed_that_diverges_is_enough():
     runs = searched(SETTINGS, lambda cell, seed: 0.01 if seed else 0.1)
     found = edge(cells(SETTINGS)[0], runs)
+    assert found.stable is not None and found.diverged is not None
     assert found.stable <= 0.01 < found.diverged
 
 
@@ -53,6 +56,7 @@ def test_every_cell_has_its_own_edge():
     assert len(cells(settings)) == 4
     for cell in cells(settings):
         found = edge(cell, runs)
+        assert found.stable is not None and found.diverged is not None
         assert found.stable <= 0.002 * cell.batch_size * (1 + cell.weight_decay) < found.diverged
 
 
