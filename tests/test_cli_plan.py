@@ -42,6 +42,37 @@ def test_flops_and_sizes(capsys):
     assert given["model"] | {"context_length": 512, "vocab_size": 1000} == given["model"]
 
 
+def test_tokens_per_parameter_are_a_result(capsys):
+    _, shown, plan = call(capsys, "--flops", "1e19", "--json")
+    assert round(plan["optimum"]["tokens_per_parameter"]) == 24
+    assert plan["tokens_per_parameter"] == pytest.approx(plan["tokens"] / plan["parameters"])
+    assert "tokens per parameter: a result for this budget" in shown.out
+    assert plan["regime"] == "compute"
+    _, shown, plan = call(capsys, "--flops", "1e19", "--text", "1B tokens", "--json")
+    assert plan["regime"] == "data"
+    assert "data runs out before compute" in shown.out
+
+
+def test_served_tokens_choose_a_smaller_model_that_trains_longer(capsys):
+    _, shown, plan = call(capsys, "--flops", "1e18", "--served-tokens", "1e12", "--json")
+    (usual,) = plan["runners_up"]
+    assert plan["parameters"] < usual["parameters"] and plan["tokens"] > usual["tokens"]
+    assert plan["loss"] == pytest.approx(usual["loss"])
+    life = plan["lifetime"]
+    assert life["saved"] == pytest.approx(1 - life["chosen_device_seconds"] / life["usual_device_seconds"])
+    assert f"over its life that saves {life['saved']:.1%}" in shown.out
+    assert "loses" not in shown.out
+
+
+def test_experts(capsys):
+    _, shown, plan = call(capsys, "--flops", "1.93e20", "--device", "h100x8", "--experts", "1024", "--active", "16",
+                          "--json")  # fmt: skip
+    assert plan["granularity"] == 16 == plan["best_granularity"]["granularity"]
+    assert plan["active"] == pytest.approx(1e9, rel=0.03)  # as the paper's table has it
+    assert plan["loss"] < plan["dense"]["loss"]
+    assert "1,024 experts, 16 active" in shown.out
+
+
 def test_what_fits(capsys):
     code, shown, result = call(capsys, "--fit", "llama-2-7b", "--device", "h100x8", "--json")
     assert code == 0
@@ -80,6 +111,12 @@ def test_a_plan_for_this_machine_is_the_builds(tmp_path, capsys):
         (["a.txt", "--device", "h100", "--budget", "1h"], "files are read for a plan of this machine only"),
         (["--mfu", "0.5"], "--mfu is for a plan with --device"),
         (["--fit", "llama-2-7x", "--device", "h100"], "'llama-2-7x' is not among the published ones"),
+        (["--served-tokens", "1e12"], "--served-tokens is for a plan with --device"),
+        (["--flops", "1e18", "--serving-mfu", "0.1"], "--serving-mfu is for a plan with --served-tokens"),
+        (["--flops", "1e18", "--experts", "64"], "give both"),
+        (["--flops", "1e18", "--experts", "64", "--active", "8"], "e.g. --experts 512 --active 8"),
+        (["--flops", "1e18", "--experts", "64", "--active", "1", "--text", "1GB"], "knows no unique tokens"),
+        (["--flops", "1e18", "--experts", "64", "--active", "1", "--served-tokens", "1e9"], "give one of them"),
         (["--params", "70B", "--tokens", "1B", "--device", "t4"], "do not fit into T4"),
     ],
 )

@@ -18,6 +18,7 @@ from groundup import (
     cli_model,
     cli_plan,
     cli_profile,
+    cli_sweep,
     cli_tokenizer,
     cli_why,
 )
@@ -288,11 +289,13 @@ def _report(options: Arguments) -> int:
     from groundup.report import write_report
     from groundup.report.ablation import is_ablation, write_ablation_report
     from groundup.report.history import write_history_report
-    from groundup.scaling import is_history
+    from groundup.report.sweep import write_sweep_report
+    from groundup.scaling import is_history, is_sweep
 
     for folder in options.run_folders:
         write = write_ablation_report if is_ablation(folder) else write_report
         write = write_history_report if is_history(folder) else write
+        write = write_sweep_report if is_sweep(folder) else write
         print(write(folder))
     if options.ledger is not None:
         cli_ledger.add_runs(options.run_folders, options.ledger)
@@ -325,6 +328,8 @@ VERBS = {
                     cli_history.options, cli_history.run),
     "flops": Verb("the shares of attention, feed-forward layers and head in a model's FLOPs, over sizes and contexts",
                   cli_flops.options, cli_flops.run),
+    "sweep": Verb("the best learning rate and the edge of stability of a small model, over seeds",
+                  cli_sweep.options, cli_sweep.run),
     "profile": Verb("where the time of a step goes, against where its FLOPs are, and the bottleneck",
                     cli_profile.options, cli_profile.run),
     "import": Verb("bring in a model of Hugging Face, llama.cpp (GGUF) or llama2.c",

@@ -6,15 +6,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from groundup.cli_parts import Arguments, Parser, number, print_json, print_table, whole_number
+from groundup.cli_plan_optima import lifetime_json, lifetime_lines, plan_experts
 from groundup.config import plural
 
 if TYPE_CHECKING:
-    from groundup.accounting.cluster_plan import ClusterPlan
+    from groundup.accounting.cluster_plan import Budget, ClusterPlan
     from groundup.accounting.devices import Cluster
 
 POWERS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 BYTES_PER_TOKEN = 4.0
 """Of English text with a vocabulary of 32,000 or more, to turn bytes into tokens."""
+
+LEAST_LOSS = 5e-4
+"""Smaller differences are not said: they show as 0.000."""
 
 
 def options(parser: Parser) -> None:
@@ -36,6 +40,11 @@ def options(parser: Parser) -> None:
     )
     add("--vocab", type=whole_number, metavar="N", help="tokens in the vocabulary (default: 32000, 128000 from 3 B)")
     add("--mfu", type=number, metavar="X", help="share of the peak that training reaches (default: 0.4)")
+    add("--served-tokens", type=amount, metavar="N", help="tokens that the model will read and write in its life: plan "
+        "the cheapest for training and serving together, at the same loss")  # fmt: skip
+    add("--serving-mfu", type=number, metavar="X", help="share of the peak that serving reaches (default: as --mfu)")
+    add("--experts", type=whole_number, metavar="N", help="plan a mixture of so many experts, e.g. 512, with --active")
+    add("--active", type=whole_number, metavar="K", help="experts that a token meets, e.g. 8")
     add("--price", type=number, metavar="X", help="of a device and hour, in any currency (default: none, so no price)")
     add("--devices", action="store_true", help="list the devices with their figures and sources, and stop")
     add("--json", action="store_true", help="end with one JSON line of the plan")
@@ -60,9 +69,11 @@ def run(options: Arguments) -> int:
 
 def _plan_here(options: Arguments) -> int:
     """What `groundup build` would do."""
-    for name in ("tokens", "context", "vocab", "mfu", "price"):
+    for name in ("tokens", "context", "vocab", "mfu", "price", "served_tokens", "serving_mfu", "experts", "active"):
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name} is for a plan with --device; here it is measured, or a setting (key=value)")
+            raise ValueError(
+                f"--{name.replace('_', '-')} is for a plan with --device; here it is measured, or a setting (key=value)"
+            )
     from groundup.build import build
     from groundup.build.settings import separate_overrides, settings_from
 
@@ -77,10 +88,39 @@ def _plan_here(options: Arguments) -> int:
 
 
 def _plan_there(options: Arguments, target: "Cluster") -> int:
-    from groundup.accounting.cluster_plan import MFU, Budget, plan_cluster
+    from groundup.accounting.cluster_plan import advice, plan_cluster
+
+    budget = _budget(options)
+    if options.experts is not None or options.active is not None:
+        if options.served_tokens is not None:
+            raise ValueError("--served-tokens and --experts together are not planned yet; give one of them")
+        return plan_experts(options, budget, target)
+    best, *others = plan_cluster(budget, target)
+    lines, more = [], {}
+    if options.served_tokens is not None:
+        from groundup.accounting.lifetime_plan import plan_lifetime
+
+        life = plan_lifetime(budget, target, options.served_tokens, options.serving_mfu)
+        lines, more = lifetime_lines(life), {"lifetime": lifetime_json(life)}
+        best, others = life.chosen, [] if life.chosen is life.usual else [life.usual]
+        best.assumptions.extend(life.assumptions)
+    elif options.serving_mfu is not None:
+        raise ValueError("--serving-mfu is for a plan with --served-tokens")
+    regime, free, said = advice(budget, target)
+    _print_plan(best, others, target, [*said, *lines])
+    if options.json:
+        fit = {"regime": regime, "optimum": {"parameters": free.parameters, "tokens": free.tokens,
+               "tokens_per_parameter": free.tokens_per_parameter}, "advice": said}  # fmt: skip
+        runners_up = [_json(other) for other in others]
+        print_json({**_json(best), **fit, **more, "device": target.name, "runners_up": runners_up})
+    return 0
+
+
+def _budget(options: Arguments) -> "Budget":
+    from groundup.accounting.cluster_plan import MFU, Budget
     from groundup.build.settings import parse_seconds
 
-    budget = Budget(
+    return Budget(
         seconds=None if options.budget is None else parse_seconds(options.budget),
         flops=options.flops,
         parameters=options.params,
@@ -91,19 +131,20 @@ def _plan_there(options: Arguments, target: "Cluster") -> int:
         vocab_size=options.vocab,
         context_length=options.context,
     )
-    best, *others = plan_cluster(budget, target)
-    _print_plan(best, others, target)
-    if options.json:
-        print_json({**_json(best), "device": target.name, "runners_up": [_json(other) for other in others]})
-    return 0
 
 
 def _json(plan: "ClusterPlan") -> dict[str, Any]:
     shape = {name: getattr(plan.model, name) for name in ("d_model", "num_layers", "vocab_size", "context_length")}
-    return {"steps": plan.steps, "loss_unit": "nats per token", **asdict(plan), "model": shape}
+    return {
+        "steps": plan.steps,
+        "tokens_per_parameter": plan.tokens_per_parameter,
+        "loss_unit": "nats per token",
+        **asdict(plan),
+        "model": shape,
+    }
 
 
-def _print_plan(best: "ClusterPlan", others: list["ClusterPlan"], target: "Cluster") -> None:
+def _print_plan(best: "ClusterPlan", others: list["ClusterPlan"], target: "Cluster", why: list[str]) -> None:
     headings = ["", "chosen", *(f"{other.parameters / best.parameters:.2g} x the size" for other in others)]
     plans = [best, *others]
     rows = [
@@ -111,6 +152,7 @@ def _print_plan(best: "ClusterPlan", others: list["ClusterPlan"], target: "Clust
         ["layers x width", *(f"{p.model.num_layers} x {p.model.d_model}" for p in plans)],
         ["vocabulary, context", *(f"{p.model.vocab_size:,}, {p.model.context_length:,}" for p in plans)],
         ["tokens", *(f"{p.tokens:.3g}" for p in plans)],
+        ["tokens per parameter", *(f"{p.tokens_per_parameter:.1f}" for p in plans)],
         ["passes over the text", *("1" if p.epochs is None else f"{p.epochs:.2f}" for p in plans)],
         ["steps of tokens", *(f"{p.steps:,} of {p.batch_tokens:,}" for p in plans)],
         ["learning rate (AdamW)", *(f"{p.learning_rate:.2g}" for p in plans)],
@@ -127,7 +169,11 @@ def _print_plan(best: "ClusterPlan", others: list["ClusterPlan"], target: "Clust
         rows.insert(-2, ["price", *(f"{p.price:,.2f}" for p in plans)])
     print_table(f"a plan for {target.name}", headings, rows)
     for other in others:
-        print(f"{other.parameters / best.parameters:.2g} x the size loses {other.loss - best.loss:.3f} nats per token")
+        if other.loss - best.loss >= LEAST_LOSS:
+            lost = f"loses {other.loss - best.loss:.3f} nats per token"
+            print(f"{other.parameters / best.parameters:.2g} x the size {lost}")
+    for line in why:
+        print(line)
     print("assumed, not measured:")
     for line in best.assumptions:
         print(f"  {line}")

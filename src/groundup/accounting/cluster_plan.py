@@ -14,7 +14,16 @@ from functools import cache
 import torch
 
 from groundup import presets
-from groundup.accounting.compute_optimal import EPOCH, HOFFMANN, Chinchilla, optimum
+from groundup.accounting.compute_optimal import (
+    EPOCH,
+    FLOPS_PER_PARAMETER_AND_TOKEN,
+    HOFFMANN,
+    REPEAT_WORTH,
+    Chinchilla,
+    Optimum,
+    optimum,
+    worth,
+)
 from groundup.accounting.devices import Cluster
 from groundup.accounting.flops import training_flops_per_token
 from groundup.accounting.memory import training_memory
@@ -67,6 +76,11 @@ class ClusterPlan:
         """Optimizer steps."""
         return max(1, round(self.tokens / self.batch_tokens))
 
+    @property
+    def tokens_per_parameter(self) -> float:
+        """What this plan has; at the budget's optimum it is a result of the fit, near 20 by no law."""
+        return self.tokens / self.parameters
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -104,20 +118,49 @@ def plan_cluster(budget: Budget, cluster: Cluster) -> list[ClusterPlan]:
     """
     if budget.parameters is not None:
         assert budget.tokens is not None
-        return [_made(shape(budget.parameters, budget), budget.tokens, budget, cluster)]
-    total = budget.flops or (budget.seconds or 0.0) * cluster.peak_flops * budget.mfu
+        return [made(shape(budget.parameters, budget), budget.tokens, budget, cluster)]
+    total = flops_of(budget, cluster)
     best = optimum(total, EPOCH, budget.unique_tokens)
     plans, faults = [], []
     for share in (1.0, *SIZES_BESIDE):
         model = shape(share * best.parameters, budget)
         tokens = total / training_flops_per_token(model, model.context_length)
         try:
-            plans.append(_made(model, tokens, budget, cluster))
+            plans.append(made(model, tokens, budget, cluster))
         except ValueError as error:
             faults.append(error)
     if not plans:
         raise faults[0]
     return sorted(plans, key=lambda made: made.loss)
+
+
+def flops_of(budget: Budget, cluster: Cluster) -> float:
+    """Training FLOPs: given, or what the time allows, or 6 N D."""
+    if budget.parameters is not None and budget.tokens is not None:
+        return FLOPS_PER_PARAMETER_AND_TOKEN * budget.parameters * budget.tokens
+    return budget.flops or (budget.seconds or 0.0) * cluster.peak_flops * budget.mfu
+
+
+def advice(budget: Budget, cluster: Cluster) -> tuple[str, Optimum, list[str]]:
+    """("compute" or "data", whichever runs out first; the fit's optimum with enough text; what follows from it)."""
+    total = flops_of(budget, cluster)
+    free = optimum(total, EPOCH)
+    lines = [
+        f"by the fit, the optimum of {total:.3g} FLOPs has {free.tokens_per_parameter:.1f} tokens per parameter: "
+        "a result for this budget, not a constant"
+    ]
+    have = budget.unique_tokens
+    if have is None or free.tokens <= have:
+        return "compute", free, lines
+    bound = optimum(total, EPOCH, have)
+    passes = bound.tokens / have
+    fresh = worth(have, passes - 1, REPEAT_WORTH) / bound.tokens
+    lines.append(
+        f"data runs out before compute: that optimum wants {free.tokens:.3g} tokens and there are {have:.3g}; read "
+        f"them {passes:.1f} times, which teaches as much as {fresh:.0%} of so many fresh ones, with weight decay and "
+        "dropout against learning by heart"
+    )
+    return "data", free, lines
 
 
 def shape(parameters: float, budget: Budget) -> ModelConfig:
@@ -149,7 +192,8 @@ def _llama(width: int, vocab_size: int, context: int) -> ModelConfig:
     )  # fmt: skip
 
 
-def _made(model: ModelConfig, tokens: float, budget: Budget, cluster: Cluster) -> ClusterPlan:
+def made(model: ModelConfig, tokens: float, budget: Budget, cluster: Cluster) -> ClusterPlan:
+    """The plan of this model and so many tokens. ValueError where it does not fit into the devices' memory."""
     parameters = count_parameters(model).total
     flops = tokens * training_flops_per_token(model, model.context_length)
     batch_tokens, rate = batch_and_rate(flops, model.context_length, cluster.count)
