@@ -143,13 +143,13 @@ def predicted_and_measured(
 
 
 def errors(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
-    """Predicted over measured, less one."""
+    """Measured over predicted, less one, as in the ledger."""
     keys = [field for field in asdict(StepCost(0.0, 0))]
-    return {key: before["predicted"][key] / after["measured"][key] - 1 for key in keys}
+    return {key: after["measured"][key] / before["predicted"][key] - 1 for key in keys}
 
 
 def summary(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """One row of the table in docs/accounting.md."""
+    """One row of the table in docs/profiling.md."""
     off = errors(before, after)
     seconds, size = ([values[key] for values in (before["predicted"], after["measured"])] for key in off)
     return (

@@ -18,9 +18,9 @@ from groundup import (
     cli_model,
     cli_plan,
     cli_profile,
+    cli_report,
     cli_sweep,
     cli_tokenizer,
-    cli_why,
 )
 from groundup.cli_parts import (
     Arguments,
@@ -267,41 +267,6 @@ def _eval(options: Arguments) -> int:
 # report, bench ---------------------------------------------------------------------------------------------------
 
 
-def _report_options(parser: Parser) -> None:
-    add = parser.add_argument
-    add("run_folders", nargs="*", metavar="RUN", help="run folders, finished or not")
-    cli_ledger.add_option(parser)
-    add("--why", action="store_true", help="instead: measure what each efficiency decision saves on this machine")
-    add("--seconds", type=number, metavar="X", help="with --why: how long to measure (default: 20)")
-    add("--json", action="store_true", help="with --why: end with one JSON line of the rows")
-
-
-def _report(options: Arguments) -> int:
-    if options.why:
-        if options.run_folders or options.ledger is not None:
-            extra = options.run_folders[0] if options.run_folders else "--ledger"
-            raise ValueError(f"--why measures this machine and reads no run: leave out {extra}")
-        return cli_why.run(options.seconds, options.json)
-    if options.seconds is not None or options.json:
-        raise ValueError("--seconds and --json belong to --why")
-    if not options.run_folders:
-        wrong_use("groundup report", "the following arguments are required: RUN")
-    from groundup.report import write_report
-    from groundup.report.ablation import is_ablation, write_ablation_report
-    from groundup.report.history import write_history_report
-    from groundup.report.sweep import write_sweep_report
-    from groundup.scaling import is_history, is_sweep
-
-    for folder in options.run_folders:
-        write = write_ablation_report if is_ablation(folder) else write_report
-        write = write_history_report if is_history(folder) else write
-        write = write_sweep_report if is_sweep(folder) else write
-        print(write(folder))
-    if options.ledger is not None:
-        cli_ledger.add_runs(options.run_folders, options.ledger)
-    return 0
-
-
 def _bench_options(parser: Parser) -> None:
     parser.add_argument("name", nargs="?", help="the benchmark (none: list them)")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="its own options")
@@ -339,7 +304,7 @@ VERBS = {
     "inspect": Verb("look into a checkpoint, a model, a run, a tensor's memory or the number types",
                     cli_inspect.options, cli_inspect.run),
     "report": Verb("write a run's report.html again, add it to the ledger, or measure what each decision saves",
-                   _report_options, _report),
+                   cli_report.options, cli_report.run),
     "ledger": Verb("how near predictions came to measurements, over all runs of the ledger",
                    cli_ledger.options, cli_ledger.run),
     "bench": Verb("measure groundup against its peers", _bench_options, _bench),

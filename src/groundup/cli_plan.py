@@ -61,6 +61,9 @@ def run(options: Arguments) -> int:
                          "say how much text there is with --text")  # fmt: skip
     from groundup.accounting.devices import cluster
 
+    for name in ("served_tokens", "serving_mfu", "experts", "active"):
+        if options.fit and getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} plans a training run; leave it out beside --fit")
     target = cluster(options.device or "h100")
     if options.device is None:
         print("no --device is given: planned for one H100")
@@ -91,6 +94,8 @@ def _plan_there(options: Arguments, target: "Cluster") -> int:
     from groundup.accounting.cluster_plan import advice, plan_cluster
 
     budget = _budget(options)
+    if options.serving_mfu is not None and options.served_tokens is None:
+        raise ValueError("--serving-mfu is for a plan with --served-tokens")
     if options.experts is not None or options.active is not None:
         if options.served_tokens is not None:
             raise ValueError("--served-tokens and --experts together are not planned yet; give one of them")
@@ -102,10 +107,8 @@ def _plan_there(options: Arguments, target: "Cluster") -> int:
 
         life = plan_lifetime(budget, target, options.served_tokens, options.serving_mfu)
         lines, more = lifetime_lines(life), {"lifetime": lifetime_json(life)}
-        best, others = life.chosen, [] if life.chosen is life.usual else [life.usual]
+        best, others = life.chosen, others if life.chosen is life.usual else [life.usual]
         best.assumptions.extend(life.assumptions)
-    elif options.serving_mfu is not None:
-        raise ValueError("--serving-mfu is for a plan with --served-tokens")
     regime, free, said = advice(budget, target)
     _print_plan(best, others, target, [*said, *lines])
     if options.json:
@@ -216,7 +219,8 @@ def _list_devices(options: Arguments) -> int:
     headings = ["name", "", "TFLOP/s, dense", "with sparsity", "fp8", "GB", "GB/s", "FLOPs per byte", "W", "source"]
     rows = [
         [name, d.name, _tera(d.peak_flops), _tera(d.sparse_flops), _tera(d.fp8), f"{d.memory_bytes / 1e9:g}",
-         f"{d.bandwidth / 1e9:,.0f}", f"{d.ridge:.0f}", f"{d.watts:g}", d.source]
+         f"{d.bandwidth / 1e9:,.0f}", f"{d.ridge:.0f}", f"{d.watts:g}",
+         d.source + (f" ({d.doubt})" if d.doubt else "")]
         for name, d in DEVICES.items()
     ]  # fmt: skip
     print_table("bf16 (fp16 where there is none), by data sheets", headings, rows, words=(0, 1, 9))

@@ -23,7 +23,7 @@ def lifetime_lines(plan: "LifetimePlan") -> list[str]:
         f"chosen for {served}: {chosen.parameters / usual.parameters:.2g} x the size trained on "
         f"{chosen.tokens / usual.tokens:.2g} x the tokens has the same loss, because size and text replace each other",
         f"its training takes {chosen.seconds / usual.seconds:.2g} x the budget, and every served token "
-        f"{chosen.parameters / usual.parameters:.2g} x the work",
+        f"{(plan.chosen_flops - chosen.flops) / (plan.usual_flops - usual.flops):.2g} x the work",
         f"over its life that saves {plan.saved:.1%}: {_days(plan.chosen_device_seconds)} of one device instead of "
         f"{_days(plan.usual_device_seconds)}",
     ]
@@ -86,7 +86,7 @@ def _check(options: Arguments, budget: "Budget") -> None:
             f"together are {KRAJEWSKI.expansion:g} times as large as the active ones, e.g. --experts {fit} --active "
             f"{max(1, options.active)}; for others give your own constants to groundup.accounting.moe_optimal"
         )
-    for name in ("unique_tokens", "parameters", "vocab_size", "context_length"):
+    for name in ("unique_tokens", "parameters", "vocab_size", "context_length", "price_per_hour"):
         if getattr(budget, name) is not None:
             raise ValueError(
                 f"--experts plans from --budget or --flops alone: its law knows no {name.replace('_', ' ')}"

@@ -29,7 +29,7 @@ def options(parser: Parser) -> None:
     add("--top", type=count, default=10, metavar="N", help="operations to list (default: %(default)s)")
     add("--compare", choices=("norm",), help="norm: LayerNorm and RMSNorm, plain and fused, in this model's step")
     add("--predict", action="store_true", help="only predict the training step's time and memory, from the model's "
-        "first blocks; the whole model is never made")  # fmt: skip
+        "first blocks: the whole model is not made, unless it has one or two rounds of them")  # fmt: skip
     add("--json", action="store_true", help="end with one JSON line of results")
     add_device(parser)
     parser.more = _settings_help
@@ -92,10 +92,10 @@ def say(line: str) -> None:
 
 def _words(options: Arguments) -> tuple[str | None, list[str], "ProfileSettings"]:
     """(model's name, changes of its config, settings of the profile) from the words of the command line."""
+    from groundup.build.settings import separate_overrides
     from groundup.profiling import ProfileSettings
 
-    words = [word for word in options.files if "=" in word and not Path(word).exists()]  # dotted keys, too
-    names = [word for word in options.files if word not in words]
+    names, words = separate_overrides(options.files)
     if len(names) > 1:
         raise ValueError(f"one model at a time, not {len(names)}: {' '.join(names)}")
     known, _ = declared("groundup.profiling.settings", "ProfileSettings")
@@ -201,11 +201,15 @@ def _predict(
 ) -> int:
     from groundup.accounting import count_parameters, training_flops_per_token
     from groundup.accounting.hardware import probe
+    from groundup.accounting.utilization import mfu
     from groundup.profiling.measure import PROBE_SECONDS, with_threads
     from groundup.profiling.prediction import StepSettings, predict_step
     from groundup.profiling.settings import LONGEST_BY_DEFAULT
     from groundup.profiling.subject import subject_config
 
+    for setting in ("steps", "warmup"):
+        if getattr(settings, setting) != getattr(type(settings)(), setting):
+            raise ValueError(f"--predict takes turns of its own: leave out {setting}=")
     config = subject_config(name, changes)
     say("measuring the machine")
     machine = probe(device, PROBE_SECONDS)
@@ -219,16 +223,16 @@ def _predict(
     cost = found.cost
     speed = settings.batch_size * length / cost.seconds
     rate = machine.gemm_flops[f"{chosen} x{machine.threads}"]
-    mfu = training_flops_per_token(config, length) * speed / rate
+    share = mfu(training_flops_per_token(config, length), speed, rate)
     measured = " and ".join(f"{n} in {_ms(seconds)} ms" for n, seconds in found.seconds.items())
     print(f"model       {count_parameters(config).total:,} parameters, {plural(found.rounds, 'round')} of "
           f"{plural(len(config.blocks), 'block')}")  # fmt: skip
     print(f"measured    rounds: {measured}; {chosen}, {plural(machine.threads, 'thread')}, {machine.name}")
-    print(f"step        {_ms(cost.seconds)} ms, {speed:,.0f} tokens/s, MFU {mfu:.2f} (predicted)")
+    print(f"step        {_ms(cost.seconds)} ms, {speed:,.0f} tokens/s, MFU {share:.2f} (predicted)")
     print(f"memory      {cost.peak_bytes / 2**20:,.1f} MiB at the peak (predicted)")
     if options.json:
         print_json({
             "settings": asdict(step), "rounds": found.rounds, "seconds_by_rounds": found.seconds,
-            "seconds": cost.seconds, "peak_bytes": cost.peak_bytes, "tokens_per_second": speed, "mfu": mfu,
+            "seconds": cost.seconds, "peak_bytes": cost.peak_bytes, "tokens_per_second": speed, "mfu": share,
         })  # fmt: skip
     return 0

@@ -54,7 +54,7 @@ def run(options: Arguments) -> int:
     try:
         if options.resume:
             _refuse_beside_resume(options)
-            result = resume_sweep(folder, device=options.device, at_once=_workers(options, 3), say=say)
+            result = resume_sweep(folder, device=options.device, at_once=_workers(options, _seeds(folder)), say=say)
         else:
             files, settings = _settings(options)
             if options.dry_run:
@@ -88,6 +88,14 @@ def _workers(options: Arguments, seeds: int) -> int:
     return min(seeds, physical_cores()) if device.type == "cpu" else 1
 
 
+def _seeds(folder: str) -> int:
+    """As many as the sweep began with; what is no sweep is refused later."""
+    from groundup.files import read_json
+    from groundup.scaling import is_sweep
+
+    return read_json(Path(folder) / "config.json")["sweep"]["seeds"] if is_sweep(folder) else 1
+
+
 def _refuse_beside_resume(options: Arguments) -> None:
     names = ("files", "optimizer", "seeds", "budget", "out", "dry_run")
     given = [name for name in names if (value := getattr(options, name)) is not None and value not in (False, [])]
@@ -107,6 +115,8 @@ def _settings(options: Arguments) -> tuple[list[str], "SweepSettings"]:
         hint = near(unknown[0], known)
         raise ValueError(f"unknown setting {unknown[0]!r}{hint} (groundup sweep --help lists all)")
     budget = None if options.budget is None else parse_seconds(options.budget)
+    if budget is not None and "steps" in keys:
+        raise ValueError("steps= and --budget both say how long a run is; give one of them")
     given = {"optimizer": options.optimizer, "seeds": options.seeds, "budget_seconds": budget}
     for key, value in given.items():
         if value is not None and key in keys:

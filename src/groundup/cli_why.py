@@ -8,9 +8,11 @@ from groundup.cli_parts import print_json, print_table
 
 def run(seconds: float | None, as_json: bool) -> int:
     """Measure and print; returns the exit code."""
+    import torch
+
     from groundup.bench.why import SECONDS, why
     from groundup.config import plural
-    from groundup.device import default_device, describe
+    from groundup.device import describe
 
     if seconds is not None and not 0 <= seconds < float("inf"):
         raise ValueError(f"--seconds {seconds:g}: expected 0 or more")
@@ -21,7 +23,7 @@ def run(seconds: float | None, as_json: bool) -> int:
         for row in found.rows
     ]  # fmt: skip
     turns = max(row.runs for row in found.rows)
-    machine = f"{describe(default_device())}, {plural(found.threads, 'thread')}; medians of {plural(turns, 'turn')}"
+    machine = f"{describe(torch.device('cpu'))}, {plural(found.threads, 'thread')}; medians of {plural(turns, 'turn')}"
     headings = ("decision", "without / with", "what", "without", "with", "less", "how")
     print_table(f"What each decision saves: {machine}", headings, rows, words=(0, 1, 2, 6))
     for note in found.notes:

@@ -62,6 +62,18 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def random_state(device: torch.device) -> list[torch.Tensor]:
+    """Of torch's global generators that a step on `device` draws from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def set_random_state(state: list[torch.Tensor], device: torch.device) -> None:
+    """Put back what `random_state` said."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
+
+
 def deterministic(on: bool = True) -> None:
     """Ask torch for deterministic algorithms everywhere; an operation that has none then raises."""
     if on:
@@ -137,8 +149,9 @@ def resident_bytes() -> int:
 
 def available_bytes(device: torch.device) -> int:
     """Free memory on `device` (for the CPU: what the system could still give), 0 if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what torch's allocator keeps for later is free, too
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return 0

@@ -29,6 +29,7 @@ from groundup.accounting import (
     training_ledger,
 )
 from groundup.accounting.devices import DEVICES
+from groundup.accounting.utilization import mfu as mfu_of
 from groundup.optim import AdamW
 
 
@@ -331,6 +332,7 @@ def test_mfu_hfu_and_mbu_of_a_named_speed():
     assert per_token == training_flops_per_token(config, 64) == 787_200
     mfu = 512 * 787_200 / 0.010 / 100e9
     assert round(mfu, 3) == 0.403
+    assert mfu_of(787_200, 512 / 0.010, 100e9) == pytest.approx(mfu)
 
     without_down = 2 * (2 * (4 * 64 * 64 + 2 * 64 * 192) + 4 * 64 * (64 + 1) // 2)
     assert training_flops_per_token(config, 64, recomputed_layers=2) == per_token + without_down

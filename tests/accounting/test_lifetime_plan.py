@@ -39,6 +39,17 @@ def test_too_few_served_tokens_change_nothing():
     assert plan.saved == 0
 
 
+def test_both_models_have_one_vocabulary_and_one_context():
+    plan = plan_lifetime(Budget(flops=1.5e21), cluster("h100x64"), 1e12)  # shapes change their vocabulary at 3 B
+    assert plan.usual.parameters > 3e9 > plan.chosen.parameters
+    assert plan.chosen.model.vocab_size == plan.usual.model.vocab_size
+    assert plan.chosen.model.context_length == plan.usual.model.context_length
+
+
+def test_models_that_do_not_fit_are_passed_over():
+    assert plan_lifetime(Budget(flops=1.6e20), cluster("t4"), 1e9).chosen.parameters > 0
+
+
 @pytest.mark.slow
 def test_too_little_text_makes_the_served_model_larger_than_with_enough():
     enough = plan_lifetime(Budget(flops=1e19), H100, 1e12)

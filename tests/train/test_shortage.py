@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from groundup.accounting.simulate import Moment, Simulation
 from groundup.model import Transformer
 from groundup.optim import AdamW
-from groundup.train import OutOfMemory, checkpoint, next_token, rehearse, room, train
+from groundup.train import AtLeast, OutOfMemory, checkpoint, next_token, rehearse, room, train
 from groundup.train.room import Memory, fewest_micro_batches
 from groundup.train.shortage import Rehearsals, fewest, shortage_of
 from tests.train.bounded import CONFIG, source
@@ -185,7 +185,28 @@ def test_auto_asks_how_much_is_free(monkeypatch):
     assert memory.micro_batches == 2  # only once
 
 
-@pytest.mark.parametrize("wrong", [0, -1, "many", 1.5])
+def test_a_number_to_begin_with_gives_way_and_is_told_in_the_end():
+    objective = Failing(1)
+    _, run = run_with(objective, micro_batches=AtLeast(2))
+    assert objective.rows[:2] == [2, 1] and run.micro_batches == 4
+    assert run_with(next_token, micro_batches=AtLeast(2))[1].micro_batches == 2
+
+
+def test_a_run_that_goes_on_keeps_its_micro_batches(monkeypatch, tmp_path):
+    monkeypatch.setattr(room, "available_bytes", lambda device: 0)
+    go_on = {"run_dir": tmp_path, "micro_batches": "auto", "progress": False}
+
+    def part(objective, steps, **options):
+        model = tiny_model()
+        return train(model, Batches(), objective, AdamW(model, lr=1e-2), steps, **go_on, **options)
+
+    assert part(Failing(2), 2).micro_batches == 2
+    objective = Failing(4)  # there would be room for all rows again
+    assert part(objective, 4, resume=True).micro_batches == 2
+    assert set(objective.rows) == {2}
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "many", 1.5, AtLeast(0)])
 def test_wrong_numbers_are_refused(wrong, unchecked):
     with pytest.raises(ValueError, match=r"micro_batches=.*at least 1, or 'auto'"):
         run_with(next_token, micro_batches=wrong)

@@ -5,8 +5,9 @@ and serving cost least together (`inference_optimal.py`; with too little text `r
 takes more than the budget; its serving returns that.
 """
 
+import contextlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from groundup.accounting.cluster_plan import Budget, ClusterPlan, made, plan_cluster, shape
 from groundup.accounting.compute_optimal import EPOCH
@@ -88,14 +89,20 @@ def serving_flops(model: ModelConfig, tokens: float) -> float:
 
 def _smaller(usual: ClusterPlan, budget: Budget, cluster: Cluster, serving: Serving) -> ClusterPlan:
     unique = budget.unique_tokens
+    # One vocabulary and one context, or neither losses nor served tokens compare.
+    budget = replace(budget, vocab_size=usual.model.vocab_size, context_length=usual.model.context_length)
     best = (
         cheapest(usual.loss, serving) if unique is None else cheapest_repeated(usual.loss, serving, unique)
     )  # fmt: skip
     # Shapes come in steps: those around it need a few tokens more or less for that loss, or never reach it.
     models = {shape(share * best.parameters, budget) for share in SIZES_AROUND}
     lengths = {m: tokens_for_loss(usual.loss, count_parameters(m).total, unique, EPOCH) for m in models}
-    model = min(models, key=lambda m: lifetime_cost(m, lengths[m], serving))
-    return usual if math.isinf(lengths[model]) else made(model, lengths[model], budget, cluster)
+    for model in sorted(models, key=lambda m: lifetime_cost(m, lengths[m], serving)):
+        if math.isinf(lengths[model]):
+            break
+        with contextlib.suppress(ValueError):  # too large for the devices, as the budget's own optimum may be
+            return made(model, lengths[model], budget, cluster)
+    return usual
 
 
 def lifetime_cost(model: ModelConfig, tokens: float, serving: Serving) -> float:

@@ -125,7 +125,7 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
         raise _too_little_time(settings, available, costs)
     training = available - CURVE_POINTS * trial.score_seconds
     peak = trial.peak_bytes + saving_bytes(timed, machine)
-    made = replace(fit_to_time(timed, facts, training, settings), peak_bytes=peak)
+    made = replace(fit_to_time(timed, facts, training, settings), peak_bytes=peak, micro_batches=session.micro_batches)
     total = settings.budget_seconds - (training - made.train_seconds) - reserve.slack
     return Decision(
         plan=made, machine=machine, facts=facts, reserve=reserve, prepare_seconds=preparing, total_seconds=total,

@@ -48,6 +48,7 @@ class Session:
     twin: Transformer
     device: torch.device
     compiled: bool
+    micro_batches: int = 1
 
     def score(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Perplexity:
         """Bits per byte of the model as it is now."""
@@ -143,7 +144,7 @@ def pretrain(
         make_optimizer(session.model, made),
         max_steps,
         schedule=schedule(made, max_steps),
-        micro_batches="auto",  # the plan's number is of a bound; this is of a prediction, and gives way
+        micro_batches=train.AtLeast(made.micro_batches),
         every=_hooks((hook_every, hook), (save_every, lambda step, model, run: saved())),
         run_dir=run_dir,
         checkpoint_every=save_every,

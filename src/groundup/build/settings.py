@@ -120,8 +120,9 @@ def parse_seconds(text: str) -> float:
 
 
 def separate_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split `FILES|key=value` words. A name with `=` after it is an override unless a file is called just that."""
-    overrides = [w for w in words if re.match(r"[\w-]+=", w) and not Path(w).exists()]
+    """Split `FILES|key=value` words. A name, dotted or not, with `=` after it is an override unless a file is
+    called just that."""
+    overrides = [w for w in words if re.match(r"[\w.-]+=", w) and not Path(w).exists()]
     return [w for w in words if w not in overrides], overrides
 
 

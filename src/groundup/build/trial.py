@@ -12,7 +12,6 @@ import torch
 from groundup import train
 from groundup.accounting.plan import TrainingPlan
 from groundup.build.pretrain import Session, initialise, make_optimizer
-from groundup.build.say import say
 from groundup.device import peak_memory_bytes, release_memory, reset_peak_memory, synchronize
 from groundup.train import objectives
 
@@ -41,12 +40,14 @@ class Trial:
 
 
 def try_out(session: Session, made: TrainingPlan, seed: int, patience: float = math.inf) -> Trial:
-    """Train a few steps and score once, as training will. Leaves the model initialised anew.
+    """Train a few steps and score once, as training will. Leaves the model initialised anew, and in the session as many
+    micro-batches as it took.
 
     After `patience` seconds no further step is tried. A machine that something else disturbs is given more steps.
     """
     release_memory()
     reset_peak_memory(session.device)
+    session.micro_batches = made.micro_batches
     steps = _steps(session, made)
     seconds = _enough(steps, patience)
     start = time.perf_counter()
@@ -76,20 +77,13 @@ def _steps(session: Session, made: TrainingPlan) -> Generator[float]:
     optimizer = make_optimizer(session.model, made)
     shape = (made.batch_size, made.model.context_length + 1)
     tokens = torch.randint(0, made.model.vocab_size, shape, device=session.device)
-    micro_batches = made.micro_batches
     while True:
         start = time.perf_counter()
-        try:
-            run = train.train(
-                session.model, [{"tokens": tokens}], objectives.next_token, optimizer, 1,
-                micro_batches=micro_batches, progress=False,
-            )  # fmt: skip
-        except train.OutOfMemory:
-            if micro_batches >= made.batch_size:
-                raise
-            micro_batches = min(2 * micro_batches, made.batch_size)
-            say(f"a step does not fit into the memory that is free; trying it in {micro_batches} micro-batches")
-            continue
+        run = train.train(
+            session.model, [{"tokens": tokens}], objectives.next_token, optimizer, 1,
+            micro_batches=train.AtLeast(session.micro_batches), progress=False,
+        )  # fmt: skip
+        session.micro_batches = run.micro_batches
         synchronize(session.device)
         if run.stopped_by == "interrupt":
             raise KeyboardInterrupt

@@ -42,7 +42,7 @@ def tune_for_chat(
     decay = optim.ClockDecay(min(WARMUP_STEPS, max(1, steps // 4)), decay_fraction=0.5)
     run = train.train(
         model, source, objectives.next_token, optimizer, steps,
-        schedule=decay, deadline=deadline, progress=True, micro_batches="auto",
+        schedule=decay, deadline=deadline, progress=True, micro_batches=train.AtLeast(made.micro_batches),
     )  # fmt: skip
     if run.stopped_by == "interrupt":  # half tuned is not tuned: a resumed build does it again
         raise KeyboardInterrupt

@@ -105,6 +105,13 @@ def load_pretrained(path: str | Path) -> Transformer:
     return fill(model, state)
 
 
+def load_config(path: str | Path) -> ModelConfig:
+    """The config of a directory alone: of its weights only the headers are read. ValueError as `load_pretrained`."""
+    path = Path(path)
+    headers = {file: _header(file) for file in _weight_files(path)}
+    return _parse_config(_read_config(path), path, len(_joined(headers, path)))
+
+
 def read_end_ids(path: str | Path) -> list[int]:
     """The ids that generation_config.json says end a text; config.json where there is none."""
     file = Path(path) / "generation_config.json"

@@ -1,19 +1,18 @@
 """The memory of a training step as it was: the measured counterpart of `train.rehearsal.rehearse`."""
 
 import math
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from groundup.data.batch import Batch
-from groundup.files import read_json
 from groundup.model.balance import update_biases
+from groundup.profiling.recorder import activities, trace_of
 from groundup.profiling.scopes import STEP
 from groundup.profiling.timeline import Timeline, timeline
 from groundup.train.feed import split
+from groundup.train.rehearsal import states
 from groundup.train.step import Objective, compute_gradients
 
 
@@ -34,13 +33,9 @@ def measured_timeline(
     device = next(model.parameters()).device
     model.train()
     _step(model, objective, optimizer, batch, micro_batches, clip)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profile(activities=activities, profile_memory=True) as profiler, record_function(STEP):
+    with profile(activities=activities(device), profile_memory=True) as profiler, record_function(STEP):
         _step(model, objective, optimizer, batch, micro_batches, clip)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = read_json(path)["traceEvents"]
+    events = trace_of(profiler)["traceEvents"]
     return timeline(events, device.type, _resident_bytes(model, optimizer, batch))
 
 
@@ -55,7 +50,5 @@ def _step(
 
 def _resident_bytes(model: nn.Module, optimizer: Any, batch: Batch) -> int:
     """Of storages that are there before the step."""
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers(), *batch.values()]
-    for member in getattr(optimizer, "optimizers", [optimizer]):
-        tensors += [v for state in member.state.values() for v in state.values() if isinstance(v, Tensor)]
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers(), *batch.values(), *states(optimizer)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch.profiler import profile
 
+from groundup.accounting.simulate import BACKWARD, FORWARD, UPDATE
 from groundup.data.batch import Batch
 from groundup.device import peak_memory_bytes, release_memory, reset_peak_memory, synchronize
 from groundup.model import ModelConfig, Transformer
@@ -30,12 +31,12 @@ from groundup.profiling.recorder import activities, trace_of
 from groundup.profiling.timeline import memory_event_device
 from groundup.train import Run, objectives, precision, train
 from groundup.train.compiling import compile_blocks
+from groundup.train.rehearsal import states
 
 # Small, so that steps on made-up tokens leave a model that can still be stepped.
 LEARNING_RATE = 1e-4
 WARMUP, TURNS, STEPS_PER_TURN = 2, 4, 3
 DEEPEST_SHARE = 1 / 3
-FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,7 @@ class Stepper:
     def _tensors(self) -> Iterator[torch.Tensor]:
         yield from self.model.parameters()
         yield from self.model.buffers()
-        for optimizer in getattr(self.optimizer, "optimizers", [self.optimizer]):
-            for state in optimizer.state.values():
-                yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+        yield from states(self.optimizer)
 
 
 @dataclass(frozen=True)

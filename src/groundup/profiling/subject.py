@@ -13,7 +13,7 @@ from groundup.accounting import count_parameters, training_memory
 from groundup.config import nearest, override
 from groundup.device import available_bytes
 from groundup.model import ModelConfig, Transformer
-from groundup.model.pretrained import load_pretrained
+from groundup.model.pretrained import load_config, load_pretrained
 from groundup.profiling.settings import LONGEST_BY_DEFAULT, ProfileSettings
 
 # About what `groundup build` makes in ten minutes.
@@ -38,7 +38,7 @@ def subject_config(name: str | None, changes: Sequence[str]) -> ModelConfig:
     """The model's config alone. Raises ValueError as `subject` does, whatever the memory."""
     if name is None:
         return from_settings(changes)
-    config = load_pretrained(name).config if Path(name).is_dir() else presets.published(name)
+    config = load_config(name) if Path(name).is_dir() else presets.published(name)
     return override(config, *changes)
 
 

@@ -107,7 +107,8 @@ def _tiles(run: RunFiles, epochs: float | None) -> list[tuple[str, str, str]]:
     """(label, value, small print) of the headline figures that the run has."""
     result, measured = run.result, run.measured
     budget = number(result.get("budget_seconds"))
-    mfu = run.curves["mfu"].y
+    mfu = sorted(run.curves["mfu"].y)
+    share = number(measured.get("mfu")) or (mfu[len(mfu) // 2] if mfu else None)
     tiles = [
         ("bits per byte", f"{b:.3f}" if (b := bits_per_byte(run)) is not None else "", "held-out text"),
         ("parameters", _short(result.get("parameters")), ""),
@@ -116,7 +117,7 @@ def _tiles(run: RunFiles, epochs: float | None) -> list[tuple[str, str, str]]:
         (
             "tokens per second",
             _short(measured.get("tokens_per_second")),
-            f"MFU {100 * sorted(mfu)[len(mfu) // 2]:.0f} %" if mfu else "",
+            f"MFU {100 * share:.0f} %" if share else "",
         ),
         ("peak memory", quantity("bytes", measured.get("peak_memory_bytes")), ""),
     ]

@@ -201,20 +201,25 @@ class Timing:
     scoring: float
 
 
-def measure_timings(configs: Sequence[ModelConfig], settings: AblationSettings, device: torch.device) -> list[Timing]:
+def measure_timings(
+    configs: Sequence[ModelConfig],
+    settings: AblationSettings,
+    device: torch.device,
+    optimizer: Callable[[Transformer], Any] = lambda model: optim.AdamW(model, 1e-4),
+) -> list[Timing]:
     """The variants take turns in short slices, so that what else happens on the machine hits all of them alike."""
     models = [make_model(config, settings, 0, device) for config in configs]
-    optimizers = [optim.AdamW(model, 1e-4) for model in models]
+    optimizers = [optimizer(model) for model in models]
     shape = (settings.batch_size, settings.context_length + 1)
     tokens = torch.randint(0, settings.vocab_size, shape, device=device)
     slices: list[list[tuple[float, float]]] = [[] for _ in models]
     for _ in range(MEASURED_ROUNDS + 1):
-        for model, optimizer, measured in zip(models, optimizers, slices, strict=True):
-            measured.append(_slice(model, optimizer, tokens))
+        for model, own, measured in zip(models, optimizers, slices, strict=True):
+            measured.append(_slice(model, own, tokens))
     return [_timing(measured[1:]) for measured in slices]  # the first round warms up
 
 
-def _slice(model: Transformer, optimizer: optim.AdamW, tokens: torch.Tensor) -> tuple[float, float]:
+def _slice(model: Transformer, optimizer: Any, tokens: torch.Tensor) -> tuple[float, float]:
     """(seconds of a step, of a forward pass)."""
     batches = [{"tokens": tokens}] * MEASURED_STEPS
     run = train.train(model, batches, objectives.next_token, optimizer, MEASURED_STEPS, progress=False)

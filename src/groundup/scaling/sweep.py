@@ -8,6 +8,7 @@ result.json      every rate's scores, the edges, the best rates
 """
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -18,20 +19,21 @@ import torch
 
 from groundup import bundled
 from groundup.config import from_dict, to_dict
-from groundup.device import default_device, environment, require_device
+from groundup.device import default_device, environment, physical_cores, require_device
 from groundup.files import read_json, sha256, write_json
 from groundup.scaling.ablation import REMEDY, Say, _prepare
-from groundup.scaling.one_run import Material, measure_timings
+from groundup.scaling.one_run import Material, Timing, measure_timings
+from groundup.scaling.settings import AblationSettings
 from groundup.scaling.sweep_result import summarize
-from groundup.scaling.sweep_run import train_at
-from groundup.scaling.sweep_search import Job, due, job_of, most_runs
+from groundup.scaling.sweep_run import make_optimizer, train_at
+from groundup.scaling.sweep_search import Job, cells, due, job_of, most_runs
 from groundup.scaling.sweep_settings import SweepSettings
 from groundup.scaling.sweep_workers import Train, workers
 from groundup.scaling.variants import modern
 from groundup.tokenizer import Tokenizer
 
 LEAST_STEPS = 20
-_KEYS = {"batch_size", "weight_decay", "rate", "seed", "diverged", "bits_per_byte"}
+_KEYS = {"batch_size", "weight_decay", "rate", "seed", "diverged", "bits_per_byte", "steps", "seconds"}
 
 
 def sweep_lr(
@@ -95,18 +97,31 @@ def is_sweep(folder: str | Path) -> bool:
 def _affordable(folder: Path, settings: SweepSettings, device: torch.device, at_once: int, started: float) -> int:
     """Steps that the rest of the budget pays for. ValueError when they are too few."""
     training = settings.training(settings.batch_sizes[0])
-    timing = measure_timings([modern(training)], training, device)[0]
+    timing = _timing(settings, training, device, at_once)
     held_out = Tokenizer.load(folder).encode_batch(read_json(folder / "data" / "held_out.json"))
     scoring = 2 * sum(map(len, held_out)) / training.batch_tokens * timing.scoring  # windows overlap by half
     left = settings.budget_seconds - (time.monotonic() - started)
-    each = left * min(at_once, settings.seeds) / most_runs(settings) - scoring
+    together = settings.seeds / math.ceil(settings.seeds / at_once)  # the edge is looked for with all seeds of a rate
+    each = left * together / most_runs(settings) - scoring
     if (steps := int(each / timing.step)) < LEAST_STEPS:
-        needed = most_runs(settings) * (LEAST_STEPS * timing.step + scoring) / min(at_once, settings.seeds)
+        needed = most_runs(settings) * (LEAST_STEPS * timing.step + scoring) / together
         raise ValueError(
             f"the budget leaves {max(0, steps)} steps to a run, and fewer than {LEAST_STEPS} show nothing; allow at "
             f"least {needed:.0f} s more than reading takes, or try fewer rates, seeds or a smaller model"
         )
     return steps
+
+
+def _timing(settings: SweepSettings, training: AblationSettings, device: torch.device, at_once: int) -> Timing:
+    """Of the runs as they will be: their optimizer, and a worker's threads."""
+    job, threads = Job(cells(settings)[0], settings.low, settings.seed), torch.get_num_threads()
+    if at_once > 1:
+        torch.set_num_threads(max(1, physical_cores() // at_once))
+    try:
+        make = partial(make_optimizer, job=job, settings=settings)
+        return measure_timings([modern(training)], training, device, make)[0]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _finish(folder: Path, settings: SweepSettings, device: torch.device, at_once: int, say: Say) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def train_at(job: Job, settings: SweepSettings, material: Material, steps: int) 
     loader = make_loader(material, training, job.seed)
     start = loss_on(model, next(iter(make_loader(material, training, job.seed))))
     began = time.monotonic()
-    losses, fault = _losses(model, _optimizer(model, job, settings), loader, settings, steps, start)
+    losses, fault = _losses(model, make_optimizer(model, job, settings), loader, settings, steps, start)
     if fault is None and not recent(losses) < start:
         fault = "the loss is not below that before training"
     seconds = time.monotonic() - began
@@ -63,7 +63,7 @@ def train_at(job: Job, settings: SweepSettings, material: Material, steps: int) 
     }
 
 
-def _optimizer(model: nn.Module, job: Job, settings: SweepSettings) -> torch.optim.Optimizer | optim.Optimizers:
+def make_optimizer(model: nn.Module, job: Job, settings: SweepSettings) -> torch.optim.Optimizer | optim.Optimizers:
     decay = job.cell.weight_decay
     if settings.optimizer == "adamw":
         return optim.AdamW(model, job.rate, weight_decay=decay)

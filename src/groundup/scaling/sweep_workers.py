@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
 from typing import Any
@@ -36,11 +37,12 @@ def workers(
         return
     context = multiprocessing.get_context("spawn")
     threads = max(1, physical_cores() // count)
+    before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(count, context, _begin, (threads, make, *arguments))
     try:
         yield lambda jobs: _as_done({pool.submit(_run, job) for job in jobs})
     except BaseException:
-        for child in multiprocessing.active_children():
+        for child in set(multiprocessing.active_children()) - before:
             child.kill()
         raise
     finally:
@@ -50,7 +52,17 @@ def workers(
 def _as_done(left: set[Future[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     while left:
         done, left = wait(left, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in done)
+        yield from map(_result, done)
+
+
+def _result(future: Future[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a worker died, most often because memory ran out; finished runs are kept: take fewer --workers, and go on "
+            "with --resume"
+        ) from error
 
 
 def _begin(threads: int, make: Callable[..., Train], *arguments: Any) -> None:

@@ -1,152 +1,36 @@
-"""One loop. A method is a source of batches and an objective; nothing else differs."""
+"""One loop. A method is a source of batches and an objective; nothing else differs. `api.py` is the way in."""
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from groundup.data.batch import Batch
-from groundup.device import peak_memory_bytes
+from groundup.device import peak_memory_bytes, random_state, set_random_state
 from groundup.model.balance import update_biases
 from groundup.optim.schedule import ClockDecay
 from groundup.train import checkpoint, resources
-from groundup.train.compiling import compile_blocks
-from groundup.train.feed import Feed, count_tokens, split
-from groundup.train.guard import Guard, diagnose, first_non_finite_weight
+from groundup.train.feed import count_tokens, split
+from groundup.train.guard import diagnose, first_non_finite_weight
 from groundup.train.interrupt import Interrupt, catch_signals
-from groundup.train.log import MetricsLog, Sink
-from groundup.train.noise import NoiseScale
+from groundup.train.log import MetricsLog
 from groundup.train.pace import Pace
 from groundup.train.progress import ProgressLine
-from groundup.train.ranks import is_main, largest_over_ranks, world_size
+from groundup.train.ranks import largest_over_ranks, world_size
 from groundup.train.resume import Resumable, Saver
-from groundup.train.room import Memory
 from groundup.train.run import Ending, Run
 from groundup.train.shortage import OPTIMIZER_STEP, Rehearsals, autopsy, held_bytes, shortage_of
-from groundup.train.snapshot import fingerprint
 from groundup.train.step import Objective, PendingValues, StepValues, compute_gradients
 
 logger = logging.getLogger("groundup.train")
 
 Hook = Callable[[int, nn.Module, Run], Any]
-
-
-def train(
-    model: nn.Module,
-    source: Iterable[Batch],
-    objective: Objective,
-    optimizer: Any,
-    steps: int | None,
-    *,
-    schedule: Callable[[int], float] | None = None,
-    micro_batches: int | Literal["auto"] = 1,
-    batches_per_step: int | Callable[[int], int] = 1,
-    clip: float | None = 1.0,
-    every: dict[int, Hook] | None = None,
-    run_dir: str | Path | None = None,
-    checkpoint_every: int | None = None,
-    keep: int = 3,
-    resume: bool | str | Path = False,
-    deadline: float | None = None,
-    stop: Callable[[], bool] | None = None,
-    guard: Guard | None = None,
-    log_every: int = 10,
-    sinks: Sequence[Sink] = (),
-    progress: bool = True,
-    compile: bool | Literal["auto"] = False,
-    flops_per_token: float | None = None,
-    peak_flops: float | None = None,
-    config: dict[str, Any] | None = None,
-    lookahead: int | None = None,
-    watch_seconds: float | None = resources.SECONDS,
-) -> Run:
-    """Train until `steps` updates were made, the deadline nears, a signal comes, or the source ends.
-
-    Ctrl-C or SIGTERM finish the step and save; a second one stops at once.
-
-    schedule: step number (from 0) -> multiplier of each group's rate; a `ClockDecay` is fed the time left.
-    micro_batches: parts that each batch is cut into, for memory; the gradient is the same. "auto": the fewest that fit
-    into the free memory by `rehearse`; a step that does not fit after all is repeated with twice as many.
-    batches_per_step: batches from the source per update, fixed or by step number (a batch-size ramp).
-    every: {n: hook}; hook(step, model, run) runs after every n-th update.
-    run_dir: gets metrics.jsonl and checkpoints/ (every `checkpoint_every` updates and at the end).
-    resume: True continues from the newest whole checkpoint of run_dir (or starts, when there is none); a path
-    continues from that checkpoint. The result is what an uninterrupted run gives, to the bit on a CPU.
-    deadline: a reading of `time.monotonic()` by which to be done.
-    compile: True compiles the model's blocks or fails; "auto" tries.
-    flops_per_token, peak_flops: the training cost of a token and the machine's rate, for the logged MFU.
-    config: anything JSON that a resume must find unchanged (beside the model, optimizer and source).
-    lookahead: updates queued on the device before the first's loss is read: 1 on CUDA, 0 elsewhere. A bad
-    step is then undone on the device, and the batches queued after it are run again.
-    watch_seconds: between two looks at what the run uses of its machine, in run_dir/resources.jsonl (None: no looks).
-
-    Raises ValueError for options that do not fit together or a checkpoint that does not fit, FloatingPointError when
-    bad steps do not end (see `Guard`), and OutOfMemory, which says what held the memory and what would fit. The last
-    checkpoint is then as it was.
-    """
-    _check(model, schedule, run_dir, checkpoint_every, resume, deadline)
-    if compile:
-        compile_blocks(model, required=compile is True)
-    device = next(model.parameters()).device
-    feed = Feed(source, device)
-    facts = fingerprint(model, optimizer, source, config)
-    training = _Training(
-        parts=Resumable(model, optimizer, schedule, feed, guard or Guard(), facts, Run(), NoiseScale()),
-        saver=Saver(run_dir, checkpoint_every, keep),
-        pace=Pace(deadline),
-        objective=objective,
-        steps=steps,
-        memory=Memory(micro_batches),
-        batches_per_step=batches_per_step,
-        clip=float("inf") if clip is None else clip,
-        every=every or {},
-        stop=stop,
-        log_every=log_every,
-        lookahead=_lookahead(lookahead, optimizer, device),
-        device=device,
-        flops_per_token=flops_per_token,
-        peak_flops=peak_flops,
-    )
-    training.continue_from(training.saver.find(resume))
-    log_dir = run_dir if is_main() else None
-    training.log = MetricsLog(log_dir, from_step=training.run.step, sinks=sinks if is_main() else ())
-    training.progress = ProgressLine() if progress and is_main() else None
-    if log_dir is None or watch_seconds is None:
-        return training.loop()
-    with resources.Monitor(
-        Path(log_dir) / "resources.jsonl", device, training.where, watch_seconds
-    ) as training.monitor:
-        return training.loop()
-
-
-def _check(
-    model: nn.Module,
-    schedule: Any,
-    run_dir: str | Path | None,
-    checkpoint_every: int | None,
-    resume: bool | str | Path,
-    deadline: float | None,
-) -> None:
-    if isinstance(schedule, ClockDecay) and deadline is None:
-        raise ValueError("train: a ClockDecay schedule decays towards a deadline; give one")
-    if getattr(model, "compute_dtype", None) == torch.float16:
-        raise ValueError("train: fp16 gradients underflow without loss scaling; use precision 'bf16'")
-    if (resume is True or checkpoint_every is not None) and run_dir is None:
-        raise ValueError("train: resume=True and checkpoint_every need a run_dir")
-
-
-def _lookahead(wanted: int | None, optimizer: Any, device: torch.device) -> int:
-    able = getattr(optimizer, "supports_skip", False)
-    if wanted and not able:
-        name = type(optimizer).__name__
-        raise ValueError(f"train: lookahead={wanted}, but {name}.step takes no `skip`; use lookahead=0")
-    return wanted if wanted is not None else int(device.type == "cuda" and able)
 
 
 @dataclass
@@ -157,11 +41,11 @@ class _Queued:
     values: PendingValues
     threshold: float
     rate: float
-    rng: Tensor
+    rng: list[Tensor]
 
 
 @dataclass
-class _Training:
+class Training:
     """One call of `train`. Steps are launched onto a queue and settled from its other end."""
 
     parts: Resumable
@@ -169,7 +53,6 @@ class _Training:
     pace: Pace
     objective: Objective
     steps: int | None
-    memory: Memory
     batches_per_step: int | Callable[[int], int]
     clip: float
     every: dict[int, Hook]
@@ -182,7 +65,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         self.model, self.optimizer, self.run = self.parts.model, self.parts.optimizer, self.parts.run
-        self.feed, self.guard = self.parts.feed, self.parts.guard
+        self.feed, self.guard, self.memory = self.parts.feed, self.parts.guard, self.parts.memory
         self.queue: deque[_Queued] = deque()
         self.poisoned = torch.zeros((), device=self.device)
         self.ended = False
@@ -224,6 +107,7 @@ class _Training:
                         self.settle()
                 self.run.stopped_by, self.run.epochs = reason, self.feed.epochs
                 self.run.peak_memory_bytes = peak_memory_bytes(self.device)
+                self.run.micro_batches = self.memory.micro_batches
                 self.saver.save(self.parts, self.log)
         finally:
             self.close(was_training)
@@ -256,7 +140,7 @@ class _Training:
         """Queue a step: everything up to the point where the host would have to look at its values."""
         step = self.run.step + len(self.queue)
         count = self.batches_per_step(step) if callable(self.batches_per_step) else self.batches_per_step
-        rng = torch.get_rng_state()
+        rng = random_state(self.device)
         group = self.feed.take(count)
         if group is None:
             self.ended = True
@@ -274,7 +158,7 @@ class _Training:
         """As many attempts as it takes micro-batches, if their number is free."""
         self.memory.choose(self.rehearsals(group))
         while True:
-            rng, held = torch.get_rng_state(), held_bytes(self.device)
+            rng, held = random_state(self.device), held_bytes(self.device)
             micro = [part for batch in group for part in split(batch, self.memory.micro_batches)]
             try:
                 return compute_gradients(self.model, self.objective, micro, self.clip)
@@ -283,7 +167,7 @@ class _Training:
                     raise
             # Only here has the error gone, and with it every frame that held activations.
             self.optimizer.zero_grad(set_to_none=True)
-            torch.set_rng_state(rng)
+            set_random_state(rng, self.device)
             text = self.memory.give_way(shortage, self.run.step + len(self.queue) + 1, self.rehearsals(group))
             self.log.event(self.run.step + len(self.queue) + 1, "out of memory", text)
 
@@ -298,7 +182,7 @@ class _Training:
             self.optimizer.zero_grad(set_to_none=True)
             return
         self.optimizer.zero_grad(set_to_none=True)
-        raise autopsy(shortage, self.run.step + 1, self.memory.micro_batches, self.rehearsals(group))
+        raise autopsy(shortage, self.run.step + len(self.queue) + 1, self.memory.micro_batches, self.rehearsals(group))
 
     def rehearsals(self, group: list[Batch]) -> Rehearsals:
         return Rehearsals(self.model, self.objective, self.optimizer, group, self.clip)
@@ -379,7 +263,7 @@ class _Training:
         self.queue.clear()
         if self.lookahead:
             self.gradients(bad.group)
-        torch.set_rng_state(bad.rng)
+        set_random_state(bad.rng, self.device)
         text = diagnose(self.model, values.loss, values.grad_norm, values.weight, bad.group)
         self.optimizer.zero_grad(set_to_none=True)
         weights_finite = first_non_finite_weight(self.model) is None

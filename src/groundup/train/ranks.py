@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 BUCKET_BYTES = 25 << 20
 
@@ -24,7 +25,7 @@ def sum_over_ranks(tensors: list[Tensor]) -> None:
     library's order of addition is its own; under `torch.use_deterministic_algorithms` buckets are gathered
     and added in rank order instead, which is the order of accumulation, for N times the traffic.
     """
-    if world_size() == 1:
+    if world_size() == 1 or isinstance(tensors[0], FakeTensor):  # a rehearsal has nobody to add to
         return
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])

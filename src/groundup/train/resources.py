@@ -133,12 +133,16 @@ class Monitor:
         self._thread = threading.Thread(target=self._watch, name="resources", daemon=True)
 
     def __enter__(self) -> "Monitor":
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no further thread is allowed
+            logger.warning("resources are not watched (%s); training goes on", error)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join(timeout=SECONDS)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=SECONDS)
 
     def _watch(self) -> None:
         try:

@@ -15,6 +15,7 @@ from groundup.train.guard import Guard, first_non_finite_weight
 from groundup.train.log import MetricsLog
 from groundup.train.noise import NoiseScale
 from groundup.train.ranks import is_main
+from groundup.train.room import Memory
 from groundup.train.run import Run
 
 
@@ -30,6 +31,7 @@ class Resumable:
     fingerprint: dict[str, Any]
     run: Run
     noise: NoiseScale
+    memory: Memory
 
     def tensors(self) -> dict[str, Tensor]:
         losses = torch.tensor(self.run.losses, dtype=torch.float64)
@@ -44,6 +46,7 @@ class Resumable:
             "schedule": self.schedule.state() if isinstance(self.schedule, ClockDecay) else None,
             "fingerprint": self.fingerprint,
             "threads": torch.get_num_threads(),
+            "micro_batches": self.memory.stored,
         }
 
     def restore(self, saved: checkpoint.Checkpoint, *, rewind_data: bool = True) -> None:
@@ -54,6 +57,7 @@ class Resumable:
         self.run.load_state(saved.state["run"], saved.tensors["run.losses"].tolist())
         self.guard.load_state(saved.state["guard"])
         self.noise.load_state(saved.state["noise"])
+        self.memory.go_on_with(saved.state.get("micro_batches"))
         if isinstance(self.schedule, ClockDecay) and saved.state["schedule"] is not None:
             self.schedule.load_state(saved.state["schedule"])
         if rewind_data:

@@ -24,6 +24,7 @@ class Run:
     stopped_by: Ending = "steps"
     step_seconds: list[float] = field(default_factory=list)
     peak_memory_bytes: int = 0
+    micro_batches: int = 1
 
     def record(self, count: int, mfu_per_speed: float | None) -> dict[str, Any]:
         """What metrics.jsonl says after this step; loss and speed are means over the last `count` steps. An MFU

@@ -1,10 +1,12 @@
 """What is measured has the right kind and meaning; how fast the machine is, is not tested."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from groundup.accounting.devices import DEVICES
-from groundup.accounting.doctor import examine, matmul
+from groundup.accounting.doctor import bandwidth, examine, matmul
 from groundup.accounting.doctor.bandwidth import FULL, Level, Memory, Reading, levels, sweep, working_sets
 from groundup.accounting.doctor.card import Peak, peaks
 from groundup.accounting.doctor.matmul import MatmulRate, better, matmul_rates, measure, product, types_for, work
@@ -95,6 +97,22 @@ def test_levels_by_hand():
 def test_levels_where_little_is_known():
     assert levels([], [Reading(10, 1.0)]) == [Level("memory", 0, None)]  # which level it was, nobody knows
     assert levels([Cache(1, "Data", 40, 1)], []) == [Level("L1", 40, None), Level("memory", 0, None)]
+
+
+def test_cores_of_two_kinds_have_one_level_of_each_number():
+    caches = [Cache(1, "Data", 32, 1), Cache(1, "Data", 48, 1), Cache(2, "Unified", 400, 1)]
+    readings = [Reading(size, rate) for size, rate in {10: 90.0, 20: 80.0, 100: 50.0, 900: 9.0}.items()]
+    assert levels(caches, readings) == [Level("L1", 32, 85.0), Level("L2", 400, 50.0), Level("memory", 0, 9.0)]
+
+
+def test_without_numba_there_is_still_a_memory_rate(monkeypatch):
+    def broken(name):
+        raise ImportError("Numba needs NumPy 2.3 or less")
+
+    monkeypatch.setattr(bandwidth, "importlib", SimpleNamespace(import_module=broken))
+    monkeypatch.setattr(bandwidth, "MEMORY_BYTES", 2**16)
+    assert sweep(CPU, [2**13], 0.01) == []
+    assert bandwidth.memory_bandwidth(CPU, 0.01).read > 0
 
 
 def test_working_sets_leave_the_largest_cache():

@@ -17,7 +17,9 @@ from groundup.accounting.doctor.matmul import fastest
 from groundup.accounting.doctor.system import Cache
 from groundup.device import physical_cores
 
+Loop = Callable[[np.ndarray, int], int]
 SMALLEST, MEMORY_BYTES = 2**13, 2**28
+LAUNCHED = 2**25  # bytes: smaller sets show the time in which a GPU starts a kernel, and no cache
 LEAST_READ = 2**21  # bytes between two looks at the clock: its own cost then does not count
 FULL = 0.75  # of a cache: the rest holds the stack, the code, and what other programs left
 
@@ -53,7 +55,8 @@ def memory_bandwidth(device: torch.device, seconds: float) -> Memory:
     source = torch.ones(MEMORY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     each = seconds / 3
-    read = fastest(device, source.sum, each) if device.type != "cpu" else _read_by_all(source, each)
+    loop = _compiled_loop() if device.type == "cpu" else None
+    read = fastest(device, source.sum, each) if loop is None else _read_by_all(loop, source, each)
     return Memory(
         read=MEMORY_BYTES / read,
         write=MEMORY_BYTES / fastest(device, lambda: target.fill_(1.0), each),
@@ -61,13 +64,21 @@ def memory_bandwidth(device: torch.device, seconds: float) -> Memory:
     )
 
 
-def _read_by_all(source: torch.Tensor, seconds: float) -> float:
+def _compiled_loop() -> Loop | None:
+    """The loop, compiled before any clock runs; None where Numba does not work: `check_software.numba` says why."""
+    try:
+        loop = importlib.import_module("groundup.accounting.doctor.compiled").read
+        loop(np.ones(8, dtype=np.int64), 1)
+    except Exception:  # whatever a broken installation raises
+        return None
+    return loop
+
+
+def _read_by_all(loop: Loop, source: torch.Tensor, seconds: float) -> float:
     """Seconds in which all cores together read it once; the loop runs without the interpreter's lock."""
-    loop = importlib.import_module("groundup.accounting.doctor.compiled")
     parts = np.array_split(source.numpy().view(np.int64), physical_cores())
-    loop.read(parts[0][:8], 1)  # compiled before the clock runs
     with ThreadPoolExecutor(len(parts)) as pool:
-        return fastest(torch.device("cpu"), lambda: list(pool.map(lambda part: loop.read(part, 1), parts)), seconds)
+        return fastest(torch.device("cpu"), lambda: list(pool.map(lambda part: loop(part, 1), parts)), seconds)
 
 
 def working_sets(largest_cache: int) -> list[int]:
@@ -80,13 +91,13 @@ def sweep(device: torch.device, sizes: Sequence[int], seconds: float) -> list[Re
     """The rate at which each working set is read, the smallest first."""
     if device.type != "cpu":
         return [_read_on_accelerator(device, size, seconds / len(sizes)) for size in sizes]
-    loop = importlib.import_module("groundup.accounting.doctor.compiled")
+    if (loop := _compiled_loop()) is None:
+        return []
     numbers = np.ones(max(sizes) // 8, dtype=np.int64)
-    loop.read(numbers[:8], 1)
-    return [_read_by_one(loop.read, numbers[: size // 8], seconds / len(sizes)) for size in sizes]
+    return [_read_by_one(loop, numbers[: size // 8], seconds / len(sizes)) for size in sizes]
 
 
-def _read_by_one(read: Callable[[np.ndarray, int], int], numbers: np.ndarray, seconds: float) -> Reading:
+def _read_by_one(read: Loop, numbers: np.ndarray, seconds: float) -> Reading:
     passes, best = max(1, LEAST_READ // numbers.nbytes), float("inf")
     read(numbers, 1)
     deadline = time.perf_counter() + seconds
@@ -110,9 +121,11 @@ def levels(caches: Sequence[Cache], readings: Sequence[Reading]) -> list[Level]:
     main memory when it is at least twice the last cache.
     """
     found, below = [], 0
-    for cache in (cache for cache in caches if cache.kind != "Instruction"):
-        rates = [reading.bandwidth for reading in readings if below < reading.bytes <= FULL * cache.bytes]
-        found.append(Level(f"L{cache.level}", cache.bytes, statistics.median(rates) if rates else None))
-        below = max(below, cache.bytes)
+    held = [cache for cache in caches if cache.kind != "Instruction"]
+    for number in sorted({cache.level for cache in held}):
+        sizes = [cache.bytes for cache in held if cache.level == number]  # several where cores differ
+        rates = [reading.bandwidth for reading in readings if below < reading.bytes <= FULL * min(sizes)]
+        found.append(Level(f"L{number}", min(sizes), statistics.median(rates) if rates else None))
+        below = max(below, *sizes)
     rates = [reading.bandwidth for reading in readings if caches and reading.bytes >= 2 * below]
     return [*found, Level("memory", 0, statistics.median(rates) if rates else None)]

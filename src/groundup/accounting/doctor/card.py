@@ -8,6 +8,7 @@ import torch
 from groundup.accounting.devices import Device, recognise
 from groundup.accounting.doctor import system
 from groundup.accounting.doctor.bandwidth import (
+    LAUNCHED,
     Level,
     Memory,
     Reading,
@@ -80,6 +81,7 @@ def examine(
     memory = memory_bandwidth(device, MEMORY_SHARE * seconds)
     sizes = working_sets(max((cache.bytes for cache in caches), default=0))
     readings = sweep(device, sizes, SWEEP_SHARE * seconds)
+    telling = [reading for reading in readings if device.type == "cpu" or reading.bytes >= LAUNCHED]
     specified = recognise(describe(device))
     return Card(
         name=describe(device),
@@ -92,7 +94,7 @@ def examine(
         rates=tuple(rates),
         memory=memory,
         readings=tuple(readings),
-        levels=tuple(levels(caches, readings)),
+        levels=tuple(levels(caches, telling)),
         specified=specified,
         peaks=tuple(peaks(rates, memory, specified, seen or {})),
     )

@@ -160,7 +160,7 @@ def kernel_compile() -> Check:
         return Check("tokenizer kernels", "broken", str(error), "pip install --upgrade numba llvmlite")
     finally:
         log.disabled = before
-    return Check("tokenizer kernels", "ok", "compiled and loaded")
+    return Check("tokenizer kernels", "ok", "loaded; compiled where it was not kept already")
 
 
 def triton(device: torch.device) -> Check:

@@ -73,7 +73,8 @@ def free_memory(root: Path = system.ROOT) -> Check:
     free, total = told["MemAvailable"], told.get("MemTotal", 0)
     why = f"{mebibytes(free)} of {mebibytes(total)} free"
     if limit is not None and limit < total:
-        why, free = f"{why}; the container may use {mebibytes(limit)}", min(free, limit)
+        why = f"{why}; the container may use {mebibytes(limit)}"
+        free = min(free, max(0, limit - system.memory_used(root)))
     if free < SCARCE_MEMORY:
         return Check("memory", "warning", why, "end other programs, or train with a smaller batch")
     return Check("memory", "ok", why)

@@ -80,8 +80,8 @@ def seconds_for(way: Link, wire_bytes: float) -> float:
 def measure_links(device: torch.device, ranks: int = 2) -> list[Link]:
     """Every link that there is here; those that there are not say so.
 
-    On a CPU `ranks` local processes over gloo; on GPUs all of them over NCCL, copies between pairs, and copies
-    from and to the host's memory.
+    On a CPU `ranks` local processes over gloo; on GPUs all of them over NCCL, copies from the first to each other, and
+    copies from and to the host's memory.
     """
     if ranks < 2:
         raise ValueError(f"{ranks} ranks: a link has two ends; expected at least 2")

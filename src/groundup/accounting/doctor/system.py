@@ -100,6 +100,13 @@ def memory_limit(root: Path = ROOT) -> int | None:
     return whole(_line(root / "sys/fs/cgroup/memory.max"))
 
 
+def memory_used(root: Path = ROOT) -> int:
+    """Bytes that the container holds (cgroup v2), without files that it could forget; 0 where it is not said."""
+    held = whole(_line(root / "sys/fs/cgroup/memory.current")) or 0
+    stat = dict(line.split() for line in _lines(root / "sys/fs/cgroup/memory.stat") if len(line.split()) == 2)
+    return max(0, held - (whole(stat.get("inactive_file")) or 0))
+
+
 def driver(root: Path = ROOT) -> str | None:
     """Version of NVIDIA's kernel module, where it is loaded."""
     match = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", _line(root / "proc/driver/nvidia/version") or "")

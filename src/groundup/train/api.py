@@ -1,0 +1,138 @@
+"""`train`: the one call, its options and what is checked before the loop begins."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from groundup.data.batch import Batch
+from groundup.optim.schedule import ClockDecay
+from groundup.train import resources
+from groundup.train.compiling import compile_blocks
+from groundup.train.feed import Feed
+from groundup.train.guard import Guard
+from groundup.train.log import MetricsLog, Sink
+from groundup.train.loop import Hook, Training
+from groundup.train.noise import NoiseScale
+from groundup.train.pace import Pace
+from groundup.train.progress import ProgressLine
+from groundup.train.ranks import is_main
+from groundup.train.resume import Resumable, Saver
+from groundup.train.room import AtLeast, Memory
+from groundup.train.run import Run
+from groundup.train.snapshot import fingerprint
+from groundup.train.step import Objective
+
+
+def train(
+    model: nn.Module,
+    source: Iterable[Batch],
+    objective: Objective,
+    optimizer: Any,
+    steps: int | None,
+    *,
+    schedule: Callable[[int], float] | None = None,
+    micro_batches: int | AtLeast | Literal["auto"] = 1,
+    batches_per_step: int | Callable[[int], int] = 1,
+    clip: float | None = 1.0,
+    every: dict[int, Hook] | None = None,
+    run_dir: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    keep: int = 3,
+    resume: bool | str | Path = False,
+    deadline: float | None = None,
+    stop: Callable[[], bool] | None = None,
+    guard: Guard | None = None,
+    log_every: int = 10,
+    sinks: Sequence[Sink] = (),
+    progress: bool = True,
+    compile: bool | Literal["auto"] = False,
+    flops_per_token: float | None = None,
+    peak_flops: float | None = None,
+    config: dict[str, Any] | None = None,
+    lookahead: int | None = None,
+    watch_seconds: float | None = resources.SECONDS,
+) -> Run:
+    """Train until `steps` updates were made, the deadline nears, a signal comes, or the source ends.
+
+    Ctrl-C or SIGTERM finish the step and save; a second one stops at once.
+
+    schedule: step number (from 0) -> multiplier of each group's rate; a `ClockDecay` is fed the time left.
+    micro_batches: parts that each batch is cut into, for memory; the gradient is the same. "auto": the fewest that fit
+    into the free memory by `rehearse`; a step that does not fit after all is repeated with twice as many.
+    batches_per_step: batches from the source per update, fixed or by step number (a batch-size ramp).
+    every: {n: hook}; hook(step, model, run) runs after every n-th update.
+    run_dir: gets metrics.jsonl and checkpoints/ (every `checkpoint_every` updates and at the end).
+    resume: True continues from the newest whole checkpoint of run_dir (or starts, when there is none); a path
+    continues from that checkpoint. The result is what an uninterrupted run gives, to the bit on a CPU.
+    deadline: a reading of `time.monotonic()` by which to be done.
+    compile: True compiles the model's blocks or fails; "auto" tries.
+    flops_per_token, peak_flops: the training cost of a token and the machine's rate, for the logged MFU.
+    config: anything JSON that a resume must find unchanged (beside the model, optimizer and source).
+    lookahead: updates queued on the device before the first's loss is read: 1 on CUDA, 0 elsewhere. A bad
+    step is then undone on the device, and the batches queued after it are run again.
+    watch_seconds: between two looks at what the run uses of its machine, in run_dir/resources.jsonl (None: no looks).
+
+    Raises ValueError for options that do not fit together or a checkpoint that does not fit, FloatingPointError when
+    bad steps do not end (see `Guard`), and OutOfMemory, which says what held the memory and what would fit. The last
+    checkpoint is then as it was.
+    """
+    _check(model, schedule, run_dir, checkpoint_every, resume, deadline)
+    if compile:
+        compile_blocks(model, required=compile is True)
+    device = next(model.parameters()).device
+    feed = Feed(source, device)
+    facts = fingerprint(model, optimizer, source, config)
+    memory = Memory(micro_batches)
+    training = Training(
+        parts=Resumable(model, optimizer, schedule, feed, guard or Guard(), facts, Run(), NoiseScale(), memory),
+        saver=Saver(run_dir, checkpoint_every, keep),
+        pace=Pace(deadline),
+        objective=objective,
+        steps=steps,
+        batches_per_step=batches_per_step,
+        clip=float("inf") if clip is None else clip,
+        every=every or {},
+        stop=stop,
+        log_every=log_every,
+        lookahead=_lookahead(lookahead, optimizer, device),
+        device=device,
+        flops_per_token=flops_per_token,
+        peak_flops=peak_flops,
+    )
+    training.continue_from(training.saver.find(resume))
+    log_dir = run_dir if is_main() else None
+    training.log = MetricsLog(log_dir, from_step=training.run.step, sinks=sinks if is_main() else ())
+    training.progress = ProgressLine() if progress and is_main() else None
+    if log_dir is None or watch_seconds is None:
+        return training.loop()
+    with resources.Monitor(
+        Path(log_dir) / "resources.jsonl", device, training.where, watch_seconds
+    ) as training.monitor:
+        return training.loop()
+
+
+def _check(
+    model: nn.Module,
+    schedule: Any,
+    run_dir: str | Path | None,
+    checkpoint_every: int | None,
+    resume: bool | str | Path,
+    deadline: float | None,
+) -> None:
+    if isinstance(schedule, ClockDecay) and deadline is None:
+        raise ValueError("train: a ClockDecay schedule decays towards a deadline; give one")
+    if getattr(model, "compute_dtype", None) == torch.float16:
+        raise ValueError("train: fp16 gradients underflow without loss scaling; use precision 'bf16'")
+    if (resume is True or checkpoint_every is not None) and run_dir is None:
+        raise ValueError("train: resume=True and checkpoint_every need a run_dir")
+
+
+def _lookahead(wanted: int | None, optimizer: Any, device: torch.device) -> int:
+    able = getattr(optimizer, "supports_skip", False)
+    if wanted and not able:
+        name = type(optimizer).__name__
+        raise ValueError(f"train: lookahead={wanted}, but {name}.step takes no `skip`; use lookahead=0")
+    return wanted if wanted is not None else int(device.type == "cuda" and able)
