@@ -7,6 +7,7 @@ import ctypes
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,12 +48,16 @@ def main(run_dir, more_mib, steps, micro_batches, where):
     model = Transformer(WIDE if wide else CONFIG)
     optimizer = AdamW(model, lr=1e-3)
     batches = source(steps, 1 if wide else 32, model.config)
+    options: dict[str, Any] = {
+        "run_dir": run_dir,
+        "progress": False,
+        "watch_seconds": None,
+    }  # a thread would take memory of its own
     if not wide:
-        train(model, batches[:1], next_token, optimizer, 1, run_dir=run_dir, progress=False, micro_batches=32)
+        train(model, batches[:1], next_token, optimizer, 1, micro_batches=32, **options)
     limit(more_mib)
     run = train(
-        model, batches, next_token, optimizer, steps, run_dir=run_dir, resume=not wide, progress=False,
-        micro_batches=micro_batches,
+        model, batches, next_token, optimizer, steps, resume=not wide, micro_batches=micro_batches, **options,
     )  # fmt: skip
     print(run.losses)
 

@@ -35,8 +35,8 @@ class Memory:
 
     @property
     def stored(self) -> int | None:
-        """For a checkpoint: the number, once it is known."""
-        return self.micro_batches if self._chosen else None
+        """For a checkpoint: the number, once it is known, where it was free to choose."""
+        return self.micro_batches if self._chosen and not isinstance(self.wanted, int) else None
 
     def go_on_with(self, stored: int | None) -> None:
         """The number of the run that is continued, where it is free: another order of sums would give other bits."""
