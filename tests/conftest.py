@@ -78,11 +78,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def fixed_seeds_and_one_thread():
+def the_same_state_for_all():
+    """Seeds, threads and paths of computation: a test that runs a whole build in this process changes them."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -63,14 +63,23 @@ def test_the_peak_is_that_of_the_allocator(name):
     micro_batches = options.pop("micro_batches", 1)
     together = parts(config, precision_name=options.pop("precision", "fp32"), **options)
     found = rehearse(*together, micro_batches=micro_batches)
-    # Once, in a full run on a busy machine, a record was 3 % higher than all others of the same step: the lower of two.
-    timelines = [measured_timeline(*together, micro_batches=micro_batches) for _ in range(2)]
-    measured = min(timelines, key=lambda timeline: timeline.peak_bytes)
+    measured = measured_timeline(*together, micro_batches=micro_batches)
     assert found.steady_bytes == pytest.approx(measured.resident_bytes, abs=64)
     assert found.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.01)
     # Weights hide errors in what comes and goes, so that is compared by itself, too.
     assert found.peak_bytes - found.steady_bytes == pytest.approx(measured.peak[1], rel=0.03)
     assert sum(found.held.values()) == found.peak_bytes and list(found.phase_peaks) == list(PHASES)
+
+
+def test_scratch_of_onednn_is_small_and_not_foreseen():
+    """With `device.use_onednn_fp32`, oneDNN packs matrices in memory of torch's allocator: up to 0.7 MB per thread."""
+    together = parts(SMALL)
+    found = rehearse(*together, micro_batches=4)
+    torch.set_float32_matmul_precision(
+        "medium"
+    )  # use_onednn_fp32's switch, thrown on any CPU; the next test finds it off
+    measured = measured_timeline(*together, micro_batches=4)
+    assert found.peak_bytes - 64 <= measured.peak_bytes <= found.peak_bytes + 700_000
 
 
 def test_nothing_is_touched():
