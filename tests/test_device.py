@@ -2,6 +2,9 @@
 
 import ctypes
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -77,3 +80,23 @@ def test_the_environment_is_enough_to_repeat_a_run():
     assert said["versions"]["torch"] == torch.__version__
     assert said["threads"] == torch.get_num_threads()
     assert said["cores"] == device.physical_cores() >= 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to keep freed memory")
+def test_freed_memory_is_used_again_without_page_faults():
+    program = """
+import resource, torch
+from groundup.device import reuse_freed_memory
+def faults_of_a_block():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MB, freed at once
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults_of_a_block()
+given_back = faults_of_a_block()
+assert reuse_freed_memory()
+faults_of_a_block()
+print(given_back, faults_of_a_block())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back > 1000 and kept < 100

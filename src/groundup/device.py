@@ -92,6 +92,24 @@ def use_onednn_fp32(on: bool = True) -> None:
     torch.set_float32_matmul_precision("medium" if on else "highest")
 
 
+def reuse_freed_memory() -> bool:
+    """Ask the C library to keep freed memory for this process instead of handing it back; whether that could be done.
+
+    glibc returns large blocks to the system when they are freed, and a training step frees all of its activations:
+    the next step then has the system clear every page again, 60,000 page faults and a tenth of its time at 13 M
+    parameters. The peak stays what it was; memory between two peaks is not given to others. All threads share one
+    arena, as the others' are unmapped when they are empty. glibc only (mallopt(3)); elsewhere nothing happens.
+    """
+    mmap_threshold, trim_threshold, arena_max = -3, -1, -8
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(arena_max, 1)
+    # Older versions refuse thresholds of more than 32 MB.
+    blocks_stay = any(mallopt(mmap_threshold, most) == 1 for most in (2**30, 2**25))
+    return blocks_stay and mallopt(trim_threshold, 2**31 - 1) == 1
+
+
 def physical_cores() -> int:
     """Cores that this process may use (its affinity mask), at least 1."""
     if hasattr(os, "sched_getaffinity"):

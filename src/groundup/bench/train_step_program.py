@@ -10,7 +10,14 @@ from torch import Tensor
 
 from groundup import presets
 from groundup.accounting.flops import training_flops_per_token
-from groundup.device import default_device, environment, peak_memory_bytes, require_device, synchronize
+from groundup.device import (
+    default_device,
+    environment,
+    peak_memory_bytes,
+    require_device,
+    reuse_freed_memory,
+    synchronize,
+)
 from groundup.model.transformer import Transformer
 from groundup.optim import AdamW, groups
 from groundup.train import objectives, precision, train
@@ -68,6 +75,7 @@ def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], di
     model.to(device)
     precision.apply(model, options["precision"])
     optimizer = AdamW(groups(model, weight_decay=0.1), lr=1e-3)
+    reuse_freed_memory()  # as `train` does: here before its thread begins, and has an arena of its own
     turns = Turns(shape, device)
     turns.training = ThreadPoolExecutor(1).submit(
         train, model, turns, objectives.next_token, optimizer, None, clip=1.0, compile=options["compile"]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from groundup.data.batch import Batch
+from groundup.device import reuse_freed_memory
 from groundup.optim.schedule import ClockDecay
 from groundup.train import resources
 from groundup.train.compiling import compile_blocks
@@ -83,6 +84,8 @@ def train(
     if compile:
         compile_blocks(model, required=compile is True)
     device = next(model.parameters()).device
+    if device.type == "cpu":
+        reuse_freed_memory()
     feed = Feed(source, device)
     facts = fingerprint(model, optimizer, source, config)
     memory = Memory(micro_batches)
