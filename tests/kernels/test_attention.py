@@ -157,9 +157,9 @@ def test_nothing_is_masked_where_all_is_seen(monkeypatch):
     assert [(k["attn_mask"], k["is_causal"]) for k in seen] == [(None, True), (None, False)]
 
 
-@pytest.mark.parametrize("seq", [module.LEAST_SPLIT - 1, module.LEAST_SPLIT, module.LEAST_SPLIT + 1])
+@pytest.mark.parametrize("seq", [2 * module.LEAST_PART - 1, 2 * module.LEAST_PART, 3 * module.LEAST_PART + 1, 300])
 @pytest.mark.parametrize("option", ["plain", "window", "softcap", "slopes", "sinks"])
-def test_skipping_a_quarter_of_the_square_changes_neither_values_nor_gradients(seq, option):
+def test_skipping_a_part_of_the_square_changes_neither_values_nor_gradients(seq, option):
     """Without the promise of positions from zero the whole square is multiplied."""
     q, k, v = random(seq, dtype=torch.float64)
     upstream = torch.randn_like(q)

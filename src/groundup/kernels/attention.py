@@ -12,8 +12,8 @@ from groundup.kernels._dispatch import op
 LONG_CONTEXT = 512
 """Keys above which a fused CPU kernel in float32 beats materialising bfloat16 scores."""
 
-LEAST_SPLIT = 128
-"""Queries from which the plain path skips a quarter of the masked square."""
+LEAST_PART, MOST_PARTS = 64, 4
+"""Queries of a part, and parts, in which the plain path goes over the masked square."""
 
 
 def visible(
@@ -155,16 +155,15 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, terms: Terms) -> Tens
 
 
 def _causal_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, terms: Terms) -> Tensor:
-    """Two halves of the queries, the first against the first half of the keys: a quarter of the square is skipped."""
-    half = q.shape[1] // 2
-    if q.shape[1] < LEAST_SPLIT:
-        return _matmul_softmax(q, k, v, mask, terms)
-    fall = terms.fall
-    top = terms if fall is None else terms._replace(fall=fall[..., :half, :half])
-    bottom = terms if fall is None else terms._replace(fall=fall[..., half:, :])
-    first = _matmul_softmax(q[:, :half], k[:, :half], v[:, :half], mask[:, :half, :half], top)
-    second = _matmul_softmax(q[:, half:], k, v, mask[:, half:], bottom)
-    return torch.cat([first, second], 1)
+    """Parts of the queries, each against the keys up to its last: of four, three eighths of the square are skipped."""
+    parts, length = max(1, min(MOST_PARTS, q.shape[1] // LEAST_PART)), q.shape[1]
+    ends = [length * (i + 1) // parts for i in range(parts)]
+    outs = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        fall = None if terms.fall is None else terms.fall[..., start:end, :end]
+        own = mask[:, start:end, :end]
+        outs.append(_matmul_softmax(q[:, start:end], k[:, :end], v[:, :end], own, terms._replace(fall=fall)))
+    return outs[0] if parts == 1 else torch.cat(outs, 1)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool = True) -> Tensor:

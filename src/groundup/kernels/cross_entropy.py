@@ -63,7 +63,7 @@ def linear_cross_entropy(
 
 
 def _chunk(vocab: int) -> int:
-    return 256 if vocab <= 16_384 else 1024
+    return 512 if vocab <= 16_384 else 1024
 
 
 def _weights(targets: Tensor, weights: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -109,15 +109,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         return (
-            None if d_hidden is None else (d_hidden * grad).to(d_hidden.dtype),
-            None if d_weight is None else (d_weight * grad).to(ctx.weight_dtype),
+            None if d_hidden is None else _times(d_hidden, grad).to(d_hidden.dtype),
+            None if d_weight is None else _times(d_weight, grad).to(ctx.weight_dtype),
             *[None] * 6,
         )
 
 
+def _times(gradient: Tensor, factor: Tensor) -> Tensor:
+    """A factor of 1, which that of a loss itself is, costs a pass over memory; only on a CPU is it free to look."""
+    is_one = factor.device.type == "cpu" and not torch.compiler.is_compiling() and bool(factor == 1)
+    return gradient if is_one else gradient * factor
+
+
 @functools.cache
 def _compiled_chunk_loss() -> Callable[..., tuple[Tensor, Tensor]]:
-    return torch.compile(_chunk_loss, dynamic=False)
+    return torch.compile(_pointwise_chunk_loss, dynamic=False)
 
 
 def _chunk_loss(
@@ -139,4 +145,24 @@ def _chunk_loss(
     gradient.mul_(w * (1 + 2 * z_loss * lse)).scatter_add_(-1, index, -w)
     if softcap is not None:
         gradient.mul_(1 - (logits / softcap).square())
+    return torch.where(w != 0, losses * w, 0.0).sum(), gradient.to(dtype)
+
+
+def _pointwise_chunk_loss(
+    logits: Tensor, targets: Tensor, weights: Tensor, softcap: float | None, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """`_chunk_loss` for a compiler: without a scatter nothing of the chunk's size is written but the result."""
+    dtype, logits = logits.dtype, logits.to(weights.dtype)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    largest = logits.amax(-1, keepdim=True)
+    exponentials = (logits - largest).exp()
+    total = exponentials.sum(-1, keepdim=True)
+    lse = largest + total.log()
+    index, w = targets.clamp(min=0).long()[:, None], weights[:, None]
+    losses = lse - logits.gather(-1, index) + z_loss * lse.square()
+    is_target = torch.arange(logits.shape[-1], device=logits.device) == index
+    gradient = w * (exponentials * ((1 + 2 * z_loss * lse) / total) - is_target.to(weights.dtype))
+    if softcap is not None:
+        gradient = gradient * (1 - (logits / softcap).square())
     return torch.where(w != 0, losses * w, 0.0).sum(), gradient.to(dtype)
