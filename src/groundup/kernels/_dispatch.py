@@ -4,7 +4,8 @@ kernels/norm.py:rmsnorm  ->  kernels/triton/norm.py:rmsnorm on CUDA, kernels/num
 A twin has the same name and signature, and owns its autograd. What it cannot take it states in
 `refuses(...) -> str | None` beside it, called with the same arguments (`refuses_rmsnorm` where one file
 holds several ops). A default falls back to the reference and says so once; a backend that was asked for
-by name and refuses is an error.
+by name and refuses is an error. By default a Triton twin runs where it was found right and not slower on this
+device, see `_table`.
 
 The requested backend is a plain module global because torch.compile can guard on one; a ContextVar would
 break the graph.
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from groundup.config import nearest
+from groundup.kernels._table import objection
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,8 @@ def _twin_of(twins: dict[str, Any], module: str, name: str) -> ModuleType | str 
 
 def _first_tensor(args: tuple[Any, ...]) -> Tensor:
     for value in args:
+        if isinstance(value, list) and value:
+            value = value[0]
         if isinstance(value, Tensor):
             return value
     raise AssertionError("an op takes at least one positional tensor")
@@ -111,12 +115,23 @@ def op(reference: Callable[..., Any]) -> Callable[..., Any]:
         refuses = refusal(wanted)
         return None if refuses is None else refuses(*args, **kwargs)
 
+    @torch.compiler.assume_constant_result
+    def distrust(device: torch.device, dtype: torch.dtype, elements: int | None, compiling: bool) -> str | None:
+        twin = _twin_of(twins, module, "triton")
+        assert isinstance(twin, ModuleType)
+        return objection(name, reference, twin, device, dtype, elements, compiling)
+
     @functools.wraps(reference)
     def call(*args: Any, **kwargs: Any) -> Any:
-        wanted = _requested or DEFAULT.get(_first_tensor(args).device.type, "reference")
+        first = _first_tensor(args)
+        wanted = _requested or DEFAULT.get(first.device.type, "reference")
         if wanted == "reference":
             return reference(*args, **kwargs)
         why = reason(wanted, args, kwargs)
+        if why is None and _requested is None and wanted == "triton":
+            # A compiled graph may have to serve sizes that it has not seen.
+            compiling = torch.compiler.is_compiling()
+            why = distrust(first.device, first.dtype, None if compiling else first.numel(), compiling)
         if why is None:
             return lookup(wanted)(*args, **kwargs)
         if _requested is not None:
