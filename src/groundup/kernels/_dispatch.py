@@ -90,30 +90,34 @@ def _say_once(message: str) -> None:
         log.info(message)
 
 
+def _never(*args: Any, **kwargs: Any) -> None:
+    """The refusal of a kernel that takes everything."""
+
+
 def op(reference: Callable[..., Any]) -> Callable[..., Any]:
     """Make `reference` look for its twin on the device of its first tensor."""
     name, module = reference.__name__, reference.__module__
     twins: dict[str, Any] = {}
+    functions: dict[str, Callable[..., Any]] = {}
+    refusals: dict[str, Callable[..., str | None]] = {}
 
-    # Runs while torch.compile traces instead of being traced: importing is not a graph operation.
+    # Runs while torch.compile traces instead of being traced: importing is not a graph operation. It may not return
+    # what it finds, as the compiler cannot guard on a function that comes from nowhere.
     @torch.compiler.assume_constant_result
-    def lookup(wanted: str) -> Any:
+    def find(wanted: str) -> str | None:
+        """Put the twin and its refusal where the caller looks for them, or say why there is none."""
         twin = _twin_of(twins, module, wanted)
-        return getattr(twin, name, None) if isinstance(twin, ModuleType) else None
-
-    @torch.compiler.assume_constant_result
-    def refusal(wanted: str) -> Any:
-        twin = _twin_of(twins, module, wanted)
-        return getattr(twin, f"refuses_{name}", None) or getattr(twin, "refuses", None)
+        if not isinstance(twin, ModuleType) or not hasattr(twin, name):
+            return twin if isinstance(twin, str) else f"there is no {wanted} kernel"
+        functions[wanted] = getattr(twin, name)
+        refusals[wanted] = getattr(twin, f"refuses_{name}", None) or getattr(twin, "refuses", _never)
+        return None
 
     def reason(wanted: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         if wanted == "numba" and torch.compiler.is_compiling():
             return "Numba code cannot be traced by torch.compile, which makes its own kernel"
-        if lookup(wanted) is None:
-            twin = _twin_of(twins, module, wanted)
-            return twin if isinstance(twin, str) else f"there is no {wanted} kernel"
-        refuses = refusal(wanted)
-        return None if refuses is None else refuses(*args, **kwargs)
+        why = find(wanted)
+        return refusals[wanted](*args, **kwargs) if why is None else why
 
     @torch.compiler.assume_constant_result
     def distrust(device: torch.device, dtype: torch.dtype, elements: int | None, compiling: bool) -> str | None:
@@ -133,7 +137,7 @@ def op(reference: Callable[..., Any]) -> Callable[..., Any]:
             compiling = torch.compiler.is_compiling()
             why = distrust(first.device, first.dtype, None if compiling else first.numel(), compiling)
         if why is None:
-            return lookup(wanted)(*args, **kwargs)
+            return functions[wanted](*args, **kwargs)
         if _requested is not None:
             raise ValueError(f"{name}: backend {wanted!r} was asked for, but {why}")
         if not torch.compiler.is_compiling() and _twin_of(twins, module, wanted) is not None:

@@ -133,10 +133,10 @@ def probe(
     # Whatever mode the first caller is in, also that of a compiler which traces it.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         for build in EXAMPLES.get(name, ()):
-            made = [build(Draw(device, dtype), Size()) for _ in range(2)]
-            if refuses is not None and refuses(*made[0].args, **made[0].kwargs):
+            one, same = build(Draw(device, dtype), Size()), build(Draw(device, dtype), Size())
+            if refuses is not None and refuses(*one.args, **one.kwargs):
                 continue
-            if fault := _compare(getattr(twin, name), reference, *made, TOLERANCE.get(dtype, 0.0)):
+            if fault := _compare(getattr(twin, name), reference, one, same, TOLERANCE.get(dtype, 0.0)):
                 return fault
     return None
 

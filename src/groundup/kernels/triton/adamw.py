@@ -1,7 +1,7 @@
 """AdamW for many tensors in one launch: each number of a parameter and its state moves to the chip and back once.
 
-Per parameter in float32, 16 bytes are read (parameter, gradient, two moments) and 12 written, where `optim.adamw.adamw_`
-takes seven passes. A launch per tensor would cost more than the work on small ones (norm gains), so a program finds its
+Per parameter in float32, 16 bytes are read (parameter, gradient, two moments) and 12 written; `optim.adamw.adamw_` takes
+seven passes. A launch per tensor would cost more than the work on small ones (norm gains), so a program finds its
 tensor in a table: row t has the addresses of tensor t's parameter, gradient, moments and step, and its length; a second
 table has, for each program, the tensor and which block of it. The tables are made when an address is new, which with a
 caching allocator is in the first steps.
@@ -109,7 +109,7 @@ def _one_minus_exp(x):
     """1 - e^x for x <= 0. Near 0 the difference would keep few digits: of 1 - 0.999, four; so there by its series."""
     small = tl.maximum(x, -0.5)
     series = tl.full((), 0.0, tl.float32)
-    for k in tl.static_range(9):
+    for k in tl.static_range(9):  # pyright: ignore[reportGeneralTypeIssues]
         series = (series + 1.0) * small / (9 - k)
     return tl.where(x > -0.5, -series, 1.0 - tl.exp(x))
 
@@ -127,7 +127,7 @@ def _adamw(
     if SKIPPABLE:  # of no length, nothing is loaded and nothing stored
         length = tl.where(tl.load(skip) == 0, length, 0)
     # Without the promise of EVEN each number would be loaded by itself.
-    even: tl.constexpr = 16 if EVEN else 1
+    even: tl.constexpr = 16 if EVEN else 1  # pyright: ignore[reportAssignmentType]
     inside = places < tl.multiple_of(length, even)
 
     param = tl.multiple_of(tl.load(row).to(like.dtype), even) + places

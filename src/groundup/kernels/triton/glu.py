@@ -17,7 +17,7 @@ from torch import Tensor
 from groundup.kernels.glu import ACTIVATIONS
 from groundup.kernels.triton._support import refuses_device, tuned
 
-# 8 elements per thread: one load of 128 bits of each 16-bit input, and enough blocks to fill a GPU from 1 M elements on.
+# 8 elements per thread: one load of 128 bits of each 16-bit input; from 1 M elements on the blocks fill a GPU.
 BLOCKS = {"BLOCK": 1024, "warps": 4}
 
 

@@ -11,8 +11,6 @@ A tile of BLOCK x BLOCK needs 2 BLOCK INNER numbers for BLOCK^2 INNER multiplica
 loaded. Sums are in float32.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from groundup.kernels.triton._support import refuses_device, tuned
 
-# A tile's sums are 64 registers in each of 256 threads; the 4 stages of 2 x 128 x 64 numbers are 128 KB of shared memory.
+# A tile's sums are 64 registers in each of 256 threads; 4 stages of 2 x 128 x 64 numbers are 128 KB of shared memory.
 BLOCKS = {"BLOCK": 128, "INNER": 64, "warps": 8, "stages": 4}
 # In float32 the tensor cores would round inputs to 11 bits, so products run on the other cores and from smaller tiles.
 EXACT_BLOCKS = {"BLOCK": 32, "INNER": 32, "warps": 4, "stages": 2}
@@ -57,7 +55,7 @@ def symmetric_product(x: Tensor, base: Tensor | None = None, alpha: float = 1.0,
 
 
 def traffic(batch: int, rows: int, cols: int, element_bytes: int = 2) -> int:
-    """Bytes from and to DRAM in a round, where each tile is read once: X, A, and A again, P; then X, P and the new X."""
+    """Bytes from and to DRAM in a round, where nothing is read twice: X, A; A, P; then X, P and the new X."""
     return batch * element_bytes * (3 * rows * cols + 4 * rows * rows)
 
 

@@ -139,7 +139,8 @@ def _normalise(
         block = triton.next_power_of_2(n)
         blocks = tuned("norm_forward", (x.dtype, n), {"warps": row_warps(block)})
         _forward[(count,)](
-            x, residual, total, weight.contiguous(), weight if bias is None else bias.contiguous(), y, statistics, n, eps,
+            x, residual, total, weight.contiguous(), weight if bias is None else bias.contiguous(), y, statistics, n,
+            eps,
             CENTRED=centred, ADDED=added is not None, BIASED=bias is not None, BLOCK=block, num_warps=blocks["warps"],
         )  # fmt: skip
     return y, statistics
