@@ -35,11 +35,15 @@ class Size:
 
 @dataclass(frozen=True)
 class Example:
-    """A call. `flops` are those of its matrix products, forward and backward; elementwise work is not counted."""
+    """A call. `flops` are those of its matrix products, forward and backward; elementwise work is not counted.
+
+    changed: which arguments an operation that returns nothing writes.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     flops: tuple[float, float] = (0.0, 0.0)
+    changed: tuple[int, ...] = ()
 
     def tensors(self) -> list[Tensor]:
         return list(tensors_of((self.args, list(self.kwargs.values()))))
@@ -162,7 +166,7 @@ def adamw_step(draw: Draw, size: Size) -> Example:
     squares = [draw.normal(*shape, grad=False).square() for shape in shapes]
     steps = [torch.full((), float(n), device=draw.device) for n in (1, 1000)]
     options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-    return Example((params, grads, means, squares, steps), options)
+    return Example((params, grads, means, squares, steps), options, changed=(0, 2, 3))
 
 
 def newton_schulz(draw: Draw, size: Size) -> Example:

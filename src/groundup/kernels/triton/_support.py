@@ -61,6 +61,9 @@ def multiprocessors(device: torch.device) -> int:
 
 _trying: dict[str, dict[str, int]] = {}
 
+asked: dict[str, tuple[Any, ...]] = {}
+"""The shape that each launcher last asked blocks for."""
+
 
 @contextlib.contextmanager
 def trying(launcher: str, blocks: dict[str, int]) -> Iterator[None]:
@@ -78,6 +81,7 @@ def tuned(launcher: str, shape: tuple[Any, ...], default: dict[str, int]) -> dic
 
     shape: the type, and the lengths that decide.
     """
+    asked[launcher] = shape
     if launcher in _trying:
         return default | _trying[launcher]
     if INTERPRETED or not torch.cuda.is_available():

@@ -1,7 +1,7 @@
 """AdamW for many tensors in one launch: each number of a parameter and its state moves to the chip and back once.
 
-Per parameter in float32, 16 bytes are read (parameter, gradient, two moments) and 12 written; `optim.adamw.adamw_` takes
-seven passes. A launch per tensor would cost more than the work on small ones (norm gains), so a program finds its
+Per parameter in float32, 16 bytes are read (parameter, gradient, two moments) and 12 written; `optim.adamw.adamw_`
+makes seven passes. A launch per tensor would cost more than the work on small ones (norm gains), so a program finds its
 tensor in a table: row t has the addresses of tensor t's parameter, gradient, moments and step, and its length; a second
 table has, for each program, the tensor and which block of it. The tables are made when an address is new, which with a
 caching allocator is in the first steps.
@@ -21,6 +21,7 @@ from groundup.kernels.triton._support import refuses_device, tuned
 
 # 8 elements per thread of each of four tensors.
 BLOCKS = {"BLOCK": 1024, "warps": 4}
+CANDIDATES = {"adamw_step": [{"BLOCK": n, "warps": w} for n, w in ((512, 4), (1024, 8), (2048, 8), (4096, 8))]}
 
 _tables: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 MOST_TABLES = 16

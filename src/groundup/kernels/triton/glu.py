@@ -19,6 +19,7 @@ from groundup.kernels.triton._support import refuses_device, tuned
 
 # 8 elements per thread: one load of 128 bits of each 16-bit input; from 1 M elements on the blocks fill a GPU.
 BLOCKS = {"BLOCK": 1024, "warps": 4}
+CANDIDATES = {"gated": [{"BLOCK": n, "warps": w} for n, w in ((512, 2), (1024, 2), (2048, 4), (2048, 8), (4096, 8))]}
 
 
 def refuses(gate: Tensor, up: Tensor, activation: str = "silu") -> str | None:

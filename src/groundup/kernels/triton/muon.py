@@ -22,6 +22,14 @@ from groundup.kernels.triton._support import refuses_device, tuned
 BLOCKS = {"BLOCK": 128, "INNER": 64, "warps": 8, "stages": 4}
 # In float32 the tensor cores would round inputs to 11 bits, so products run on the other cores and from smaller tiles.
 EXACT_BLOCKS = {"BLOCK": 32, "INNER": 32, "warps": 4, "stages": 2}
+CANDIDATES = {
+    "newton_schulz": [
+        {"BLOCK": 128, "INNER": 64, "warps": 4, "stages": 4},
+        {"BLOCK": 128, "INNER": 64, "warps": 8, "stages": 3},
+        {"BLOCK": 128, "INNER": 128, "warps": 8, "stages": 3},
+        {"BLOCK": 64, "INNER": 64, "warps": 4, "stages": 4},
+    ]
+}
 
 
 def refuses(x: Tensor, coefficients: tuple[float, float, float]) -> str | None:

@@ -30,6 +30,8 @@ LONGEST_ROW = 16384
 WARPS_PER_PROCESSOR = 16
 """In the backward pass: enough loads under way to hide their latency, and few enough that registers suffice."""
 
+CANDIDATES = {name: [{"warps": n} for n in (1, 2, 4, 8, 16)] for name in ("norm_forward", "norm_backward")}
+
 
 def refuses_rmsnorm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> str | None:
     return _refuses(x, weight)

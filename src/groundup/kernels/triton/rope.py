@@ -3,8 +3,8 @@
 x is read once and written once: 4 bytes per element in bfloat16, and 8 per pair and token of the tables. In plain torch
 the halves are sliced, multiplied in float32 and put together again, each time through memory.
 
-Turning is linear, y = R x, so its backward pass is dx = R^T dy: the same kernel with the sine's sign changed. Nothing of
-x is kept. (Where tables are scaled, as YaRN's are, R^T is scaled alike, and no inverse.)
+Turning is linear, y = R x, so its backward pass is dx = R^T dy: the same kernel with the sine's sign changed, and
+nothing of x is kept. (Where tables are scaled, as YaRN's are, R^T is scaled alike, and no inverse.)
 
 x may have gaps between tokens and heads: the first channels of each head, as of a partial rotation, are turned where
 they lie.
@@ -21,6 +21,7 @@ from groundup.kernels.triton._support import refuses_device, tuned
 
 # Pairs of a program: 8 to 16 per thread, in two halves.
 BLOCKS = {"PAIRS": 1024, "warps": 2}
+CANDIDATES = {"rotate": [{"PAIRS": n, "warps": w} for n, w in ((512, 1), (512, 2), (1024, 4), (2048, 4), (2048, 8))]}
 
 
 def refuses(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
