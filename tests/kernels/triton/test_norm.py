@@ -54,6 +54,14 @@ def test_the_sum_alone_passes_its_gradient_on(device):
         torch.testing.assert_close(gradient, upstream)
 
 
+def test_the_norm_is_that_of_the_rounded_sum(device):
+    x, residual = (10 * torch.randn(2, 5, 24, device=device)).bfloat16()
+    weight = torch.ones(24, device=device)
+    with backend("triton"):
+        total, y = add_rmsnorm(x, residual, weight)
+        assert torch.equal(total, x + residual) and torch.equal(y, rmsnorm(total, weight))
+
+
 def test_frozen_weights_get_no_gradient(device):
     x, weight = torch.randn(3, 8, device=device, requires_grad=True), torch.randn(8, device=device)
     with backend("triton"):
