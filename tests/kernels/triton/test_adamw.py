@@ -5,7 +5,7 @@ import torch
 
 from groundup.kernels import adamw_step, backend
 from groundup.kernels.triton import adamw as twin
-from groundup.optim.adamw import adamw_
+from groundup.optim.adamw import AdamW, adamw_
 from tests.kernels.triton.ahead import Kernel, compile_ahead
 
 pytest.importorskip("triton")
@@ -112,6 +112,29 @@ def test_a_transposed_parameter_with_its_moments_is_fine_and_a_mixture_is_refuse
         by_triton([param], [grad.contiguous()], *tree[1:])
     with pytest.raises(ValueError, match="one launch takes one type"):
         by_triton([param], [grad.bfloat16()], *tree[1:])
+
+
+@pytest.mark.parametrize("bad", [None, 1])
+def test_the_optimizer_by_the_kernel_is_the_optimizer_by_torch(device, bad):
+    """Four steps, one of them bad and skipped: its count is taken back too."""
+
+    def run(name):
+        params = [torch.nn.Parameter(p) for p in copies([state(device)[0]])[0]]
+        generator, optimizer = torch.Generator().manual_seed(5), AdamW(params, lr=1e-2)
+        for step in range(4):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=generator).to(p) * (float("nan") if step == bad else 1.0)
+            with backend(name):
+                optimizer.step(skip=torch.full((), float(step == bad), device=device))
+        return params, [float(optimizer.state[p]["step"]) for p in params]
+
+    torch.manual_seed(1)
+    ours, our_steps = run("triton")
+    torch.manual_seed(1)
+    theirs, their_steps = run("reference")
+    assert our_steps == their_steps == [4 - (bad is not None)] * len(ours)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.gpu

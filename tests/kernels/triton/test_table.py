@@ -12,7 +12,7 @@ from groundup import kernels
 from groundup.kernels import _dispatch, _table, backend, gated, newton_schulz, rmsnorm
 from groundup.kernels.examples import EXAMPLES, Draw, Size, outcome
 from groundup.kernels.triton import glu, muon, norm
-from groundup.kernels.triton._support import blocks_key, trying, tuned
+from groundup.kernels.triton._support import INTERPRETED, blocks_key, trying, tuned
 
 pytest.importorskip("triton")
 X, WEIGHT = torch.ones(2, 8), torch.full((8,), 2.0)
@@ -22,6 +22,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def table(tmp_path, monkeypatch):
     """An empty table; and the CPU takes the interpreter for its GPU."""
+    if not INTERPRETED:
+        pytest.skip("kernels are not interpreted here, and the CPU has none")
     made = _table.Table(tmp_path / "table.json", {"device": "a test"})
     monkeypatch.setattr(_table, "table_of", lambda device: made)
     monkeypatch.setitem(_dispatch.DEFAULT, "cpu", "triton")
@@ -42,9 +44,7 @@ def key():
     return _table.key_of("rmsnorm", torch.float32, norm)
 
 
-def test_the_first_call_tries_the_kernel_and_the_answer_is_kept(device, table, calls):
-    if device.type == "cuda":
-        pytest.skip("on a GPU this table is of the CPU")
+def test_the_first_call_tries_the_kernel_and_the_answer_is_kept(table, calls):
     y = rmsnorm(X, WEIGHT)
     assert len(calls) == 2  # the trial, and the call
     torch.testing.assert_close(y, rmsnorm.reference(X, WEIGHT))
@@ -196,6 +196,17 @@ def test_every_kernel_has_an_example(repository):
         if hasattr(twin, name) and name not in EXAMPLES:
             missing.append(name)
     assert missing == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_kernel_is_found_right_on_this_gpu(name):
+    reference = getattr(kernels, name).reference
+    twin = _dispatch.find_twin(reference.__module__, "triton")
+    if not hasattr(twin, name):
+        pytest.skip("no Triton kernel")
+    for dtype in _table.TOLERANCE:
+        assert _table.probe(name, reference, twin, torch.device("cuda"), dtype) is None, dtype
 
 
 def test_gated_by_default_is_the_kernel_s(table):

@@ -7,9 +7,9 @@ from groundup.bench import kernel_tuning, kernels
 from groundup.bench.kernel_tuning import tune
 from groundup.bench.kernels import SIZES, Case, remember
 from groundup.kernels import _table, gated, rmsnorm
-from groundup.kernels.examples import EXAMPLES, Draw
-from groundup.kernels.triton import adamw, glu, muon, norm, rope
-from groundup.kernels.triton._support import tuned
+from groundup.kernels.examples import EXAMPLES, Draw, Size
+from groundup.kernels.triton import _support, adamw, glu, muon, norm, rope
+from groundup.kernels.triton._support import INTERPRETED, tuned
 
 pytest.importorskip("triton")
 CPU = torch.device("cpu")
@@ -18,6 +18,8 @@ TINY = SIZES["tiny"]["tiny"]
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
+    if not INTERPRETED:
+        pytest.skip("on a GPU these are measured, and this table is made up")
     made = _table.Table(tmp_path / "table.json", {})
     for module in (_table, kernels, kernel_tuning):
         monkeypatch.setattr(module, "table_of", lambda device: made)
@@ -38,18 +40,14 @@ def seconds_by_block(monkeypatch, by_block):
     monkeypatch.setattr(kernel_tuning, "_seconds", seconds)
 
 
-def test_the_fastest_block_is_remembered(device, table, monkeypatch):
-    if device.type == "cuda":
-        pytest.skip("this clock is of the interpreter")
+def test_the_fastest_block_is_remembered(table, monkeypatch):
     monkeypatch.setattr(glu, "CANDIDATES", {"gated": [{"BLOCK": 16}, {"BLOCK": 64}, {"BLOCK": 32}]})
     seconds_by_block(monkeypatch, {0: 10.0, 16: 9.9, 64: 5.0, 32: 7.0})
     assert tune(glu, gated, example, CPU) == {"gated float32": {"BLOCK": 64}}
     assert _table.Table(table.path, {}).blocks == {"gated float32": {"BLOCK": 64}}
 
 
-def test_a_block_that_fails_or_hardly_wins_is_not(device, table, monkeypatch):
-    if device.type == "cuda":
-        pytest.skip("this clock is of the interpreter")
+def test_a_block_that_fails_or_hardly_wins_is_not(table, monkeypatch):
     # The interpreter knows no block that is no power of two.
     monkeypatch.setattr(glu, "CANDIDATES", {"gated": [{"BLOCK": 16}, {"BLOCK": 17}], "of another operation": [{}]})
     seconds_by_block(monkeypatch, {0: 10.0, 16: 9.9, 17: 1.0})
@@ -61,6 +59,19 @@ def test_candidates_are_of_what_the_launcher_knows(twin):
     known = {"BLOCK", "INNER", "PAIRS", "warps", "stages"}
     for options in twin.CANDIDATES.values():
         assert len(options) > 3 and all(blocks.keys() <= known for blocks in options)
+
+
+@pytest.mark.gpu
+def test_tuning_on_a_gpu(tmp_path, monkeypatch):
+    """Whatever wins is a candidate, and is used from then on."""
+    made = _table.Table(tmp_path / "table.json", {})
+    for module in (_table, kernel_tuning, _support):
+        monkeypatch.setattr(module, "table_of", lambda device: made)
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    chosen = tune(glu, gated, lambda: EXAMPLES["gated"][0](Draw(gpu, torch.bfloat16), Size(seq=4096)), gpu)
+    assert all(blocks in glu.CANDIDATES["gated"] for blocks in chosen.values())
+    for blocks in chosen.values():
+        assert tuned("gated", (torch.bfloat16,), glu.BLOCKS) == blocks
 
 
 class OnAGpu(Case):
