@@ -1,13 +1,16 @@
+import importlib.util
 import json
 import math
+import sys
 
 import pytest
 import torch
 
 from groundup import bench
 from groundup.accounting.hardware import Machine
+from groundup.bench import kernel_calls
 from groundup.bench import kernels as measured
-from groundup.bench.kernel_calls import TORCH, contenders, moved_bytes
+from groundup.bench.kernel_calls import TORCH, contenders, liger, moved_bytes
 from groundup.bench.kernels import SIZES, Case, row, summary
 from groundup.bench.measure import Rates
 from groundup.kernels import rmsnorm
@@ -52,6 +55,25 @@ def test_torch_s_own_computes_the_same(name):
     )
     for place in (0, -1):  # the first output and the last gradient; a loss of ours comes with its weight
         torch.testing.assert_close(ours[place], theirs[place], rtol=1e-4, atol=1e-4)
+
+
+def test_liger_is_found_in_the_environment_of_the_peers(tmp_path, monkeypatch):
+    package = tmp_path / ".peers" / "lib" / "python3.11" / "site-packages" / "liger_kernel" / "transformers"
+    package.mkdir(parents=True)
+    (package / "functional.py").write_text("def liger_swiglu(gate, up):\n    return gate + up\n")
+    for folder in (package.parent, package):
+        (folder / "__init__.py").write_text("")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(kernel_calls, "checkout", lambda: None)
+    if importlib.util.find_spec("liger_kernel"):
+        pytest.skip("Liger is installed, and taken from there")
+    assert liger() == {}
+    monkeypatch.setattr(kernel_calls, "checkout", lambda: tmp_path)
+    entries = contenders("gated", case("gated").op, compiled=False, by_kernel=False)
+    assert entries["liger"](torch.ones(1), torch.ones(1), "silu").item() == 2
+    assert "liger" not in contenders("rotate", case("rotate").op, compiled=False, by_kernel=False)
+    for name in [name for name in sys.modules if name.split(".")[0] == "liger_kernel"]:
+        del sys.modules[name]
 
 
 def test_a_row_names_the_fastest_peer_and_its_share_of_the_roof():

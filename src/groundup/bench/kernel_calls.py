@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from groundup.bench.record import checkout
 from groundup.device import synchronize
 from groundup.kernels import backend
 from groundup.kernels.examples import Builder, Draw, Example, Size, outcome, tensors_of, upstream
@@ -32,8 +34,8 @@ TORCH: dict[str, Function] = {
 
 
 def liger() -> dict[str, Function]:
-    """The Liger kernels that do what an operation here does; empty where the package is missing."""
-    if importlib.util.find_spec("liger_kernel") is None:
+    """The Liger kernels that do what an operation here does; empty where the package is missing, here and in .peers."""
+    if importlib.util.find_spec("liger_kernel") is None and not _find_among_peers():
         return {}
     made = importlib.import_module("liger_kernel.transformers.functional")
     return {
@@ -49,8 +51,18 @@ def liger() -> dict[str, Function]:
     }
 
 
-LOOPS = ("gated_linear_chunked", "gated_delta_chunked", "grouped_matmul")
-"""References that loop over chunks or experts: a compiler unrolls that, for minutes, or steps around it."""
+NOT_COMPILED = ("gated_linear_chunked", "gated_delta_chunked", "grouped_matmul", "adamw_step")
+"""A loop over chunks or experts is unrolled by the compiler, for minutes, or stepped around; AdamW's is fused by hand."""
+
+
+def _find_among_peers() -> bool:
+    """Make the peers' own environment the last place where packages are looked for, if Liger is there."""
+    root = checkout()
+    for folder in (root / ".peers" / "lib").glob("python*/site-packages") if root else ():
+        if (folder / "liger_kernel").is_dir():
+            sys.path.append(str(folder))
+            return True
+    return False
 
 
 def contenders(name: str, op: Function, *, compiled: bool, by_kernel: bool) -> dict[str, Function]:
@@ -61,7 +73,7 @@ def contenders(name: str, op: Function, *, compiled: bool, by_kernel: bool) -> d
     reference = getattr(op, "reference")  # noqa: B009 an attribute that the decorator adds
     entries = {"ours": _named(op), "reference": reference} if by_kernel else {"ours": op}
     entries |= {who: table[name] for who, table in (("torch", TORCH), ("liger", liger())) if name in table}
-    if compiled and name not in LOOPS:
+    if compiled and name not in NOT_COMPILED:
         entries["compiled"] = torch.compile(reference)
     return entries
 

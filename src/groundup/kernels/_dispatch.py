@@ -117,25 +117,28 @@ def op(reference: Callable[..., Any]) -> Callable[..., Any]:
         if wanted == "numba" and torch.compiler.is_compiling():
             return "Numba code cannot be traced by torch.compile, which makes its own kernel"
         why = find(wanted)
+        if why is None and wanted == "triton" and _requested is None:
+            why = distrust(args)
         return refusals[wanted](*args, **kwargs) if why is None else why
 
+    def distrust(args: tuple[Any, ...]) -> str | None:
+        """Before the kernel is asked whether it takes these arguments: that may look at many."""
+        first, compiling = _first_tensor(args), torch.compiler.is_compiling()
+        # A compiled graph may have to serve sizes that it has not seen.
+        return ask(first.device, first.dtype, None if compiling else first.numel(), compiling)
+
     @torch.compiler.assume_constant_result
-    def distrust(device: torch.device, dtype: torch.dtype, elements: int | None, compiling: bool) -> str | None:
+    def ask(device: torch.device, dtype: torch.dtype, elements: int | None, compiling: bool) -> str | None:
         twin = _twin_of(twins, module, "triton")
         assert isinstance(twin, ModuleType)
         return objection(name, reference, twin, device, dtype, elements, compiling)
 
     @functools.wraps(reference)
     def call(*args: Any, **kwargs: Any) -> Any:
-        first = _first_tensor(args)
-        wanted = _requested or DEFAULT.get(first.device.type, "reference")
+        wanted = _requested or DEFAULT.get(_first_tensor(args).device.type, "reference")
         if wanted == "reference":
             return reference(*args, **kwargs)
         why = reason(wanted, args, kwargs)
-        if why is None and _requested is None and wanted == "triton":
-            # A compiled graph may have to serve sizes that it has not seen.
-            compiling = torch.compiler.is_compiling()
-            why = distrust(first.device, first.dtype, None if compiling else first.numel(), compiling)
         if why is None:
             return functions[wanted](*args, **kwargs)
         if _requested is not None:

@@ -89,6 +89,7 @@ def _version(package: str) -> str:
         return "none"
 
 
+@functools.cache
 def key_of(name: str, dtype: torch.dtype, twin: ModuleType) -> str:
     """An operation, a type, and the code of the kernel: what a verdict and a measurement are of."""
     return f"{name} {str(dtype).removeprefix('torch.')} {_code(twin)}"
@@ -110,19 +111,23 @@ def objection(
 ) -> str | None:
     """Why the kernel is not used by default here, or None. The first question about it runs it once."""
     table, key = table_of(device), key_of(name, dtype, twin)
+    if why := _slower(name, table.speed(key, elements), compiling):
+        return why
     if key not in table.verdicts:
         table.verdicts[key] = probe(name, reference, twin, device, dtype)
         table.save()
-    if table.verdicts[key] is not None:
-        return table.verdicts[key]
-    speed = table.speed(key, elements)
-    if speed is None:
-        if compiling and name in FUSED_BY_COMPILER:
-            return "the compiler fuses it with its neighbours, and nothing faster was measured"
-        return UNTIL_MEASURED.get(name) and f"{UNTIL_MEASURED[name]}, and nothing faster was measured"
-    needed = COMPILED_MARGIN if compiling and name in FUSED_BY_COMPILER else 1.0
-    against = speed[1 if compiling else 0]
-    return None if against >= needed else f"it was measured at {against:.2f} of the reference's speed"
+    return table.verdicts[key]
+
+
+def _slower(name: str, speed: list[float] | None, compiling: bool) -> str | None:
+    """Why the reference is to be preferred for its speed, or None."""
+    fused = compiling and name in FUSED_BY_COMPILER
+    if speed is not None:
+        against = speed[1 if compiling else 0]
+        enough = against >= (COMPILED_MARGIN if fused else 1.0)
+        return None if enough else f"it was measured at {against:.2f} of the reference's speed"
+    why = "the compiler fuses it with its neighbours" if fused else UNTIL_MEASURED.get(name)
+    return why and f"{why}, and nothing faster was measured"
 
 
 def probe(

@@ -130,11 +130,20 @@ def test_in_a_compiled_graph_it_must_win_by_more(table, calls, speed, used):
     assert _table.objection("rmsnorm", rmsnorm.reference, norm, CPU, torch.float32, 16, False) is None
 
 
-def test_the_question_can_be_asked_while_a_graph_is_traced(table):
+def test_the_question_can_be_asked_while_a_graph_is_traced(table, monkeypatch):
     """Nothing of it becomes part of the graph: not the trial, and not the reading of a file."""
+    monkeypatch.setattr(_table, "FUSED_BY_COMPILER", ())
+    monkeypatch.setattr(norm, "rmsnorm", lambda x, weight, eps=1e-5: 1.1 * rmsnorm.reference(x, weight, eps))
     compiled = torch.compile(lambda x: rmsnorm(x * 2, WEIGHT), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(X), rmsnorm.reference(2 * X, WEIGHT))
-    assert table.verdicts == {key(): None}
+    assert "something else" in table.verdicts[key()]
+
+
+def test_what_is_not_used_anyway_is_not_tried(table, calls):
+    compiled = torch.compile(lambda x: rmsnorm(x * 2, WEIGHT), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X), rmsnorm.reference(2 * X, WEIGHT))
+    newton_schulz(torch.eye(3)[None], (1.0, 0.0, 0.0))
+    assert calls == [] and table.verdicts == {}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"verdicts": {}}'])

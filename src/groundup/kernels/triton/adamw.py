@@ -48,6 +48,8 @@ def refuses_adamw_step(
 
 def _is_dense(tensor: Tensor) -> bool:
     """Without gaps: in some order of its axes it is contiguous."""
+    if tensor.is_contiguous():
+        return True
     order = sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
     return tensor.permute(order).is_contiguous()
 
