@@ -43,7 +43,7 @@ def liger() -> dict[str, Function]:
         "layernorm": lambda x, w, b: made.liger_layer_norm(x, w, b, 1e-5),
         "add_rmsnorm": lambda x, r, w: made.liger_fused_add_rms_norm(x, r, w, 1e-5, in_place=False),
         "gated": lambda gate, up, _: made.liger_swiglu(gate, up),
-        "softmax": made.liger_softmax,
+        "softmax": lambda x: made.liger_softmax(x),
         "cross_entropy": lambda logits, targets: made.liger_cross_entropy(logits, targets, reduction="sum"),
         "linear_cross_entropy": lambda h, w, targets: made.liger_fused_linear_cross_entropy(
             h, w, targets, reduction="sum"
@@ -52,7 +52,7 @@ def liger() -> dict[str, Function]:
 
 
 NOT_COMPILED = ("gated_linear_chunked", "gated_delta_chunked", "grouped_matmul", "adamw_step")
-"""A loop over chunks or experts is unrolled by the compiler, for minutes, or stepped around; AdamW's is fused by hand."""
+"""Loops over chunks or experts, which a compiler unrolls for minutes or steps around; AdamW's is fused by hand."""
 
 
 def _find_among_peers() -> bool:
