@@ -98,7 +98,7 @@ def test_the_ratio_is_the_geometric_mean_and_the_smallest_is_told():
     made = summary(rows, MACHINE, options, left_out=3)
     assert made.ratio == pytest.approx(math.sqrt(2.0 * 0.5))
     line = json.loads(made.line())
-    assert line["details"]["smallest"]["what"] == "both" and line["details"]["left_out_for_time"] == 3
+    assert line["details"]["smallest"]["what"] == "both" and line["details"]["left_out"] == 3
     assert {"name", "ours", "peer", "peer_name", "ratio", "unit", "device"} <= line.keys()
     assert summary([], MACHINE, options, 0).ratio is None
 
@@ -124,10 +124,25 @@ def test_the_whole_benchmark_on_a_cpu(monkeypatch, capsys):
     assert all(r["ours"] > 0 and r["note"] == "" for r in line["rows"])
 
 
-def test_what_was_left_out_for_time_is_counted(monkeypatch, capsys):
+def test_what_was_left_out_is_counted(monkeypatch, capsys):
     monkeypatch.setattr(measured, "probe", lambda device, seconds: MACHINE)
     assert bench.run("kernels", ["--size", "tiny", "--device", "cpu", "--limit", "-1"]) == 1
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["details"]["left_out_for_time"] > 10
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["details"]["left_out"] > 10
+
+
+def test_an_operation_that_does_not_fit_into_memory_leaves_the_others_theirs(monkeypatch, capsys):
+    def run_case(case, machine, options):
+        if case.name == "rmsnorm":
+            raise torch.OutOfMemoryError("tried to allocate 100 GiB")
+        return [row(case, "forward", {"ours": Rates((2.0,)), "torch": Rates((1.0,))}, {}, 1, 1.0)]
+
+    monkeypatch.setattr(measured, "probe", lambda device, seconds: MACHINE)
+    monkeypatch.setattr(measured, "run_case", run_case)
+    assert bench.run("kernels", ["--size", "tiny", "--device", "cpu", "--ops", "rmsnorm", "gated"]) == 0
+    output = capsys.readouterr().out
+    line = json.loads(output.splitlines()[-1])
+    assert "rmsnorm tiny: tried to allocate 100 GiB" in output
+    assert ([r["case"] for r in line["rows"]], line["details"]["left_out"]) == (["gated"], 1)
 
 
 def test_options_that_do_not_fit_are_refused(capsys):

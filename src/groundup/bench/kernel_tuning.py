@@ -30,7 +30,10 @@ def tune(
     table = table_of(device)
     for launcher, options in candidates.items():
         support.asked.pop(launcher, None)
-        expected = _run(op, example())
+        try:
+            expected = _run(op, example())
+        except Exception:  # refused, or broken: the measurement will say so
+            return chosen
         if launcher not in support.asked:  # another operation of the file asks for it
             continue
         key = support.blocks_key(launcher, support.asked[launcher])

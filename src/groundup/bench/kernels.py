@@ -98,6 +98,16 @@ def cases(device: torch.device, dtype: torch.dtype, names: Sequence[str], sizes:
                 yield Case(name, build, size_name, size, torch.float32 if name in MASTER else dtype, device)
 
 
+def run_case(case: Case, machine: Machine, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Tune, measure and remember, the first and the last where there is a kernel."""
+    if options.tune and case.twin is not None:
+        tune(case.twin, case.op, lambda: case.build(Draw(case.device, case.dtype), case.size), case.device)
+    rows = measure(case, machine, options)
+    if case.twin is not None:
+        remember(case, rows)
+    return rows
+
+
 def measure(case: Case, machine: Machine, options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for the forward pass and, where there is a gradient, one for forward and backward together."""
     entries = contenders(case.name, case.op, compiled=options.compile, by_kernel=case.twin is not None)
@@ -212,7 +222,7 @@ def summary(rows: list[dict[str, Any]], machine: Machine, options: argparse.Name
             "smallest": min(measured, key=lambda row: row["ratio"], default=None),
             "machine": asdict(machine),
             "sizes": {name: asdict(size) for name, size in _sizes(options).items()},
-            "left_out_for_time": left_out,
+            "left_out": left_out,
         },
         environment=environment(),
         versions=environment()["versions"],
@@ -266,11 +276,12 @@ def main(argv: Sequence[str] = ()) -> int:
         if time.monotonic() - started > options.limit:
             left_out += 1
             continue
-        if options.tune and case.twin is not None:
-            tune(case.twin, case.op, lambda case=case: case.build(Draw(case.device, case.dtype), case.size), device)
-        made = measure(case, machine, options)
-        if case.twin is not None:
-            remember(case, made)
+        try:
+            made = run_case(case, machine, options)
+        except torch.OutOfMemoryError as error:
+            print(f"  {case.label} {case.size_name}: {str(error).splitlines()[0]}", flush=True)
+            left_out += 1
+            continue
         for each in made:
             print(
                 f"  {each['case']} {each['size']} {each['what']}: {each['ratio'] or 0:.2f} of the best peer", flush=True

@@ -54,6 +54,10 @@ def test_a_block_that_fails_or_hardly_wins_is_not(table, monkeypatch):
     assert tune(glu, gated, example, CPU) == {} and table.blocks == {}
 
 
+def test_a_kernel_that_refuses_is_not_tuned(table):
+    assert tune(glu, gated, lambda: EXAMPLES["gated"][0](Draw("cpu", torch.float64), TINY), CPU) == {}
+
+
 @pytest.mark.parametrize("twin", [adamw, glu, muon, norm, rope])
 def test_candidates_are_of_what_the_launcher_knows(twin):
     known = {"BLOCK", "INNER", "PAIRS", "warps", "stages"}
