@@ -38,6 +38,7 @@ def steps() -> list[Step]:
     tests = sorted(p for p in (REPOSITORY / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text("utf-8"))
     options = ["-m", "gpu", "-ra", "--color=no", "-p", "no:cacheprovider"]
     bench = [sys.executable, "-m", "groundup.cli", "bench", "train-step", "--seconds", "20", "--turn-seconds", "1"]
+    kernels = [sys.executable, "-m", "groundup.cli", "bench", "kernels"]
     predictions = [sys.executable, "experiments/013_predictions.py"]
     return [
         Step(
@@ -46,6 +47,7 @@ def steps() -> list[Step]:
             180.0,
             last_lines,
         ),
+        Step("kernels", [*kernels, "--device", "cuda", "--limit", "150", "--tune"], 220.0, last_json),
         Step("train-step-S", [*bench, "--size", "S"], 300.0, last_json),
         Step("train-step-M", [*bench, "--size", "M"], 300.0, last_json),
         Step("predictions", [*predictions, "--device", "cuda"], 240.0, last_json),

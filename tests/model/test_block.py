@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from groundup.model import PLACEMENTS, AttentionConfig, Block, BlockConfig, Layout, MLPConfig, NoCache
+from groundup.model import block as block_module
 from groundup.model.block import SLOTS
 
 MIXER, FFN = AttentionConfig(2, 2, 4, rope=None), MLPConfig(12)
@@ -34,6 +35,23 @@ def test_each_placement_is_its_equation(placement, norm):
     b, x = block(placement, norm), torch.randn(2, 5, 8)
     expected = EQUATIONS[placement](b, x, lambda x: b.mixer(x, LAYOUT, NoCache()), b.ffn)
     torch.testing.assert_close(b(x, LAYOUT, NoCache()), expected)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_a_sum_and_its_norm_in_one_kernel_are_the_same_block(placement, norm, monkeypatch):
+    """As on a GPU: to the bit, with the gradients of every parameter; asked of the placements that have such a pair."""
+    b, x, given = block(placement, norm), torch.randn(2, 5, 8), []
+    b.ffn_norm.register_forward_pre_hook(lambda _, inputs: given.append(len(inputs)))
+
+    def run():
+        y = b(x, LAYOUT, NoCache())
+        return [y, *torch.autograd.grad(y.square().sum(), list(b.parameters()))]
+
+    apart = run()
+    monkeypatch.setattr(block_module, "FUSED_SUMS", ("cpu",))
+    assert all(torch.equal(p, q) for p, q in zip(apart, run(), strict=True))
+    assert given.count(2) == (placement in ("pre", "sandwich"))
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

@@ -6,6 +6,7 @@ for `kernels/triton/norm.py:rmsnorm`, on CPU for `kernels/numba/norm.py:rmsnorm`
 
 from groundup.kernels._chunks import chunk_length
 from groundup.kernels._dispatch import BACKENDS, backend, op
+from groundup.kernels.adamw import adamw_step
 from groundup.kernels.attention import attention, visible
 from groundup.kernels.convolution import causal_convolution
 from groundup.kernels.cross_entropy import cross_entropy, linear_cross_entropy
@@ -13,7 +14,8 @@ from groundup.kernels.delta import gated_delta, gated_delta_chunked, gated_delta
 from groundup.kernels.glu import ACTIVATIONS, activate, gated
 from groundup.kernels.grouped_matmul import grouped_matmul
 from groundup.kernels.lstm import lstm
-from groundup.kernels.norm import layernorm, rmsnorm
+from groundup.kernels.muon import newton_schulz
+from groundup.kernels.norm import add_layernorm, add_rmsnorm, layernorm, rmsnorm
 from groundup.kernels.rope import apply_rope, rope_frequencies, rope_tables, rotate
 from groundup.kernels.scan import (
     gated_linear,
@@ -24,9 +26,9 @@ from groundup.kernels.scan import (
 from groundup.kernels.softmax import log_softmax, softmax
 
 __all__ = [
-    "ACTIVATIONS", "BACKENDS", "activate", "apply_rope", "attention", "backend", "causal_convolution",
-    "chunk_length", "cross_entropy", "gated", "gated_delta", "gated_delta_chunked", "gated_delta_recurrent",
-    "gated_linear", "gated_linear_chunked", "gated_linear_parallel", "gated_linear_recurrent",
-    "grouped_matmul", "layernorm", "linear_cross_entropy", "log_softmax", "lstm", "op", "rmsnorm",
-    "rope_frequencies", "rope_tables", "rotate", "softmax", "visible",
+    "ACTIVATIONS", "BACKENDS", "activate", "adamw_step", "add_layernorm", "add_rmsnorm", "apply_rope", "attention",
+    "backend", "causal_convolution", "chunk_length", "cross_entropy", "gated", "gated_delta", "gated_delta_chunked",
+    "gated_delta_recurrent", "gated_linear", "gated_linear_chunked", "gated_linear_parallel",
+    "gated_linear_recurrent", "grouped_matmul", "layernorm", "linear_cross_entropy", "log_softmax", "lstm",
+    "newton_schulz", "op", "rmsnorm", "rope_frequencies", "rope_tables", "rotate", "softmax", "visible",
 ]  # fmt: skip

@@ -4,7 +4,8 @@ kernels/norm.py:rmsnorm  ->  kernels/triton/norm.py:rmsnorm on CUDA, kernels/num
 A twin has the same name and signature, and owns its autograd. What it cannot take it states in
 `refuses(...) -> str | None` beside it, called with the same arguments (`refuses_rmsnorm` where one file
 holds several ops). A default falls back to the reference and says so once; a backend that was asked for
-by name and refuses is an error.
+by name and refuses is an error. By default a Triton twin runs where it was found right and not slower on this
+device, see `_table`.
 
 The requested backend is a plain module global because torch.compile can guard on one; a ContextVar would
 break the graph.
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from groundup.config import nearest
+from groundup.kernels._table import objection
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,8 @@ def _twin_of(twins: dict[str, Any], module: str, name: str) -> ModuleType | str 
 
 def _first_tensor(args: tuple[Any, ...]) -> Tensor:
     for value in args:
+        if isinstance(value, list) and value:
+            value = value[0]
         if isinstance(value, Tensor):
             return value
     raise AssertionError("an op takes at least one positional tensor")
@@ -86,30 +90,48 @@ def _say_once(message: str) -> None:
         log.info(message)
 
 
+def _never(*args: Any, **kwargs: Any) -> None:
+    """The refusal of a kernel that takes everything."""
+
+
 def op(reference: Callable[..., Any]) -> Callable[..., Any]:
     """Make `reference` look for its twin on the device of its first tensor."""
     name, module = reference.__name__, reference.__module__
     twins: dict[str, Any] = {}
+    functions: dict[str, Callable[..., Any]] = {}
+    refusals: dict[str, Callable[..., str | None]] = {}
 
-    # Runs while torch.compile traces instead of being traced: importing is not a graph operation.
+    # Runs while torch.compile traces instead of being traced: importing is not a graph operation. It may not return
+    # what it finds, as the compiler cannot guard on a function that comes from nowhere.
     @torch.compiler.assume_constant_result
-    def lookup(wanted: str) -> Any:
+    def find(wanted: str) -> str | None:
+        """Put the twin and its refusal where the caller looks for them, or say why there is none."""
         twin = _twin_of(twins, module, wanted)
-        return getattr(twin, name, None) if isinstance(twin, ModuleType) else None
-
-    @torch.compiler.assume_constant_result
-    def refusal(wanted: str) -> Any:
-        twin = _twin_of(twins, module, wanted)
-        return getattr(twin, f"refuses_{name}", None) or getattr(twin, "refuses", None)
+        if not isinstance(twin, ModuleType) or not hasattr(twin, name):
+            return twin if isinstance(twin, str) else f"there is no {wanted} kernel"
+        functions[wanted] = getattr(twin, name)
+        refusals[wanted] = getattr(twin, f"refuses_{name}", None) or getattr(twin, "refuses", _never)
+        return None
 
     def reason(wanted: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         if wanted == "numba" and torch.compiler.is_compiling():
             return "Numba code cannot be traced by torch.compile, which makes its own kernel"
-        if lookup(wanted) is None:
-            twin = _twin_of(twins, module, wanted)
-            return twin if isinstance(twin, str) else f"there is no {wanted} kernel"
-        refuses = refusal(wanted)
-        return None if refuses is None else refuses(*args, **kwargs)
+        why = find(wanted)
+        if why is None and wanted == "triton" and _requested is None:
+            why = distrust(args)
+        return refusals[wanted](*args, **kwargs) if why is None else why
+
+    def distrust(args: tuple[Any, ...]) -> str | None:
+        """Before the kernel is asked whether it takes these arguments: that may look at many."""
+        first, compiling = _first_tensor(args), torch.compiler.is_compiling()
+        # A compiled graph may have to serve sizes that it has not seen.
+        return ask(first.device, first.dtype, None if compiling else first.numel(), compiling)
+
+    @torch.compiler.assume_constant_result
+    def ask(device: torch.device, dtype: torch.dtype, elements: int | None, compiling: bool) -> str | None:
+        twin = _twin_of(twins, module, "triton")
+        assert isinstance(twin, ModuleType)
+        return objection(name, reference, twin, device, dtype, elements, compiling)
 
     @functools.wraps(reference)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -118,7 +140,7 @@ def op(reference: Callable[..., Any]) -> Callable[..., Any]:
             return reference(*args, **kwargs)
         why = reason(wanted, args, kwargs)
         if why is None:
-            return lookup(wanted)(*args, **kwargs)
+            return functions[wanted](*args, **kwargs)
         if _requested is not None:
             raise ValueError(f"{name}: backend {wanted!r} was asked for, but {why}")
         if not torch.compiler.is_compiling() and _twin_of(twins, module, wanted) is not None:

@@ -41,5 +41,30 @@ def layernorm(
     return (y if bias is None else y + bias).to(x.dtype)
 
 
+@op
+def add_rmsnorm(
+    x: Float[Tensor, "*rows d"], residual: Float[Tensor, "*rows d"], weight: Float[Tensor, " d"], eps: float = 1e-5
+) -> tuple[Float[Tensor, "*rows d"], Float[Tensor, "*rows d"]]:
+    """(s, rmsnorm(s)) with s = x + residual: what every block does between two of its branches.
+
+    The norm is that of the rounded sum, which later blocks see too. Apart, the sum would be written and read again.
+    """
+    total = x + residual
+    return total, rmsnorm.reference(total, weight, eps)
+
+
+@op
+def add_layernorm(
+    x: Float[Tensor, "*rows d"],
+    residual: Float[Tensor, "*rows d"],
+    weight: Float[Tensor, " d"],
+    bias: Float[Tensor, " d"] | None = None,
+    eps: float = 1e-5,
+) -> tuple[Float[Tensor, "*rows d"], Float[Tensor, "*rows d"]]:
+    """(s, layernorm(s)) with s = x + residual; see `add_rmsnorm`."""
+    total = x + residual
+    return total, layernorm.reference(total, weight, bias, eps)
+
+
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()

@@ -37,6 +37,9 @@ PLACEMENTS: dict[str, tuple[str, ...]] = {
 SLOTS = ("mixer_norm", "mixer_post_norm", "mixer_out_norm", "ffn_norm", "ffn_post_norm", "ffn_out_norm")
 CROSS_SLOTS = ("cross_norm", "cross_post_norm", "cross_out_norm")
 
+FUSED_SUMS = ("cuda",)
+"""Devices with a kernel for a sum and its norm. Elsewhere the two stay apart, each under its own name in a profile."""
+
 RecurrentConfig = GatedLinearConfig | Mamba2Config | GatedDeltaConfig | LSTMConfig | NeuralNgramConfig
 MixerConfig = AttentionConfig | LatentAttentionConfig | RecurrentConfig
 FeedForwardConfig = MLPConfig | MoEConfig
@@ -149,6 +152,9 @@ class Block(nn.Module):
             if self.cross is not None:
                 mixed = mixed + self._drop(self.cross(h, layout, memory))
             return x + mixed + self._drop(self.ffn(h, layout))
+        if self.ffn is not None and self._adds_in_norm(x):
+            x, h = self.ffn_norm(x, mixed)
+            return x + self._drop(self.ffn_post_norm(self.ffn(h, layout)))
         x = self.mixer_out_norm(x + mixed)
         if self.cross is not None:
             seen = self.cross_post_norm(self.cross(self.cross_norm(x), layout, memory))
@@ -156,6 +162,13 @@ class Block(nn.Module):
         if self.ffn is None:
             return x
         return self.ffn_out_norm(x + self._drop(self.ffn_post_norm(self.ffn(self.ffn_norm(x), layout))))
+
+    def _adds_in_norm(self, x: Tensor) -> bool:
+        """Whether the sum after the mixer goes into a norm at once, where one kernel does both."""
+        slots = self.config.norms
+        return (
+            x.device.type in FUSED_SUMS and self.cross is None and "ffn_norm" in slots and "mixer_out_norm" not in slots
+        )
 
     def _drop(self, x: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

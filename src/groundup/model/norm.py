@@ -1,6 +1,6 @@
 """Normalisation layers over `kernels.norm`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,10 @@ NormKind = Literal["rms", "layer"]
 
 
 class RMSNorm(nn.Module):
-    """See `kernels.rmsnorm`. One gain per channel, no mean subtraction, no bias."""
+    """See `kernels.rmsnorm`. One gain per channel, no mean subtraction, no bias.
+
+    With a residual, (x + residual, its norm): on a GPU one kernel.
+    """
 
     def __init__(self, d: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -23,7 +26,9 @@ class RMSNorm(nn.Module):
     def reset_weights(self, generator: torch.Generator | None = None, scale: float = 1.0) -> None:
         nn.init.ones_(self.weight)
 
-    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    def forward(self, x: Float[Tensor, "*batch d"], residual: Float[Tensor, "*batch d"] | None = None) -> Any:
+        if residual is not None:
+            return kernels.add_rmsnorm(x, residual, self.weight, self.eps)
         return kernels.rmsnorm(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
@@ -31,7 +36,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """See `kernels.layernorm`."""
+    """See `kernels.layernorm`; with a residual as `RMSNorm`."""
 
     def __init__(self, d: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()
@@ -44,7 +49,9 @@ class LayerNorm(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    def forward(self, x: Float[Tensor, "*batch d"], residual: Float[Tensor, "*batch d"] | None = None) -> Any:
+        if residual is not None:
+            return kernels.add_layernorm(x, residual, self.weight, self.bias, self.eps)
         return kernels.layernorm(x, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:

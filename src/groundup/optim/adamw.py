@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from groundup import kernels
 from groundup.optim.groups import groups
 
 
@@ -112,22 +113,17 @@ class AdamW(torch.optim.Optimizer):
             states = [self.state[p] for p in tensors]
             steps = [state["step"] for state in states]
             torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
-            torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
+            kernels.adamw_step(
                 tensors,
                 [p.grad for p in tensors if p.grad is not None],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
-                [],
                 steps,
                 lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
+                betas=group["betas"],
                 eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-                grad_scale=None,
-                found_inf=skip,
+                weight_decay=group["weight_decay"],
+                skip=skip,
             )
             if skip is not None:
                 torch._foreach_sub_(steps, [skip] * len(steps))  # pyright: ignore[reportPrivateImportUsage]

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from groundup import kernels
 from groundup.optim.adamw import AdamW
 from groundup.optim.composite import Optimizers
 from groundup.optim.groups import DECAYS, kind, split_for_muon
@@ -29,16 +30,13 @@ def orthogonalize(
 
     Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
-    a, b, c = COEFFICIENTS
     x = matrices if dtype is None else matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     flat = x.reshape(-1, *x.shape[-2:])
     for _ in range(steps):
-        gram = flat @ flat.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        flat = torch.baddbmm(flat, polynomial, flat, beta=a)
+        flat = kernels.newton_schulz(flat, COEFFICIENTS)
     x = flat.reshape(x.shape)
     return (x.mT if tall else x).to(matrices.dtype)
 

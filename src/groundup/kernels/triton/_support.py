@@ -7,10 +7,16 @@ Without a GPU, Triton's interpreter runs the same programs on CPU tensors, one b
 variable TRITON_INTERPRET=1 was set before this module was imported. It is for tests: a block takes milliseconds.
 """
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 from triton import knobs
+
+from groundup.kernels._table import table_of
 
 INTERPRETED: bool = knobs.runtime.interpret
 """Whether kernels are interpreted: decided when their modules are imported, for all of them."""
@@ -45,3 +51,48 @@ def row_warps(block: int) -> int:
 def rows_of(x: Tensor) -> Tensor:
     """(rows, n), contiguous: `x` with all axes but the last in one."""
     return x.reshape(-1, x.shape[-1]).contiguous() if x.numel() else x.new_empty(0, x.shape[-1])
+
+
+@torch.compiler.assume_constant_result
+def multiprocessors(device: torch.device) -> int:
+    """How many blocks can run at the same time, at the least. Interpreted ones run one after another."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+_trying: dict[str, dict[str, int]] = {}
+
+asked: dict[str, tuple[Any, ...]] = {}
+"""The shape that each launcher last asked blocks for."""
+
+
+@contextlib.contextmanager
+def trying(launcher: str, blocks: dict[str, int]) -> Iterator[None]:
+    """Inside, `tuned(launcher, ...)` gives these blocks: for whoever measures which are fastest."""
+    _trying[launcher] = blocks
+    try:
+        yield
+    finally:
+        del _trying[launcher]
+
+
+@torch.compiler.assume_constant_result
+def tuned(launcher: str, shape: tuple[Any, ...], default: dict[str, int]) -> dict[str, int]:
+    """The blocks that a launcher is to use for a shape: those that were measured fastest on this GPU, else `default`.
+
+    shape: the type, and the lengths that decide.
+    """
+    asked[launcher] = shape
+    if launcher in _trying:
+        return default | _trying[launcher]
+    if INTERPRETED or not torch.cuda.is_available():
+        return default
+    known = table_of(torch.device("cuda", torch.cuda.current_device())).blocks
+    return default | known.get(blocks_key(launcher, shape), {})
+
+
+def blocks_key(launcher: str, shape: tuple[Any, ...]) -> str:
+    """
+    >>> blocks_key("gated", (torch.bfloat16, 4096))
+    'gated bfloat16 4096'
+    """
+    return " ".join([launcher, *(str(part).removeprefix("torch.") for part in shape)])
