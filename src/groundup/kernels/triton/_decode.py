@@ -1,0 +1,2 @@
+def is_decode(*a): return False
+decode=None
