@@ -136,7 +136,8 @@ def forward(
         shrink = tl.exp2(largest - larger)
         total, sums, largest = total * shrink + tl.exp2(sink - larger), sums * shrink[:, None], larger
     nothing = total == 0.0
-    sums = sums / tl.where(nothing, 1.0, total)[:, None]
+    total = tl.where(nothing, 1.0, total)
+    sums = sums / total[:, None]
     store_rows(out + batch * q_seq * heads * DV + head * DV, sums, i, q_seq, heads * DV, DV, BLOCK_DV)
     statistic = tl.where(nothing, float("inf"), largest + tl.log2(total))
     tl.store(lse + lane.to(tl.int64) * q_seq + i, statistic, mask=i < q_seq)

@@ -13,6 +13,21 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LOG_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
+def power_of_two(n: int) -> int:
+    """The least that is at least n. Triton's own function is one that torch.compile cannot trace."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def channel_block(channels: int) -> int:
+    """What a head's channels are filled up to with zeros: a power of two, of which tensor cores take at least 16."""
+    return max(16, power_of_two(channels))
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@torch.compiler.assume_constant_result
 def product_precision(dtype: torch.dtype) -> str:
     """How tensor cores take float32: whole ("ieee", on other units), or cut to 19 bits where torch was allowed to."""
     return "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"

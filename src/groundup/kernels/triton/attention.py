@@ -23,14 +23,13 @@ What is not visible is skipped in whole tiles: see `_tiles`. Few queries against
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from groundup.kernels import _dispatch
 from groundup.kernels.attention import _offsets
 from groundup.kernels.triton import _flash
 from groundup.kernels.triton._decode import decode, is_decode
-from groundup.kernels.triton._math import LOG2_E, differentiable_once, product_precision
+from groundup.kernels.triton._math import LOG2_E, ceil_div, channel_block, differentiable_once, product_precision
 from groundup.kernels.triton._support import refuses_device
 from groundup.kernels.triton._tiles import Mask, Tiles, tiles_of_keys, tiles_of_queries
 
@@ -99,14 +98,12 @@ def blocks(kernel: str, channels: int, element_bytes: int) -> Blocks:
     Float32 has no tensor cores at full precision; its tiles are small, as both factors pass through registers.
     """
     if element_bytes == 4:
-        return Blocks(32, 32, 4, 1) if channels <= 64 else Blocks(16, 16, 4, 1)
+        return Blocks(16, 32 if channels <= 64 else 16, 4 if channels <= 64 else 8, 1)
     if kernel == "forward":
-        return Blocks(128, 64, 4 if channels <= 64 else 8, 3 if channels <= 128 else 2)
-    if channels <= 64:
-        return Blocks(64, 128, 8, 2) if kernel == "keys" else Blocks(128, 64, 8, 2)
-    if channels <= 128:
-        return Blocks(64, 128, 8, 2) if kernel == "keys" else Blocks(128, 64, 8, 2)
-    return Blocks(32, 64, 8, 1) if kernel == "keys" else Blocks(64, 32, 8, 1)
+        return Blocks(128, 64, 8, 3 if channels <= 128 else 2)
+    if kernel == "keys":
+        return Blocks(64 if channels <= 64 else 32, 128, 8, 2) if channels <= 128 else Blocks(16, 32, 4, 1)
+    return Blocks(128, 64, 8, 2) if channels <= 128 else Blocks(64, 16, 4, 1)
 
 
 def traffic_attention(
@@ -137,6 +134,8 @@ def _shape_fault(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> str | None:
         return f"q, k and v are of one type for the kernel, not of {q.dtype}, {k.dtype} and {v.dtype}"
     if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
         return f"the shapes {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)} of q, k and v do not fit"
+    if 0 in (q.shape[1], q.shape[3], k.shape[1], v.shape[3]):
+        return f"there is nothing to compute for shapes {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
     if max(q.shape[3], v.shape[3]) > MOST_CHANNELS:
         return f"a head has {max(q.shape[3], v.shape[3])} channels, and at most {MOST_CHANNELS} fit into registers"
     if (options.get("q_segments") is None) != (options.get("k_segments") is None):
@@ -204,7 +203,7 @@ def launch_forward(
     shape, sizes = _constants(q, k, v, chosen or blocks("forward", _channels(q, v), q.element_size()))
     tiles = tiles_of_queries(mask, q.device, shape.queries, shape.keys)
     if out.numel():
-        _flash.forward[(triton.cdiv(q.shape[1], shape.queries), q.shape[0] * q.shape[2])](
+        _flash.forward[(ceil_div(q.shape[1], shape.queries), q.shape[0] * q.shape[2])](
             q, k, v, out, lse, sinks, slopes, *_mask_arguments(mask, tiles), *_strides(q, k, v),
             q.shape[2], mask.rows, scale, softcap, **sizes,
         )  # fmt: skip
@@ -218,7 +217,7 @@ def launch_keys(
     shape, sizes = _constants(q, k, v, chosen or blocks("keys", _channels(q, v), q.element_size()))
     tiles = tiles_of_keys(mask, q.device, shape.queries, shape.keys)
     if k.numel():
-        _flash.backward_keys[(triton.cdiv(k.shape[1], shape.keys), k.shape[0] * k.shape[2])](
+        _flash.backward_keys[(ceil_div(k.shape[1], shape.keys), k.shape[0] * k.shape[2])](
             q, k, v, d_out, lse, delta, dk, dv, slopes, *_mask_arguments(mask, tiles), *_strides(q, k, v),
             q.shape[2], mask.rows, scale, softcap, **sizes,
         )  # fmt: skip
@@ -231,7 +230,7 @@ def launch_queries(
     """Fills `dq`, contiguous; returns the gradient of the slopes."""
     shape, sizes = _constants(q, k, v, chosen or blocks("queries", _channels(q, v), q.element_size()))
     tiles = tiles_of_queries(mask, q.device, shape.queries, shape.keys)
-    grid = (triton.cdiv(q.shape[1], shape.queries), q.shape[0] * q.shape[2])
+    grid = (ceil_div(q.shape[1], shape.queries), q.shape[0] * q.shape[2])
     # A number per program, added up afterwards: the sum is in the same order each time.
     falls = None if slopes is None else lse.new_zeros(q.shape[0], q.shape[2], grid[0])
     if dq.numel():
@@ -243,17 +242,16 @@ def launch_queries(
 
 
 def _channels(q: Tensor, v: Tensor) -> int:
-    return triton.next_power_of_2(max(q.shape[3], v.shape[3]))
+    return channel_block(max(q.shape[3], v.shape[3]))
 
 
 def _constants(q: Tensor, k: Tensor, v: Tensor, chosen: Blocks) -> tuple[Blocks, dict[str, Any]]:
-    """Tensor cores take at least 16 channels, and blocks are powers of two: the rest is filled up with zeros."""
     return chosen, {
         "GROUPS": q.shape[2] // k.shape[2],
         "D": q.shape[3],
         "DV": v.shape[3],
-        "BLOCK_D": max(16, triton.next_power_of_2(q.shape[3])),
-        "BLOCK_DV": max(16, triton.next_power_of_2(v.shape[3])),
+        "BLOCK_D": channel_block(q.shape[3]),
+        "BLOCK_DV": channel_block(v.shape[3]),
         "BLOCK_Q": chosen.queries,
         "BLOCK_K": chosen.keys,
         "PRECISION": product_precision(q.dtype),
