@@ -65,10 +65,15 @@ def test_with_the_head_against_the_reference(device, option, dtype, sizes):
 
 def test_strided_logits_and_leading_axes(device):
     x = torch.randn(82, 6, device=device).T[:, ::2].unflatten(0, (2, 3))
-    hidden, head = torch.randn(16, 6, device=device).T.unflatten(0, (2, 3)), torch.randn(32, 41, device=device).T[:, ::2]
+    hidden, head = (
+        torch.randn(16, 6, device=device).T.unflatten(0, (2, 3)),
+        torch.randn(32, 41, device=device).T[:, ::2],
+    )
     targets = targets_of((2, 3), 41, device)
     with backend("triton"):
-        check(gradients(cross_entropy, [x], targets), gradients(cross_entropy.reference, [x.double()], targets), x.dtype)
+        check(
+            gradients(cross_entropy, [x], targets), gradients(cross_entropy.reference, [x.double()], targets), x.dtype
+        )
         got = gradients(linear_cross_entropy, [hidden, head], targets)
     check(got, gradients(linear_cross_entropy.reference, [hidden.double(), head.double()], targets), x.dtype)
 
@@ -172,7 +177,10 @@ def test_chunks_by_default():
 def test_real_sizes_on_a_gpu(dtype):
     device = torch.device("cuda")
     test_against_the_reference(device, (512, 50_257), dtype, 1e-4)
-    hidden, head = torch.randn(700, 256, device=device).to(dtype), torch.randn(50_257, 256, device=device).to(dtype) / 16
+    hidden, head = (
+        torch.randn(700, 256, device=device).to(dtype),
+        torch.randn(50_257, 256, device=device).to(dtype) / 16,
+    )
     targets = targets_of((700,), 50_257, device)
     exact = gradients(linear_cross_entropy.reference, [hidden.double(), head.double()], targets, softcap=30.0)
     for function in (linear_cross_entropy, torch.compile(linear_cross_entropy, fullgraph=True)):

@@ -92,10 +92,7 @@ def _span(
     addresses = q + batch * q_batch + (i * q_token + head * q_head)[:, None] + channels[None, :]
     queries = tl.load(addresses, mask=(r < rows)[:, None] & (channels < D)[None, :], other=0.0)
     q_at = positions_at(q_pos, row, i, q_seq)[:, None]
-    if slopes is None:
-        slope = None
-    else:
-        slope = tl.load(slopes + head, mask=r < rows, other=0.0).to(tl.float32)[:, None]
+    slope = None if slopes is None else tl.load(slopes + head, mask=r < rows, other=0.0).to(tl.float32)[:, None]
     largest, total = tl.full((ROWS,), LOWEST, tl.float32), tl.zeros((ROWS,), tl.float32)
     sums = tl.zeros((ROWS, BLOCK_DV), tl.float32)
     for tile in range(span * per_span, tl.minimum((span + 1) * per_span, tl.cdiv(k_seq, BLOCK_K))):

@@ -80,10 +80,7 @@ def scores_of(products, q_at, k_at, slope, scale, softcap):
 
 @triton.jit
 def _head_slope(slopes, head):
-    if slopes is None:
-        slope = None
-    else:
-        slope = tl.load(slopes + head).to(tl.float32)
+    slope = None if slopes is None else tl.load(slopes + head).to(tl.float32)
     return slope
 
 
@@ -111,7 +108,7 @@ def forward(
     partial, all_tiles = tl.load(counts + 2 * line), tl.load(counts + 2 * line + 1)
     largest, total = tl.full((BLOCK_Q,), LOWEST, tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
     sums = tl.zeros((BLOCK_Q, BLOCK_DV), tl.float32)
-    for MASKED in tl.static_range(1, -1, -1):
+    for MASKED in tl.static_range(1, -1, -1):  # pyright: ignore[reportGeneralTypeIssues]
         for step in range(0 if MASKED else partial, partial if MASKED else all_tiles):
             j = tl.load(order + step) * BLOCK_K + tl.arange(0, BLOCK_K)
             keys = load_rows(k, j, k_seq, k_token, D, BLOCK_D)
@@ -172,7 +169,7 @@ def backward_keys(
     for member in range(GROUPS):
         head = kv_head * GROUPS + member
         slope, statistics = _head_slope(slopes, head), (batch * heads + head) * q_seq
-        for MASKED in tl.static_range(1, -1, -1):
+        for MASKED in tl.static_range(1, -1, -1):  # pyright: ignore[reportGeneralTypeIssues]
             for step in range(0 if MASKED else partial, partial if MASKED else all_tiles):
                 i = tl.load(order + step) * BLOCK_Q + tl.arange(0, BLOCK_Q)
                 queries = load_rows(q + batch * q_batch + head * q_head, i, q_seq, q_token, D, BLOCK_D)
@@ -228,7 +225,7 @@ def backward_queries(
     order += line * tl.cdiv(k_seq, BLOCK_K)
     partial, all_tiles = tl.load(counts + 2 * line), tl.load(counts + 2 * line + 1)
     dq_sums, fall = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32), tl.zeros((BLOCK_Q,), tl.float32)
-    for MASKED in tl.static_range(1, -1, -1):
+    for MASKED in tl.static_range(1, -1, -1):  # pyright: ignore[reportGeneralTypeIssues]
         for step in range(0 if MASKED else partial, partial if MASKED else all_tiles):
             j = tl.load(order + step) * BLOCK_K + tl.arange(0, BLOCK_K)
             keys = load_rows(k, j, k_seq, k_token, D, BLOCK_D)

@@ -91,7 +91,7 @@ def attention(
     return _Attention.apply(q, k, v, sinks, slopes, factor, cap, *mask)
 
 
-def blocks(kernel: str, channels: int, element_bytes: int) -> Blocks:
+def default_blocks(kernel: str, channels: int, element_bytes: int) -> Blocks:
     """For "forward", "keys" (dK and dV) or "queries" (dQ), with d_head or d_value, the larger, in powers of two.
 
     Accumulators in float32 are what limits them: 128 queries x 128 channels are 64 registers of each of 256 threads.
@@ -197,38 +197,38 @@ def _sink_gradient(sinks: Tensor, lse: Tensor, delta: Tensor) -> Tensor:
 
 def launch_forward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, sinks: Tensor | None, slopes: Tensor | None,
-    mask: Mask, scale: float, softcap: float | None, chosen: Blocks | None = None,
+    mask: Mask, scale: float, softcap: float | None, blocks: Blocks | None = None,
 ) -> None:  # fmt: skip
-    """Fills `out` (contiguous) and `lse`. `chosen` are other blocks than the default's."""
-    shape, sizes = _constants(q, k, v, chosen or blocks("forward", _channels(q, v), q.element_size()))
+    """Fills `out` (contiguous) and `lse`. `blocks` are other ones than the default's."""
+    shape = blocks or default_blocks("forward", _channels(q, v), q.element_size())
     tiles = tiles_of_queries(mask, q.device, shape.queries, shape.keys)
     if out.numel():
         _flash.forward[(ceil_div(q.shape[1], shape.queries), q.shape[0] * q.shape[2])](
             q, k, v, out, lse, sinks, slopes, *_mask_arguments(mask, tiles), *_strides(q, k, v),
-            q.shape[2], mask.rows, scale, softcap, **sizes,
+            q.shape[2], mask.rows, scale, softcap, **_constants(q, k, v, shape),
         )  # fmt: skip
 
 
 def launch_keys(
     q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, lse: Tensor, delta: Tensor, dk: Tensor, dv: Tensor,
-    slopes: Tensor | None, mask: Mask, scale: float, softcap: float | None, chosen: Blocks | None = None,
+    slopes: Tensor | None, mask: Mask, scale: float, softcap: float | None, blocks: Blocks | None = None,
 ) -> None:  # fmt: skip
     """Fills `dk` and `dv`, both contiguous."""
-    shape, sizes = _constants(q, k, v, chosen or blocks("keys", _channels(q, v), q.element_size()))
+    shape = blocks or default_blocks("keys", _channels(q, v), q.element_size())
     tiles = tiles_of_keys(mask, q.device, shape.queries, shape.keys)
     if k.numel():
         _flash.backward_keys[(ceil_div(k.shape[1], shape.keys), k.shape[0] * k.shape[2])](
             q, k, v, d_out, lse, delta, dk, dv, slopes, *_mask_arguments(mask, tiles), *_strides(q, k, v),
-            q.shape[2], mask.rows, scale, softcap, **sizes,
+            q.shape[2], mask.rows, scale, softcap, **_constants(q, k, v, shape),
         )  # fmt: skip
 
 
 def launch_queries(
     q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, lse: Tensor, delta: Tensor, dq: Tensor,
-    slopes: Tensor | None, mask: Mask, scale: float, softcap: float | None, chosen: Blocks | None = None,
+    slopes: Tensor | None, mask: Mask, scale: float, softcap: float | None, blocks: Blocks | None = None,
 ) -> Tensor | None:  # fmt: skip
     """Fills `dq`, contiguous; returns the gradient of the slopes."""
-    shape, sizes = _constants(q, k, v, chosen or blocks("queries", _channels(q, v), q.element_size()))
+    shape = blocks or default_blocks("queries", _channels(q, v), q.element_size())
     tiles = tiles_of_queries(mask, q.device, shape.queries, shape.keys)
     grid = (ceil_div(q.shape[1], shape.queries), q.shape[0] * q.shape[2])
     # A number per program, added up afterwards: the sum is in the same order each time.
@@ -236,7 +236,7 @@ def launch_queries(
     if dq.numel():
         _flash.backward_queries[grid](
             q, k, v, d_out, lse, delta, dq, slopes, falls, *_mask_arguments(mask, tiles), *_strides(q, k, v),
-            q.shape[2], mask.rows, scale, softcap, **sizes,
+            q.shape[2], mask.rows, scale, softcap, **_constants(q, k, v, shape),
         )  # fmt: skip
     return None if slopes is None or falls is None else falls.sum((0, 2)).to(slopes.dtype)
 
@@ -245,18 +245,18 @@ def _channels(q: Tensor, v: Tensor) -> int:
     return channel_block(max(q.shape[3], v.shape[3]))
 
 
-def _constants(q: Tensor, k: Tensor, v: Tensor, chosen: Blocks) -> tuple[Blocks, dict[str, Any]]:
-    return chosen, {
+def _constants(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> dict[str, Any]:
+    return {
         "GROUPS": q.shape[2] // k.shape[2],
         "D": q.shape[3],
         "DV": v.shape[3],
         "BLOCK_D": channel_block(q.shape[3]),
         "BLOCK_DV": channel_block(v.shape[3]),
-        "BLOCK_Q": chosen.queries,
-        "BLOCK_K": chosen.keys,
+        "BLOCK_Q": blocks.queries,
+        "BLOCK_K": blocks.keys,
         "PRECISION": product_precision(q.dtype),
-        "num_warps": chosen.warps,
-        "num_stages": chosen.stages,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
     }
 
 
