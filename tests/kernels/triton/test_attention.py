@@ -342,9 +342,9 @@ def test_under_torch_compile_on_a_gpu():
 
 
 POINTERS = {
-    "forward": (["q", "k", "v", "out"], ["lse"]),
-    "backward_keys": (["q", "k", "v", "d_out", "dk", "dv"], ["lse", "delta"]),
-    "backward_queries": (["q", "k", "v", "d_out", "dq"], ["lse", "delta"]),
+    "forward": (["q", "k", "v", "out"], ["lse"], ["sinks", "slopes"]),
+    "backward_keys": (["q", "k", "v", "d_out", "dk", "dv"], ["lse", "delta"], ["slopes"]),
+    "backward_queries": (["q", "k", "v", "d_out", "dq"], ["lse", "delta"], ["slopes", "falls"]),
 }
 MASK = {
     "q_pos": "*i32:16", "k_pos": "*i32:16", "q_segments": "*i32:16", "k_segments": "*i32:16", "anchors": "*i8:16",
@@ -353,7 +353,7 @@ MASK = {
 
 
 def ahead(kernel, shape, channels, given, element="bf16"):
-    halves, singles = POINTERS[kernel]
+    halves, singles, unused = POINTERS[kernel]
     signature = {n: f"*{element}:16" for n in halves} | dict.fromkeys(singles, "*fp32:16") | given
     signature |= dict.fromkeys(["order", "counts"], "*i32:16") | dict.fromkeys(["q_seq", "k_seq"], "i32:16")
     signature |= {f"{x}_{axis}": "i32:16" for x in "qkv" for axis in ("batch", "token", "head")}
@@ -362,7 +362,7 @@ def ahead(kernel, shape, channels, given, element="bf16"):
         "CAUSAL": True, "GROUPS": 4, "D": channels, "DV": channels, "BLOCK_D": channels, "BLOCK_DV": channels,
         "BLOCK_Q": shape.queries, "BLOCK_K": shape.keys, "PRECISION": "ieee",
     }  # fmt: skip
-    nothing = dict.fromkeys({*MASK, "sinks", "slopes", "falls"} - given.keys())
+    nothing = dict.fromkeys({*MASK, *unused} - given.keys())
     return Kernel("_flash", kernel, signature, nothing | sizes, warps=shape.warps, stages=shape.stages)
 
 
