@@ -70,7 +70,7 @@ def _count(module: str, name: str, shapes: list[list[int]]) -> int:
     except Exception as error:
         if not found:
             raise error
-    return sum("TritonKernelWrapper" in str(node.target) for node in found[0].graph.nodes)
+    return sum("triton_kernel_wrapper" in str(node.target) for node in found[0].graph.nodes)
 
 
 if __name__ == "__main__":
