@@ -95,7 +95,8 @@ def default_blocks(kernel: str, channels: int, element_bytes: int) -> Blocks:
     """For "forward", "keys" (dK and dV) or "queries" (dQ), with d_head or d_value, the larger, in powers of two.
 
     Accumulators in float32 are what limits them: 128 queries x 128 channels are 64 registers of each of 256 threads.
-    Float32 has no tensor cores at full precision; its tiles are small, as both factors pass through registers.
+    Up to 128 channels nothing spills from registers, whatever the mask; at 256, of which both gradients of a block of
+    keys leave little, some bytes do with positions, segments, a window and a soft cap at once. Float32 has no tensor cores at full precision; its tiles are small, as both factors pass through registers.
     """
     if element_bytes == 4:
         return Blocks(16, 32 if channels <= 64 else 16, 4 if channels <= 64 else 8, 1)
@@ -103,7 +104,9 @@ def default_blocks(kernel: str, channels: int, element_bytes: int) -> Blocks:
         return Blocks(128, 64, 8, 3 if channels <= 128 else 2)
     if kernel == "keys":
         return Blocks(64 if channels <= 64 else 32, 128, 8, 2) if channels <= 128 else Blocks(16, 32, 4, 1)
-    return Blocks(128, 64, 8, 2) if channels <= 128 else Blocks(64, 16, 4, 1)
+    if channels <= 64:
+        return Blocks(128, 64, 8, 2)
+    return Blocks(128, 32, 8, 3) if channels <= 128 else Blocks(64, 16, 4, 1)
 
 
 def traffic_attention(
