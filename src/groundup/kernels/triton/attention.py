@@ -95,8 +95,9 @@ def default_blocks(kernel: str, channels: int, element_bytes: int) -> Blocks:
     """For "forward", "keys" (dK and dV) or "queries" (dQ), with d_head or d_value, the larger, in powers of two.
 
     Accumulators in float32 are what limits them: 128 queries x 128 channels are 64 registers of each of 256 threads.
-    Up to 128 channels nothing spills from registers, whatever the mask; at 256, of which both gradients of a block of
-    keys leave little, some bytes do with positions, segments, a window and a soft cap at once. Float32 has no tensor cores at full precision; its tiles are small, as both factors pass through registers.
+    Up to 128 channels nothing spills from registers, whatever the mask. At 256 both gradients of a block of keys leave
+    few: with positions, segments, a window and a soft cap at once some bytes do, and blocks are small. Float32 has no
+    tensor cores at full precision; its tiles are small, as both factors pass through registers.
     """
     if element_bytes == 4:
         return Blocks(16, 32 if channels <= 64 else 16, 4 if channels <= 64 else 8, 1)
