@@ -16,6 +16,7 @@ from groundup.train.guard import Guard
 from groundup.train.log import MetricsLog, Sink
 from groundup.train.loop import Hook, Training
 from groundup.train.noise import NoiseScale
+from groundup.train.objectives import vocabularies
 from groundup.train.pace import Pace
 from groundup.train.progress import ProgressLine
 from groundup.train.ranks import is_main
@@ -87,7 +88,7 @@ def train(
     if compile:
         compile_blocks(model, required=compile is True)
     device = next(model.parameters()).device
-    feed = Feed(source, device)
+    feed = Feed(source, device, vocabularies(model))
     facts = fingerprint(model, optimizer, source, config)
     memory = Memory(micro_batches)
     training = Training(

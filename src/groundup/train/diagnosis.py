@@ -192,7 +192,9 @@ def _nothing_broke(case: Case, layers: dict[str, Any]) -> Diagnosis:
         return Diagnosis("gradient", largest[1], text, [], layers)
     if world_size() > 1:
         return Diagnosis("elsewhere", "", "all weights, activations and gradients of this rank are finite", [], layers)
-    text = "all weights are finite, and the same batch gives finite numbers when it is run again: it did not come from it"
+    text = (
+        "all weights are finite, and the same batch gives finite numbers when it is run again: it did not come from it"
+    )
     return Diagnosis("unknown", "", text, [], layers)
 
 
@@ -217,11 +219,13 @@ def _about_rows(case: Case, rows: Sequence[RowLoss], bad: Sequence[RowLoss]) -> 
     total = math.fsum(row.loss * row.weight for row in rows)
     share = 100 * math.fsum(row.loss * row.weight for row in bad) / total if total else 0.0
     places = [(row.batch, row.row) for row in bad]
-    text = f"{named_rows(places, len(case.group))} of {len(rows)} carry {share:.0f} % of the loss"
+    every = len(bad) == len(rows) > 1
+    text = f"all {len(rows)} rows are above the {case.threshold:.3g} that pass" if every else ""
+    text = text or f"{named_rows(places, len(case.group))} of {len(rows)} carry {share:.0f} % of the loss"
     for row in bad[: suspects.MOST_NAMED]:
         about = describe(row, case.model, case.group[row.batch])
         text += f"; {named_rows([(row.batch, row.row)], len(case.group))}: {about}"
-    return f"all weights are finite; {text}"
+    return f"all weights are finite; {text}" + ("" if case.reference else "; no good batch was seen to compare with")
 
 
 def _risen(usual: dict[str, dict[str, float]], layers: dict[str, Any]) -> tuple[str, str]:

@@ -230,7 +230,7 @@ class Training:
     def advance(self, queued: _Queued, values: StepValues) -> None:
         self.run.step += 1
         self.last_good = queued.group
-        seen = {} if self.recorder is None or queued.sheet is None else self.recorder.add(queued.sheet)
+        logits = {} if self.recorder is None else self.recorder.add(queued.sheet)
         self.run.losses.append(values.loss)
         self.run.tokens += count_tokens(queued.group) * world_size()
         self.run.step_seconds.append(self.pace.step_done())
@@ -238,7 +238,7 @@ class Training:
         self.parts.noise.observe(values.small_square, values.small_weight, values.grad_norm**2, values.weight)
         step = self.run.step
         if step % self.log_every == 0 or step == self.steps:
-            self.write_log(queued.rate, values, {name: seen[name] for name in ("lse", "logit_max") if name in seen})
+            self.write_log(queued.rate, values, logits)
         for hook in (hook for n, hook in self.every.items() if step % n == 0):
             hook(step, self.model, self.run)
             self.model.train()
@@ -313,6 +313,5 @@ class Training:
         self.parts.restore(checkpoint.load(path, verified=True), rewind_data=rewind_data)
         self.run.skipped = skipped
         self.log.rewind(self.run.step)
-        self.last_good = None
         if self.recorder is not None:
             self.recorder.rewind(self.run.step)

@@ -19,6 +19,7 @@ logger = logging.getLogger("groundup.train")
 
 FILE, FOLDER = "flight.jsonl", "flight"
 MEASURES = ("grad_norm", "weight_norm", "update_ratio", "activation_rms", "activation_max")
+LOGITS = ("lse", "logit_max")
 SAMPLE = 1024
 # Multiples of a prime, taken modulo a size, spread evenly over it; the size of no tensor is a multiple of it.
 _PRIME = 2_654_435_761
@@ -48,7 +49,9 @@ class Sheet:
         self.layers = list(dict.fromkeys(layer_of(name) for name, _ in named))
         self.parameters = [p for _, p in named]
         self.owner = torch.tensor([self.layers.index(layer_of(name)) for name, _ in named])
-        self.blocks = [n for n, _ in model.named_modules() if n.rpartition(".")[2].isdigit() and layer_of(n + ".x") == n]
+        self.blocks = [
+            n for n, _ in model.named_modules() if n.rpartition(".")[2].isdigit() and layer_of(n + ".x") == n
+        ]
         self._squares: dict[str, list[Tensor]] = {}
         self._peaks: dict[str, list[Tensor]] = {}
         self._numbers: dict[str, int] = {}
@@ -88,6 +91,8 @@ class Sheet:
 
     @torch.no_grad()
     def _see(self, name: str, output: Any) -> None:
+        if torch._C._current_graph_task_id() != -1:
+            return  # within a backward pass, activation checkpointing runs the block again
         output = output[0] if isinstance(output, tuple) else output
         if not isinstance(output, Tensor) or not output.is_floating_point() or not output.numel():
             return
@@ -124,7 +129,9 @@ class Sheet:
             return
         if self._before:
             # Sums over a sample stand for sums over the tensor.
-            scale = torch.tensor([p.numel() / max(1, len(s)) for p, s in zip(self.parameters, self._before, strict=True)])
+            scale = torch.tensor(
+                [p.numel() / max(1, len(s)) for p, s in zip(self.parameters, self._before, strict=True)]
+            )
             scale = scale.double().to(self._before[0].device)
             after = self._sampled()
             moved = torch._foreach_sub(after, self._before)  # pyright: ignore[reportPrivateImportUsage]
@@ -164,7 +171,7 @@ class Sheet:
         record: dict[str, Any] = {"step": self.step}
         for measure, layers in self._names:
             record[measure] = {layer: _short(next(values)) for layer in layers}
-        return record | dict(zip(("lse", "logit_max"), map(_short, values), strict=False))
+        return record | dict(zip(LOGITS, map(_short, values), strict=False))
 
 
 class Recorder:
@@ -194,13 +201,15 @@ class Recorder:
         """A sheet for this update, where one is due."""
         return Sheet(model, step) if self.every and step % self.every == 0 else None
 
-    def add(self, sheet: Sheet) -> dict[str, Any]:
-        """Read a step that counts, after its update."""
-        sheet.take_update()
-        record = sheet.read()
-        self.ring.append(record)
-        self._log.write(record)
-        return record
+    def add(self, sheet: Sheet | None) -> dict[str, float | None]:
+        """Read the sheet, if any, of a step that counts, after its update; returns what metrics say of the logits."""
+        record: dict[str, Any] = {}
+        if sheet is not None:
+            sheet.take_update()
+            record = sheet.read()
+            self.ring.append(record)
+            self._log.write(record)
+        return {name: record.get(name) for name in LOGITS}
 
     def rewind(self, step: int) -> None:
         """Forget what came after this step."""

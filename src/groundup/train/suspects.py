@@ -128,7 +128,9 @@ def _worst_token(model: nn.Module, batch: Batch) -> list[str]:
         return []
     at = int(nats.argmax())
     token, share = int(batch["tokens"][0, at + 1]), 100 * float(nats[at]) / total
-    return [f"worst at position {at + 1}, token id {token}: {float(nats[at]):.3g} nats, {share:.0f} % of the row's loss"]
+    return [
+        f"worst at position {at + 1}, token id {token}: {float(nats[at]):.3g} nats, {share:.0f} % of the row's loss"
+    ]
 
 
 def named_rows(places: Sequence[tuple[int, int]], batches: int) -> str:

@@ -72,7 +72,9 @@ class Trace:
         """End of the forward pass: outputs are looked at no more, as recomputed blocks would run again."""
         self._forward = False
         if self.origin is None and not _finite(total):
-            self.origin = Origin("loss", LOSS, f"every module's output is finite, and the loss is {float(total.detach()):g}")
+            self.origin = Origin(
+                "loss", LOSS, f"every module's output is finite, and the loss is {float(total.detach()):g}"
+            )
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._forward:
@@ -116,12 +118,10 @@ class Trace:
             return
         if self.origin is not None:
             return
-        after = f"the gradient that comes back to the output of {call.name} is the first that is not finite"
-        if call.parent is None and call.name == self._last_at_top:
-            self._found("gradient", LOSS, f"{after}: {_share(grad)}; behind it are only the head and the loss", grad)
-        else:
-            where = call.parent.name if call.parent else call.name
-            self._found("gradient", where, f"{after}: {_share(grad)}; no module behind it broke it", grad)
+        where = call.parent.name if call.parent else LOSS if call.name == self._last_at_top else call.name
+        begins = f"{where} itself" if call.parent or where == LOSS else "what reads that"
+        text = f"the first gradient that is not finite comes back to the output of {call.name}: {_share(grad)}"
+        self._found("gradient", where, f"{text}; it begins in {begins}", grad)
 
     def _input_gradient(self, call: _Call, grad: Tensor) -> None:
         if not self._gradient_is_fine(grad) and self.origin is None:
