@@ -277,7 +277,7 @@ def _spread(size: int, count: int, device: torch.device) -> Tensor:
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
     """Each tensor's norm, in float64 from here on: the squares of large norms leave float32's range."""
-    return torch.stack(torch._foreach_norm(tensors)).double()  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(torch._foreach_norm(list(tensors))).double()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _short(value: float) -> float | None:
