@@ -307,9 +307,10 @@ def only_rank_one(rank, size, kind, folder):
     if kind == "data" and rank == 1:
         mine[LATE] = {"tokens": torch.full_like(mine[LATE]["tokens"], 17)}
     if kind == "activation" and rank == 1:
-        rows, seen = mine[LATE]["tokens"][:, :-1], {"bad": False}
+        rows = mine[LATE]["tokens"][:, :-1]
+        seen = {"bad": False}
         model.embed.register_forward_pre_hook(lambda m, a: seen.update(bad=torch.equal(a[0], rows)))
-        model.blocks[1].register_forward_hook(lambda m, a, out: out * math.inf if seen["bad"] else None)
+        model.blocks[1].register_forward_hook(lambda m, a, out: torch.full_like(out, math.inf) if seen["bad"] else None)
     if kind == "weight" and rank == 1:
 
         def strike(step, model, run):

@@ -78,8 +78,8 @@ def test_a_sample_is_spread_over_rows_and_columns(shape):
 
 def test_the_ratio_from_a_sample_is_near_that_of_all():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(400, 300, bias=False))
-    weight = model[0].weight
+    layer = nn.Linear(400, 300, bias=False)
+    model, weight = nn.Sequential(layer), layer.weight
     sheet = Sheet(model, 1)
     weight.grad = torch.zeros_like(weight)
     sheet.take_gradients()

@@ -240,7 +240,7 @@ def _risen(usual: dict[str, dict[str, float]], layers: dict[str, Any]) -> tuple[
         if ratios and (best := max(ratios, key=lambda layer: ratios[layer])) and ratios[best] >= least:
             found.append((best, f"{measure.replace('_', ' ')} of {best} is {ratios[best]:.3g} times its median"))
     if not found:
-        return "", "no layer stands out" if usual else "no flight recorder says what was usual"
+        return "", "no layer stands out" if any(usual.values()) else "no flight recorder says what was usual"
     return found[0][0], ", ".join(text for _, text in found)
 
 
