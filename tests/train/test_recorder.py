@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from groundup.model import Transformer
-from groundup.train import Recorder, read_flight, read_metrics
+from groundup.train import Recorder, next_token, read_flight, read_metrics
+from groundup.train.diagnosis import Case, examine
 from groundup.train.recorder import SAMPLE, Sheet, _spread, layer_of
+from groundup.train.step import StepValues
 from tests.train.small import batch, same_weights, tiny_model, tiny_run
 from tests.train.test_experts import sparse_model
 
@@ -184,3 +186,34 @@ def test_frozen_weights_and_half_precision():
     assert recorder.ring[-1]["grad_norm"]["embed"] == 0 and recorder.ring[-1]["update_ratio"]["embed"] == 0
     assert recorder.ring[-1]["activation_max"]["blocks.1"] > 0
     assert isinstance(model, Transformer)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_sheet_waits_for_nothing():
+    model = tiny_model().cuda()
+    tokens = batch(0)["tokens"].cuda()
+    for mode in ("default", "error"):  # the first time warms up libraries, which wait
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            with Sheet(model, 1) as sheet:
+                model.logits(model.hidden(tokens[:, :-1])).sum().backward()
+            sheet.take_gradients(torch.ones((), device="cuda"), 1.0)
+            sheet.take_update()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert sheet.read()["grad_norm"]["head"] > 0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_recording_changes_no_bit_and_a_broken_module_is_named(tmp_path):
+    model = tiny_model().cuda()
+    watched, _, first = tiny_run(6, model=model, run_dir=tmp_path, compile=True)
+    plain, _, second = tiny_run(6, model=tiny_model().cuda(), recorder=False, compile=True)
+    assert same_weights(watched, plain) and first.losses == second.losses
+    assert [record["step"] for record in read_flight(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    with torch.no_grad():
+        model.blocks[1].ffn.down.weight.mul_(1e30)
+        model.blocks[1].ffn.up.weight.mul_(1e30)
+    moved = {name: tensor.cuda() for name, tensor in batch(0).items()}
+    values = StepValues(math.nan, math.nan, 32.0, 0.0, 0.0, {})
+    assert examine(Case(model, next_token, [moved], 1, values)).where == "blocks.1.ffn.down"

@@ -129,10 +129,8 @@ class Sheet:
             return
         if self._before:
             # Sums over a sample stand for sums over the tensor.
-            scale = torch.tensor(
-                [p.numel() / max(1, len(s)) for p, s in zip(self.parameters, self._before, strict=True)]
-            )
-            scale = scale.double().to(self._before[0].device)
+            sizes = [p.numel() / max(1, min(p.numel(), SAMPLE)) for p in self.parameters]
+            scale = _sent(sizes, self._before[0].device)
             after = self._sampled()
             moved = torch._foreach_sub(after, self._before)  # pyright: ignore[reportPrivateImportUsage]
             ratio = self._by_layer(_norms(moved).square() * scale) / self._by_layer(_norms(after).square() * scale)
@@ -152,9 +150,8 @@ class Sheet:
         seen = [name for name in self.blocks if name in self._squares]
         if seen:
             sums = torch.stack([torch.stack(self._squares[name]).sum() for name in seen])
-            self._columns["activation_rms"] = (
-                sums / sums.new_tensor([float(self._numbers[name]) for name in seen])
-            ).sqrt()
+            counts = _sent([self._numbers[name] for name in seen], sums.device)
+            self._columns["activation_rms"] = (sums / counts).sqrt()
             self._columns["activation_max"] = torch.stack([torch.stack(self._peaks[name]).amax() for name in seen])
         names = {"activation_rms": seen, "activation_max": seen}
         self._names = [(measure, names.get(measure, self.layers)) for measure in MEASURES if measure in self._columns]
@@ -273,6 +270,11 @@ def _spread(size: int, count: int, device: torch.device) -> Tensor:
     if size <= count:
         return torch.arange(size, device=device)
     return torch.arange(count, device=device) * _PRIME % size
+
+
+def _sent(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    return torch.tensor(numbers, dtype=torch.float64).to(device, non_blocking=True)
 
 
 def _norms(tensors: Sequence[Tensor]) -> Tensor:
