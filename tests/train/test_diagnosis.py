@@ -127,10 +127,10 @@ def test_however_a_step_is_run_its_fault_is_named(tmp_path, way, change):
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_rows_are_those_of_the_whole_batch(parts):
-    model, bad, seen = tiny_model(), batch(1)["tokens"][3, :-1], {}
+    model, bad, seen = tiny_model(), batch(2)["tokens"][3, :-1], {}
     model.embed.register_forward_pre_hook(lambda m, a: seen.update(rows=(a[0] == bad).all(1)))
     model.blocks[0].register_forward_hook(lambda m, a, out: out.masked_fill(seen["rows"][:, None, None], math.inf))
-    found = examine(Case(model, next_token, [batch(0), batch(1)], parts, values(math.nan)))
+    found = examine(Case(model, next_token, [batch(0), batch(2)], parts, values(math.nan)))
     assert found.where == "blocks.0" and found.rows == [(1, 3)] and "row 3 of batch 1" in found.text
 
 
