@@ -142,6 +142,7 @@ def test_a_module_inside_of_a_compiled_block_is_named(tmp_path):
         model.blocks[1].ffn.up.weight.mul_(1e30)
     for block in model.blocks:
         block.compile(backend="eager")
+    next_token(model, batch(0))  # compiled before there are hooks, as in a run
     found = examine(Case(model, next_token, [batch(0)], 1, values(math.nan)))
     assert (found.kind, found.where) == ("activation", "blocks.1.ffn.down")
     assert all(block._compiled_call_impl is not None for block in model.blocks)
