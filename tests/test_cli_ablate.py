@@ -1,10 +1,12 @@
 """`groundup ablate`: what it takes, what it prints and what it refuses."""
 
+import argparse
 import json
 
 import pytest
 
 from groundup import cli, scaling
+from groundup.cli_ablate_plan import KEYS, apply_plan
 
 SMALL = ["d_model=16", "num_layers=1", "context_length=16", "batch_size=2", "vocab_size=270", "steps=4",
          "text_bytes=150000", "scored_bytes=1000", "tune_share=0", "--seeds", "2", "--device", "cpu"]  # fmt: skip
@@ -82,6 +84,69 @@ def test_a_dry_run_shows_the_variants_and_writes_nothing(tmp_path, capsys, monke
 def test_own_variants_of_the_command_line(capsys):
     _, _, result = call(capsys, *SMALL, "--variant", "wide", "blocks.0.ffn.d_ff=99", "--dry-run", "--json")
     assert [v["name"] for v in result["variants"]] == ["base", "wide"]
+
+
+PLAN = """
+variants = ["relu_mlp", "geglu"]
+match = "parameters"
+seeds = 2
+
+[variant]
+wide = ["blocks.0.ffn.d_ff=99"]
+
+[settings]
+d_model = 16
+num_layers = 1
+vocab_size = 270
+context_length = 16
+rates = [0.001, 0.002]
+"""
+
+
+def test_a_plan_is_the_command_line_in_a_file(tmp_path, capsys):
+    (tmp_path / "shape.toml").write_text(PLAN)
+    code, _, planned = call(capsys, "--plan", tmp_path / "shape.toml", "--dry-run", "--json")
+    words = ["d_model=16", "num_layers=1", "vocab_size=270", "context_length=16", "rates=[0.001,0.002]"]
+    words += ["--variants", "relu_mlp,geglu", "--match", "parameters", "--seeds", "2"]
+    _, _, typed = call(capsys, *words, "--variant", "wide", "blocks.0.ffn.d_ff=99", "--dry-run", "--json")
+    assert code == 0 and planned == typed and len(planned["variants"]) == 4
+
+
+def test_files_of_a_plan_lie_beside_it(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"ladder": True, "more": ["gqa"], "files": ["a.txt"], "settings": {"steps": 3}}))
+    options = argparse.Namespace(**{name: None for name in KEYS})
+    apply_plan(options, str(path))
+    assert options.files == [str(tmp_path / "a.txt"), "steps=3"]
+    assert options.ladder is True and options.more == "gqa" and options.variant == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "fault"),
+    [
+        ('varants = ["geglu"]', [], "unknown key 'varants'; did you mean 'variants'"),
+        ('variants = "geglu"', [], "variants = 'geglu'; expected a list"),
+        ("variants = [3]", [], "expected a list of texts"),
+        ("seeds = true", [], "seeds = True; expected a whole number"),
+        ("ladder = true", ["--seeds", "3"], "leave out 'seeds', or write it there"),
+        ("ladder = true", ["d_model=16"], "leave out 'files'"),
+        ("[variant]\nnarrow = 'd_head=8'", [], "variant.narrow = 'd_head=8'; expected a list of texts"),
+        ("ladder = ", [], "cannot be read as a plan"),
+        ("ladder = true\n[settings]\nd_modl = 3", [], "did you mean 'd_model'"),
+        ("seeds = 3", [], "give one of --ladder"),
+    ],
+)
+def test_a_plan_that_is_wrong_is_refused(tmp_path, capsys, text, words, fault):
+    (tmp_path / "plan.toml").write_text(text)
+    code, shown, _ = call(capsys, *words, "--plan", tmp_path / "plan.toml", "--dry-run")
+    assert code == 1 and fault in shown.err
+
+
+def test_a_plan_that_is_no_table_is_refused(tmp_path, capsys):
+    (tmp_path / "plan.json").write_text("[]")
+    code, shown, _ = call(capsys, "--plan", tmp_path / "plan.json")
+    assert code == 1 and "holds a list; expected keys such as" in shown.err
+    assert call(capsys, "--plan", tmp_path / "none.toml")[0] == 1
 
 
 @pytest.mark.parametrize(

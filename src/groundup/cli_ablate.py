@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from groundup.cli_ablate_plan import apply_plan
 from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, settings_lines, whole_number
 from groundup.config import declared, near, override
 
@@ -31,6 +32,7 @@ def options(parser: Parser) -> None:
     add("--match", choices=MATCHES, help="what all variants have equal (default: flops)")
     add("--seeds", type=whole_number, metavar="N", help="runs of each variant (default: 3)")
     add("--budget", help="wall-clock time for everything, e.g. 90s, 10m, 1.5h (default: 10m)")
+    add("--plan", metavar="FILE", help="all of the above as one .toml or .json file (see docs/ablate.md)")
     add("--out", metavar="DIR", help="folder to create (default: a new one in runs/)")
     add("--resume", metavar="DIR", help="go on with an interrupted comparison")
     add("--dry-run", action="store_true", help="print what would be compared and stop")
@@ -57,6 +59,8 @@ def run(options: Arguments) -> int:
             _refuse_beside_resume(options)
             result = resume(folder, device=options.device, say=say)
         else:
+            if options.plan:
+                apply_plan(options, options.plan)
             files, settings = _settings(options)
             variants = _variants(options, settings)
             if options.dry_run:
@@ -92,7 +96,7 @@ def _short(result: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_beside_resume(options: Arguments) -> None:
     given = [name for name in ("files", "variants", "variant", "ladder", "leave_one_out", "more", "match", "seeds",
-                               "budget", "out", "dry_run") if getattr(options, name)]  # fmt: skip
+                               "budget", "plan", "out", "dry_run") if getattr(options, name)]  # fmt: skip
     if given:
         name = given[0].replace("_", "-")
         raise ValueError(f"--resume goes on with the comparison's own settings: leave out {name!r}")

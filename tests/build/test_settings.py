@@ -34,7 +34,7 @@ def test_a_setting_that_is_given_twice_is_refused(budget, seed, word):
         settings_from(budget, seed, [word])
 
 
-BAD = ["dropout=1", "dropout=-0.1", "dropout=NaN",
+BAD = ["dropout=1", "dropout=-0.1", "dropout=NaN", "z_loss=-1", "z_loss=1", "z_loss=NaN",
        "held_out_fraction=0", "held_out_fraction=0.6", "max_epochs=0", "max_epochs=NaN", "max_epochs=Infinity",
        "learning_rate=2", "learning_rate=NaN", "batch_size=-1", "vocab_size=x", "vocab_size=259", "threads=100000",
        "seed=-1", "seed=9223372036854775808", "budget_seconds=NaN", "budget_seconds=Infinity"]  # fmt: skip

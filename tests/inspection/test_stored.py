@@ -80,6 +80,19 @@ def test_a_run_says_what_is_absent(saved):
     }
 
 
+def test_a_run_says_what_the_flight_recorder_has(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "flight.jsonl").write_text('{"step": 10}\n{"step": 20}\n{"st')
+    (tmp_path / "flight").mkdir()
+    told = {"event": "skip", "diagnosis": {"kind": "activation", "where": "blocks.3.ffn.down"}}
+    (tmp_path / "flight" / "step-17.json").write_text(json.dumps(told))
+    (tmp_path / "flight" / "step-9.json").write_text("{")
+    facts = dict(inspect_path(tmp_path).facts)
+    assert facts["flight.jsonl"].startswith("2 sheets of norms by layer, steps 10 to 20")
+    assert facts["flight/step-17.json"] == "skip: activation: blocks.3.ffn.down"
+    assert facts["flight/step-9.json"] == "unreadable"
+
+
 def test_a_model_folder_and_its_file(tmp_path):
     model = Transformer(presets.llama(vocab_size=17, d_model=8, num_layers=1, num_heads=2))
     save_pretrained(model, None, tmp_path / "model")

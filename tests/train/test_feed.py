@@ -86,3 +86,13 @@ def test_the_time_that_the_source_takes_is_counted():
     assert feed.waited == 0.0
     feed.take(2)
     assert feed.waited >= 0.1
+
+
+def test_a_wrong_id_is_named_on_its_way_to_an_accelerator():
+    """Which, if it got there, would end the process without a word about where it was."""
+    bad = batch(1)["tokens"].clone()
+    bad[1, 4] = 99
+    feed = Feed([batch(0), {"tokens": bad}], torch.device("meta"), {"tokens": 31, "source": 7})
+    assert feed.take(1)[0]["tokens"].is_meta
+    with pytest.raises(ValueError, match=r"row 1, position 4: token id 99 .* 0\.\.30"):
+        feed.take(1)

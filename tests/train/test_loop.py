@@ -120,7 +120,7 @@ def test_metrics_have_one_record_per_interval(tmp_path):
     assert [r["step"] for r in records] == [4, 8, 10]
     assert records[0]["loss"] == pytest.approx(sum(run.losses[:4]) / 4)
     assert records[2]["loss"] == pytest.approx(sum(run.losses[8:]) / 2)
-    keys = "step loss lr grad_norm tokens tokens_per_second mfu epoch seconds skipped noise_scale"
+    keys = "step loss lr grad_norm tokens tokens_per_second mfu epoch seconds skipped noise_scale lse logit_max"
     assert set(keys.split()) == set(records[0])
     assert records[0]["mfu"] == pytest.approx(records[0]["tokens_per_second"] * 1e6 / 1e12)
     assert records[1]["noise_scale"] is None or records[1]["noise_scale"] > 0

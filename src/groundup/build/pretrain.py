@@ -129,6 +129,7 @@ def pretrain(
     hook_every: int,
     saved: Callable[[], None],
     track: Sequence[str] = (),
+    z_loss: float = 0.0,
 ) -> train.Run:
     """Train until the deadline (or `max_steps`, where more passes are not worth it), resuming what is there.
 
@@ -140,7 +141,7 @@ def pretrain(
     return train.train(
         session.model,
         make_loader(shards, made, seed),
-        objectives.pretraining(session.model),
+        objectives.pretraining(session.model, z_loss),
         make_optimizer(session.model, made),
         max_steps,
         schedule=schedule(made, max_steps),
@@ -153,7 +154,8 @@ def pretrain(
         deadline=deadline,
         flops_per_token=training_flops_per_token(made.model, made.model.context_length),
         peak_flops=machine.peak_flops,
-        config={"seed": seed, "dropout": made.dropout, "dropout_seed": dropout_seed},
+        config={"seed": seed, "dropout": made.dropout, "dropout_seed": dropout_seed}
+        | ({"z_loss": z_loss} if z_loss else {}),
         sinks=[SINKS[name](run_dir) for name in track],
     )
 

@@ -42,6 +42,7 @@ class BuildSettings(Wishes):
     text_field: field of .jsonl and .parquet records that holds the text (null: text, else content)
     precision: auto (the fastest here), fp32 or bf16
     compile: torch.compile for the blocks, true or false
+    z_loss: coefficient of log(sum of exp of logits)^2, which keeps logits from drifting; 0.0001 is usual, 0 is none
     threads: CPU threads
     chat: also tune a copy to chat, true or false
     track: also log to tensorboard, wandb or both (with a comma)
@@ -57,12 +58,13 @@ class BuildSettings(Wishes):
     text_field: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool | None = None
+    z_loss: float = 0.0
     threads: int | None = None
     chat: bool = True
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("budget_seconds", "held_out_fraction", "learning_rate", "max_epochs", "dropout"):
+        for name in ("budget_seconds", "held_out_fraction", "learning_rate", "max_epochs", "dropout", "z_loss"):
             if (value := getattr(self, name)) is not None and not math.isfinite(value):
                 raise ValueError(f"{name}={value}: must be a finite number")
         if self.budget_seconds < SMALLEST_BUDGET_SECONDS:
@@ -91,6 +93,8 @@ class BuildSettings(Wishes):
             raise ValueError(f"learning_rate={self.learning_rate}: must lie between 0 and 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: must be at least 0 and below 1")
+        if not 0 <= self.z_loss < 1:
+            raise ValueError(f"z_loss={self.z_loss}: must be at least 0 and below 1; 0.0001 is usual")
         if self.max_epochs is not None and self.max_epochs <= 0:
             raise ValueError(f"max_epochs={self.max_epochs}: must be above 0")
 

@@ -133,7 +133,7 @@ class Stages:
             max_steps=made.steps if self.decision.capped else None,
             hook=lambda step, model, run: self._score(session, run),
             hook_every=math.ceil(made.steps / CURVE_POINTS),
-            saved=self.folder.save_clock, track=self.settings.track,
+            saved=self.folder.save_clock, track=self.settings.track, z_loss=self.settings.z_loss,
         )  # fmt: skip
         if run.stopped_by == "interrupt":
             return False

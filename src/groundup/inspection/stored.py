@@ -1,7 +1,7 @@
 """What is in a checkpoint, a model file or folder, or a run: read from headers, so nothing large is loaded."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from groundup.config import plural
 from groundup.files import read_json, sha256
 from groundup.gguf import GGUFFile
 from groundup.tensorfile import validate_header
-from groundup.train import checkpoint
+from groundup.train import checkpoint, recorder
 
 LONGEST_VALUE = 80
 # What a checkpoint is made of, by the first part of a tensor's name.
@@ -124,10 +124,27 @@ def _run(path: Path, verify: bool) -> Stored:
     if (path / "metrics.jsonl").is_file():
         with open(path / "metrics.jsonl", "rb") as file:
             made.facts.append(("metrics.jsonl", f"{sum(1 for _ in file):,} records"))
+    made.facts.extend(_flight(path))
     for folder in checkpoint.checkpoints(path / "checkpoints"):
         made.facts.append((folder.name, _soundness(folder) if verify else "not checked; give --verify"))
     made.tensors = _headers(sorted(path.glob("*.safetensors")))
     return made
+
+
+def _flight(path: Path) -> Iterator[tuple[str, str]]:
+    """The flight recorder's sheets, and what was found out about each bad step."""
+    if (path / recorder.FILE).is_file() and (sheets := recorder.read_flight(path)):
+        steps = f"steps {sheets[0]['step']:,} to {sheets[-1]['step']:,}"
+        yield recorder.FILE, f"{plural(len(sheets), 'sheet')} of norms by layer, {steps}; groundup report draws them"
+    for file in sorted((path / recorder.FOLDER).glob("step-*.json"), key=lambda file: (len(file.name), file.name)):
+        try:
+            told = _object(read_json(file))
+        except (ValueError, OSError):
+            yield f"{recorder.FOLDER}/{file.name}", "unreadable"
+            continue
+        found = _object(told.get("diagnosis"))
+        said = [str(part) for part in (told.get("event"), found.get("kind"), found.get("where")) if part]
+        yield f"{recorder.FOLDER}/{file.name}", ": ".join(said)
 
 
 def _soundness(folder: Path) -> str:

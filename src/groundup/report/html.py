@@ -13,6 +13,7 @@ from groundup.files import write_atomic
 from groundup.report.charts import HELD_OUT, INK, Chart, Line, Panel, svg, thinned
 from groundup.report.comparison import comparison_table
 from groundup.report.content import Content, content, stage_table
+from groundup.report.flight import draw, heat_maps
 from groundup.report.quantities import label, plain, quantity
 from groundup.report.run import RunFiles, read_run
 from groundup.report.scores import score_table
@@ -25,6 +26,7 @@ _PARTS = (
     ("quality", "Quality", "scores"),
     ("plan", "Plan and outcome", "comparisons"),
     ("curves", "Training", "charts"),
+    ("layers", "Layer by layer", "maps"),
     ("time", "Time and cost", "stages"),
     ("samples", "Samples", "samples"),
     ("facts", "Made of", ""),
@@ -72,7 +74,8 @@ def page(run: RunFiles, shown: Content) -> str:
     """The HTML. Everything from the run is escaped: samples may hold any text."""
     folder, seen_from = where(run.path)
     charts, commands = figures(run), how_to_use(run, folder)
-    filled = {**vars(shown), "charts": charts, "commands": commands, "": True}
+    maps = [draw(heat_map) for heat_map in heat_maps(run.flight, run.events)]
+    filled = {**vars(shown), "charts": charts, "maps": maps, "commands": commands, "": True}
     filled["stages"] = shown.stages or shown.cost
     filled["samples"] = shown.samples or shown.chat_samples
     return fill(
@@ -80,6 +83,7 @@ def page(run: RunFiles, shown: Content) -> str:
         content=shown,
         parts=[(id, title) for id, title, needs in _PARTS if filled[needs]],
         charts=charts,
+        maps=maps,
         commands=commands,
         folder=folder,
         seen_from=seen_from,

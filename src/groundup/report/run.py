@@ -58,6 +58,7 @@ class RunFiles:
     samples: list[Sample] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     resources: list[dict[str, Any]] = field(default_factory=list)
+    flight: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> dict[str, Any]:
@@ -104,6 +105,7 @@ def read_run(run_dir: str | Path) -> RunFiles:
     _read_curves(run)
     run.events = _records(run, "events.jsonl")
     run.resources = _records(run, "resources.jsonl")
+    run.flight = _records(run, "flight.jsonl")
     for file in sorted((path / "samples").glob("*.json")):
         _read_samples(run, file)
     if not run.samples:

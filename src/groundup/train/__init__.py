@@ -5,6 +5,7 @@ from groundup.train.api import train
 from groundup.train.guard import Guard
 from groundup.train.log import MetricsLog, read_metrics
 from groundup.train.objectives import Loss, masked_tokens, next_token, sequence_to_sequence
+from groundup.train.recorder import Recorder, read_flight
 from groundup.train.rehearsal import rehearse, rehearse_config
 from groundup.train.room import AtLeast
 from groundup.train.run import Run
@@ -17,6 +18,7 @@ __all__ = [
     "Loss",
     "MetricsLog",
     "OutOfMemory",
+    "Recorder",
     "Run",
     "TensorBoard",
     "WeightsAndBiases",
@@ -25,6 +27,7 @@ __all__ = [
     "next_token",
     "objectives",
     "precision",
+    "read_flight",
     "read_metrics",
     "rehearse",
     "rehearse_config",

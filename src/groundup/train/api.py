@@ -17,9 +17,11 @@ from groundup.train.guard import Guard
 from groundup.train.log import MetricsLog, Sink
 from groundup.train.loop import Hook, Training
 from groundup.train.noise import NoiseScale
+from groundup.train.objectives import vocabularies
 from groundup.train.pace import Pace
 from groundup.train.progress import ProgressLine
 from groundup.train.ranks import is_main
+from groundup.train.recorder import Recorder
 from groundup.train.resume import Resumable, Saver
 from groundup.train.room import AtLeast, Memory
 from groundup.train.run import Run
@@ -55,6 +57,7 @@ def train(
     config: dict[str, Any] | None = None,
     lookahead: int | None = None,
     watch_seconds: float | None = resources.SECONDS,
+    recorder: Recorder | bool = True,
 ) -> Run:
     """Train until `steps` updates were made, the deadline nears, a signal comes, or the source ends.
 
@@ -75,6 +78,8 @@ def train(
     lookahead: updates queued on the device before the first's loss is read: 1 on CUDA, 0 elsewhere. A bad
     step is then undone on the device, and the batches queued after it are run again.
     watch_seconds: between two looks at what the run uses of its machine, in run_dir/resources.jsonl (None: no looks).
+    recorder: of norms by layer, in run_dir/flight.jsonl; True is one with a record each `log_every` updates if there is
+    a run_dir, which is also what a bad step is held against (see `diagnosis`).
 
     Raises ValueError for options that do not fit together or a checkpoint that does not fit, FloatingPointError when
     bad steps do not end (see `Guard`), and OutOfMemory, which says what held the memory and what would fit. The last
@@ -86,7 +91,7 @@ def train(
     device = next(model.parameters()).device
     if device.type == "cpu":
         reuse_freed_memory()
-    feed = Feed(source, device)
+    feed = Feed(source, device, vocabularies(model))
     facts = fingerprint(model, optimizer, source, config)
     memory = Memory(micro_batches)
     training = Training(
@@ -108,6 +113,9 @@ def train(
     training.continue_from(training.saver.find(resume))
     log_dir = run_dir if is_main() else None
     training.log = MetricsLog(log_dir, from_step=training.run.step, sinks=sinks if is_main() else ())
+    training.recorder = _recorder(recorder, run_dir)
+    if training.recorder is not None:
+        training.recorder.open(log_dir, log_every, training.run.step)
     training.progress = ProgressLine() if progress and is_main() else None
     if log_dir is None or watch_seconds is None:
         return training.loop()
@@ -131,6 +139,12 @@ def _check(
         raise ValueError("train: fp16 gradients underflow without loss scaling; use precision 'bf16'")
     if (resume is True or checkpoint_every is not None) and run_dir is None:
         raise ValueError("train: resume=True and checkpoint_every need a run_dir")
+
+
+def _recorder(wanted: Recorder | bool, run_dir: str | Path | None) -> Recorder | None:
+    if isinstance(wanted, Recorder):
+        return wanted
+    return Recorder() if wanted and run_dir is not None else None
 
 
 def _lookahead(wanted: int | None, optimizer: Any, device: torch.device) -> int:

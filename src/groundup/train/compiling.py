@@ -4,6 +4,8 @@ The loss between the head's matrix products is compiled too: `model.compiled` te
 """
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,6 +34,12 @@ def compile_blocks(model: nn.Module, *, required: bool) -> bool:
         _said.add(reason)
         logger.warning("not compiling: %s", reason)
     return False
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """Within it what was compiled runs as it is written, so that hooks inside of it are called."""
+    compiled = getattr(model, "compiled", False) or any(m._compiled_call_impl is not None for m in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _why_not(model: nn.Module) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from groundup.data.batch import Batch, to_device
+from groundup.train.objectives import check_ids
 
 
 class Feed:
@@ -15,10 +16,13 @@ class Feed:
 
     A source with `state()` and `load_state()` (as `data.Loader`) is resumed by them; any other is assumed to
     repeat itself and is fast-forwarded. `waited` counts the seconds that the source took.
+
+    vocabularies: the number of ids that a tensor may hold, by its name; on their way to an accelerator batches are
+    held against it, as a wrong id ends a process there, and does not say where it was.
     """
 
-    def __init__(self, source: Iterable[Batch], device: torch.device):
-        self.source, self.device = source, device
+    def __init__(self, source: Iterable[Batch], device: torch.device, vocabularies: dict[str, int] | None = None):
+        self.source, self.device, self.vocabularies = source, device, vocabularies or {}
         self.taken, self.waited = 0, 0.0
         self._iterator = iter(source)
         self._returned: deque[list[Batch]] = deque()
@@ -34,6 +38,9 @@ class Feed:
             self.waited += time.perf_counter() - began
             if batch is None:
                 return None
+            if self.device.type != "cpu":
+                for name in self.vocabularies.keys() & batch.keys():
+                    check_ids(batch[name], self.vocabularies[name])
             group.append(to_device(batch, self.device))
         self.taken += count
         return group

@@ -1,4 +1,4 @@
-"""The guard against bad steps: what counts as bad, what is done about it, and why it happened."""
+"""The guard against bad steps: what counts as bad, and what is done about it. `diagnosis` says why it happened."""
 
 import hashlib
 import math
@@ -70,27 +70,6 @@ class Guard:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.in_row, self.recent = state["in_row"], deque(state["recent"])
-
-
-def diagnose(model: nn.Module, loss: float, grad_norm: float, weight: float, batches: list[dict[str, Tensor]]) -> str:
-    """What was wrong, the first weight or gradient that is not finite, and which batch it was."""
-    if weight == 0:
-        what = "no position of the batch has weight (everything is masked)"
-    elif not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        what = f"loss {loss:g}, gradient norm {grad_norm:g}"
-    else:
-        what = f"loss jumped to {loss:g}"
-    return f"{what}; {_first_fault(model)}; batch {fingerprint(batches)}"
-
-
-def _first_fault(model: nn.Module) -> str:
-    if name := first_non_finite_weight(model):
-        return f"the first weight that is not finite is {name}"
-    for name, p in model.named_parameters():
-        if p.grad is not None and not bool(torch.isfinite(p.grad).all()):
-            share = 1 - float(torch.isfinite(p.grad).double().mean())
-            return f"the first gradient that is not finite is of {name} ({share:.1%} of it)"
-    return "all weights and gradients are finite"
 
 
 def first_non_finite_weight(model: nn.Module) -> str | None:

@@ -33,8 +33,10 @@ class MetricsLog:
     never stops training. `run_dir=None` only feeds the sinks.
     """
 
-    def __init__(self, run_dir: str | Path | None, *, from_step: int = 0, sinks: Sequence[Sink] = ()):
-        self.path = Path(run_dir) / "metrics.jsonl" if run_dir is not None else None
+    def __init__(
+        self, run_dir: str | Path | None, *, from_step: int = 0, sinks: Sequence[Sink] = (), name: str = "metrics.jsonl"
+    ):
+        self.path = Path(run_dir) / name if run_dir is not None else None
         self.sinks = list(sinks)
         self._waiting: list[bytes] = []
         self._complained = False
@@ -117,9 +119,9 @@ class MetricsLog:
             logger.warning("%s failed and is dropped: %s", type(sink).__name__, error)
 
 
-def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The whole records of a run's metrics.jsonl; a torn last line is left out."""
-    path = Path(run_dir) / "metrics.jsonl"
+def read_metrics(run_dir: str | Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The whole records of a run's metrics.jsonl, or of another file like it; a torn last line is left out."""
+    path = Path(run_dir) / name
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if _is_record(line, None)]
 

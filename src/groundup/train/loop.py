@@ -1,5 +1,6 @@
 """One loop. A method is a source of batches and an objective; nothing else differs. `api.py` is the way in."""
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -15,14 +16,15 @@ from groundup.data.batch import Batch
 from groundup.device import peak_memory_bytes, random_state, set_random_state
 from groundup.model.balance import update_biases
 from groundup.optim.schedule import ClockDecay
-from groundup.train import checkpoint, resources
+from groundup.train import checkpoint, diagnosis, resources
 from groundup.train.feed import count_tokens, split
-from groundup.train.guard import diagnose, first_non_finite_weight
+from groundup.train.guard import first_non_finite_weight
 from groundup.train.interrupt import Interrupt, catch_signals
 from groundup.train.log import MetricsLog
 from groundup.train.pace import Pace
 from groundup.train.progress import ProgressLine
-from groundup.train.ranks import largest_over_ranks, world_size
+from groundup.train.ranks import is_main, largest_over_ranks, world_size
+from groundup.train.recorder import Recorder, Sheet
 from groundup.train.resume import Resumable, Saver
 from groundup.train.run import Ending, Run
 from groundup.train.shortage import OPTIMIZER_STEP, Rehearsals, autopsy, held_bytes, shortage_of
@@ -42,6 +44,8 @@ class _Queued:
     threshold: float
     rate: float
     rng: list[Tensor]
+    begun: list[Tensor]  # the generators after the batch was drawn
+    sheet: Sheet | None
 
 
 @dataclass
@@ -62,6 +66,7 @@ class Training:
     device: torch.device
     flops_per_token: float | None
     peak_flops: float | None
+    recorder: Recorder | None = None
 
     def __post_init__(self) -> None:
         self.model, self.optimizer, self.run = self.parts.model, self.parts.optimizer, self.parts.run
@@ -69,6 +74,7 @@ class Training:
         self.queue: deque[_Queued] = deque()
         self.poisoned = torch.zeros((), device=self.device)
         self.ended = False
+        self.last_good: list[Batch] | None = None
         self.interrupt = Interrupt()
         self.log = MetricsLog(None)
         self.progress: ProgressLine | None = None
@@ -146,13 +152,20 @@ class Training:
             self.ended = True
             return
         rate = self.set_rates(step)
-        vector, names = self.gradients(group)
+        begun = random_state(self.device)
+        sheet = None if self.recorder is None else self.recorder.begin(self.model, step + 1)
+        with sheet or contextlib.nullcontext():
+            vector, names = self.gradients(group)
+        if sheet is not None:
+            sheet.take_gradients(vector[1], self.clip)
         threshold = float(torch.tensor(self.guard.threshold(), dtype=vector.dtype))
         if self.lookahead:
             bad = ~torch.isfinite(vector[:2]).all() | (vector[0] > threshold)
             self.poisoned = torch.maximum(self.poisoned, bad.float()) if self.queue else bad.float()
             self.update(group, skip=self.poisoned)
-        self.queue.append(_Queued(group, PendingValues(vector, names), threshold, rate, rng))
+            if sheet is not None:
+                sheet.take_update()
+        self.queue.append(_Queued(group, PendingValues(vector, names), threshold, rate, rng, begun, sheet))
 
     def gradients(self, group: list[Batch]) -> tuple[Tensor, list[str]]:
         """As many attempts as it takes micro-batches, if their number is free."""
@@ -216,6 +229,8 @@ class Training:
 
     def advance(self, queued: _Queued, values: StepValues) -> None:
         self.run.step += 1
+        self.last_good = queued.group
+        logits = {} if self.recorder is None else self.recorder.add(queued.sheet)
         self.run.losses.append(values.loss)
         self.run.tokens += count_tokens(queued.group) * world_size()
         self.run.step_seconds.append(self.pace.step_done())
@@ -223,7 +238,7 @@ class Training:
         self.parts.noise.observe(values.small_square, values.small_weight, values.grad_norm**2, values.weight)
         step = self.run.step
         if step % self.log_every == 0 or step == self.steps:
-            self.write_log(queued.rate, values)
+            self.write_log(queued.rate, values, logits)
         for hook in (hook for n, hook in self.every.items() if step % n == 0):
             hook(step, self.model, self.run)
             self.model.train()
@@ -231,13 +246,13 @@ class Training:
             self.saver.save(self.parts, self.log)
         self.pace.pause_done()
 
-    def write_log(self, rate: float, values: StepValues) -> None:
+    def write_log(self, rate: float, values: StepValues, logits: dict[str, Any]) -> None:
         record = self.run.record(self.run.step % self.log_every or self.log_every, self.cost)
         if (record["mfu"] or 0.0) > 1 and self.peak_flops is not None:
             self.raise_peak(record)
         record |= {"lr": rate, "grad_norm": values.grad_norm, "noise_scale": self.parts.noise.tokens}
         used = {} if self.monitor is None else self.monitor.latest
-        self.log.write(record | {"epoch": self.feed.epochs} | values.metrics, to_sinks=used)
+        self.log.write(record | {"epoch": self.feed.epochs} | values.metrics | logits, to_sinks=used)
         if self.progress is not None:
             self.progress.show(record, *self.pace.progress(self.run.step, self.steps, self.run.seconds))
 
@@ -261,15 +276,16 @@ class Training:
         """Nothing of a bad step was applied: report it, and skip it, go back, or give up."""
         self.feed.give_back([later.group for later in self.queue])
         self.queue.clear()
-        if self.lookahead:
-            self.gradients(bad.group)
+        found = self.examine(bad, values)
+        text = found.text
         set_random_state(bad.rng, self.device)
-        text = diagnose(self.model, values.loss, values.grad_norm, values.weight, bad.group)
         self.optimizer.zero_grad(set_to_none=True)
-        weights_finite = first_non_finite_weight(self.model) is None
+        (broken,) = largest_over_ranks([float(first_non_finite_weight(self.model) is not None)], self.device)
         path = self.saver.latest()
-        verdict = self.guard.judge(finite=values.finite, weights_finite=weights_finite, can_rewind=path is not None)
+        verdict = self.guard.judge(finite=values.finite, weights_finite=not broken, can_rewind=path is not None)
         self.log.event(self.run.step + 1, verdict, text)
+        if self.recorder is not None and is_main():
+            self.recorder.dump(self.run.step + 1, {"event": verdict, "diagnosis": found.as_dict()})
         if verdict == "stop":
             raise FloatingPointError(f"step {self.run.step + 1}: {text}; {self.guard.why_stopped(path)}")
         if verdict == "accept":
@@ -278,7 +294,17 @@ class Training:
         self.run.skipped += 1
         if verdict == "rewind":
             assert path is not None
-            self.rewind(path, rewind_data=not weights_finite)
+            self.rewind(path, rewind_data=bool(broken))
+
+    def examine(self, bad: _Queued, values: StepValues) -> diagnosis.Diagnosis:
+        """Run the bad step again with the random numbers that it had; it is the only one that this costs anything."""
+        set_random_state(bad.begun, self.device)
+        usual = {} if self.recorder is None else self.recorder.usual()
+        parts = self.memory.micro_batches
+        case = diagnosis.Case(
+            self.model, self.objective, bad.group, parts, values, bad.threshold, self.last_good, usual
+        )  # fmt: skip
+        return diagnosis.examine(case)
 
     def rewind(self, path: Path, *, rewind_data: bool) -> None:
         """Back to a checkpoint. Broken weights accuse the machine, so the same data is tried again; broken
@@ -287,3 +313,5 @@ class Training:
         self.parts.restore(checkpoint.load(path, verified=True), rewind_data=rewind_data)
         self.run.skipped = skipped
         self.log.rewind(self.run.step)
+        if self.recorder is not None:
+            self.recorder.rewind(self.run.step)

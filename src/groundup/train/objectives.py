@@ -1,5 +1,6 @@
 """Objectives: (model, batch) -> a sum of losses and the weight that divides it."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -97,7 +98,7 @@ def masked_tokens(
     batch = {name: tensor if name == "seed" else tensor[:, 1:] for name, tensor in batch.items()}
     tokens, head = batch["tokens"], cast(Tensor, model.head_weight)
     vocab_size = head.shape[0]
-    _check_ids(tokens, vocab_size, first=1)
+    check_ids(tokens, vocab_size, first=1)
     eligible = torch.ones_like(tokens, dtype=torch.bool)
     for special in (mask_id, *special_ids):
         eligible &= tokens != special
@@ -127,8 +128,8 @@ def sequence_to_sequence(model: nn.Module, batch: Batch, *, split: float = 0.5) 
         raise ValueError(f"sequence_to_sequence: a {kind} has no source; give an EncoderDecoder, or use next_token")
     _refuse_sampled(model, "sequence_to_sequence")
     batch = batch if "source" in batch else _cut(batch, split)
-    _check_ids(batch["source"], model.config.encoder.vocab_size)
-    _check_ids(batch["tokens"], model.config.vocab_size)
+    check_ids(batch["source"], model.config.encoder.vocab_size)
+    check_ids(batch["tokens"], model.config.vocab_size)
     sources = {name: batch[name] for name in ("source_positions", "source_segments") if name in batch}
     auxiliary: list[Tensor] | None = [] if routers(model) else None
     target = batch["tokens"][:, :-1]
@@ -148,9 +149,18 @@ def _cut(batch: Batch, split: float) -> Batch:
     return targets | sources | {"source": batch["tokens"][:, :cut]}
 
 
-def pretraining(model: nn.Module) -> Any:
+def pretraining(model: nn.Module, z_loss: float = 0.0) -> Any:
     """The objective that trains all of a model: `multi_token` where it has such modules, else `next_token`."""
-    return next_token if getattr(model, "multi_token", None) is None else multi_token
+    objective = next_token if getattr(model, "multi_token", None) is None else multi_token
+    return functools.partial(objective, z_loss=z_loss) if z_loss else objective
+
+
+def vocabularies(model: nn.Module) -> dict[str, int]:
+    """How many ids there are for each tensor of a batch that holds ids; empty for a model without a known head."""
+    if isinstance(model, EncoderDecoder):
+        return {"tokens": model.config.decoder.vocab_size, "source": model.config.encoder.vocab_size}
+    head = getattr(model, "head_weight", None)
+    return {} if head is None else {"tokens": len(cast(Tensor, head))}
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:
@@ -196,7 +206,7 @@ def _require_encoder(model: nn.Module, mask_id: int, share: float) -> None:
 def _hidden(model: nn.Module, batch: Batch, choices: list[Choice] | None = None) -> tuple[Tensor, list[Tensor] | None]:
     """What the head reads of all columns but the last, and `_states`'s losses."""
     tokens, head = batch["tokens"], model.head_weight
-    _check_ids(tokens, head.shape[0])  # type: ignore[union-attr]
+    check_ids(tokens, head.shape[0])  # type: ignore[union-attr]
     return _states(model, tokens[:, :-1], choices, **_inputs(batch))
 
 
@@ -243,9 +253,9 @@ def _with_auxiliary(loss: Loss, model: nn.Module, auxiliary: list[Tensor] | None
     return Loss(loss.total + extra, loss.weight, loss.metrics | means)
 
 
-def _check_ids(tokens: Tensor, vocab_size: int, first: int = 0) -> None:
+def check_ids(tokens: Tensor, vocab_size: int, first: int = 0) -> None:
     """ValueError for an id that the model has not; `first` is the batch's column that `tokens` begin with."""
-    # On an accelerator the look would drain the queue; there the embedding's own assertion stands guard.
+    # On an accelerator the look would drain the queue; `feed` looks before the batch goes there.
     if tokens.device.type != "cpu" or tokens.numel() == 0:
         return
     low, high = torch.aminmax(tokens)

@@ -46,6 +46,19 @@ def largest_over_ranks(values: list[float], device: torch.device) -> list[float]
     return tensor.tolist()
 
 
+def texts_of_ranks(text: str, device: torch.device) -> list[str]:
+    """Every rank's text, in their order."""
+    if world_size() == 1:
+        return [text]
+    own = torch.tensor(list(text.encode()), dtype=torch.uint8, device=device)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(own)], device=device))
+    room = max(int(size) for size in sizes)
+    padded = [torch.zeros(room, dtype=torch.uint8, device=device) for _ in range(world_size())]
+    dist.all_gather(padded, torch.cat([own, own.new_zeros(room - len(own))]))
+    return [bytes(t[: int(n)].tolist()).decode() for t, n in zip(padded, sizes, strict=True)]
+
+
 def _sum_in_rank_order(flat: Tensor) -> Tensor:
     parts = [torch.empty_like(flat) for _ in range(world_size())]
     dist.all_gather(parts, flat)
