@@ -72,6 +72,7 @@ def test_soaps_products_equal_torchs_counter():
     assert rows["soap_bases"].flops == sum(14 * s**3 for s in sides) // (3 * SOAP_PERIOD)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_optimizer_names_the_nearest():
     for asked in (state_bytes, update_rows):
         with pytest.raises(ValueError, match="did you mean 'adafactor'"):
