@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
+from groundup.accounting import state_bytes
 from groundup.optim import OPTIMIZERS, SGD, Lion, make_optimizer, stepping
-from groundup.train import snapshot
+from groundup.train import rehearse_config, snapshot
 from tests.optim.stepping_cases import CASES, OURS, make, problem, run
 from tests.train.small import Batches, same_weights, tiny_model, tiny_run
 
@@ -128,6 +129,13 @@ def test_every_optimizer_trains_a_small_model(name):
     )
     _, _, made = tiny_run(40, model=model, optimizer=make_optimizer(name, model, lr=rate), schedule=None)
     assert sum(made.losses[-5:]) / 5 < 0.9 * made.losses[0]
+
+
+@pytest.mark.parametrize("name", ["momentum", "lion", "adafactor", "soap"])
+def test_a_rehearsal_knows_what_it_keeps(name):
+    config = tiny_model().config
+    found = rehearse_config(config, 2, 8, optimizer=name)
+    assert found.held["optimizer"] == state_bytes(tiny_model(), name)
 
 
 def test_a_model_is_split_into_groups_with_and_without_decay():
