@@ -4,8 +4,8 @@
 
 A rate is chosen by one seed on a validation text, from a grid that grows while its end is the best; then three other
 seeds are trained at that rate and scored on the held-out text. Goes on where it was stopped (FOLDER/runs.jsonl); with
-SECONDS it stops by itself after the run in which they end. Writes all lines to 017_optimizers.jsonl beside this file
-when all runs are there. About twenty minutes of one core.
+SECONDS it stops by itself after the run in which they end. Writes the runs that there are to 017_optimizers.jsonl
+beside this file, with the time of an update of each optimizer. About twenty minutes of one core.
 """
 
 import json
@@ -153,6 +153,15 @@ def main(folder: Path, seconds: float) -> None:
         write_json(folder / "plan.json", [])
         write_json(folder / "config.json", {"ablation": to_dict(SIZES)})
     runs = Runs(folder, seconds)
+    try:
+        train_all(runs)
+    finally:
+        lines = [{"environment": environment(), "steps": STEPS, "update_seconds": update_seconds()}, *runs.done]
+        body = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_atomic(Path(__file__).with_suffix(".jsonl"), body)
+
+
+def train_all(runs: Runs) -> None:
     best = {name: runs.best_rate(name) for name in GRIDS}
     for seed in SEEDS:
         for name, rate in best.items():
@@ -161,9 +170,6 @@ def main(folder: Path, seconds: float) -> None:
         for decay in DECAYS:
             for seed in SEEDS:
                 runs.get("adamw", float(f"{best['adamw'] * factor:.2g}"), seed, decay, final=True)
-    lines = [{"environment": environment(), "steps": STEPS, "best": best, "update_seconds": update_seconds()}]
-    body = "".join(json.dumps(line, allow_nan=False) + "\n" for line in [*lines, *runs.done])
-    write_atomic(Path(__file__).with_suffix(".jsonl"), body)
 
 
 if __name__ == "__main__":
