@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from groundup.scaling import SweepSettings
 
 WHAT = ("lr",)
-OPTIMIZERS = ("adamw", "muon_adamw")
+OPTIMIZERS = (
+    "adamw", "muon_adamw", "sgd", "momentum", "nesterov", "adagrad", "rmsprop", "lion", "adafactor", "soap",
+)  # fmt: skip
 
 
 def options(parser: Parser) -> None:

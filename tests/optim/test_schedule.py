@@ -3,7 +3,17 @@ import math
 import pytest
 import torch
 
-from groundup.optim import ClockDecay, constant, cosine, linear, warmup_stable_decay
+from groundup.optim import (
+    BatchRamp,
+    ClockDecay,
+    InverseSqrt,
+    OneCycle,
+    constant,
+    cooldown,
+    cosine,
+    linear,
+    warmup_stable_decay,
+)
 
 
 def test_warmup_stable_decay_by_hand():
@@ -97,3 +107,62 @@ def test_clock_decay_out_of_time_at_once():
     schedule.observe(0, -5.0, 1.0)
     schedule.observe(1, -6.0, 1.0)
     assert 0.0 <= schedule(1) <= 1.0
+
+
+def test_a_cooldown_is_what_the_trunk_would_have_followed():
+    trunk = constant(warmup=5)
+    branch = cooldown(trunk, at=40, steps=10)
+    assert [branch(s) for s in range(40)] == [trunk(s) for s in range(40)]
+    assert [branch(s) for s in (40, 45, 49, 50)] == pytest.approx([1.0, 0.5, 0.1, 0.0])
+    assert [branch(s) for s in range(50)] == [warmup_stable_decay(5, 50, 0.2)(s) for s in range(50)]
+    assert cooldown(warmup_stable_decay(5, 50, 0.2, final=0.1), at=30, steps=10)(40) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("at", "steps"), [(4, 10), (41, 10), (20, 0)])
+def test_a_cooldown_leaves_from_the_plateau_only(at, steps):
+    with pytest.raises(ValueError, match="cooldown"):
+        cooldown(warmup_stable_decay(5, 50, 0.2), at, steps)
+
+
+def test_inverse_sqrt_is_vaswanis_over_its_peak():
+    d_model, warmup = 512, 4000
+    peak = d_model**-0.5 * warmup**-0.5
+    schedule = InverseSqrt(warmup)
+    for step in (1, 100, 3999, 4000, 4001, 100_000):
+        rate = d_model**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        assert schedule(step - 1) == pytest.approx(rate / peak, rel=1e-12)
+    assert schedule(warmup - 1) == 1.0 and schedule(4 * warmup - 1) == 0.5
+
+
+@pytest.mark.parametrize(("total", "rise"), [(50, 0.3), (7, 0.5), (1000, 0.1)])
+def test_one_cycle_equals_torch(total, rise):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=total, pct_start=rise, cycle_momentum=False
+    )
+    ours = OneCycle(total, rise)
+    for step in range(total):
+        assert ours(step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+        optimizer.step()
+        if step < total - 1:
+            theirs.step()
+
+
+def test_a_batch_ramp_by_hand():
+    ramp = BatchRamp(1, 4, steps=6)
+    assert [ramp(step) for step in range(9)] == [1, 1, 2, 2, 3, 3, 4, 4, 4]
+    assert BatchRamp(2, 2, 1)(0) == 2
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: InverseSqrt(0), lambda: OneCycle(1), lambda: OneCycle(10, 1.0), lambda: OneCycle(9, start=2.0)]
+)
+def test_impossible_curves_are_refused(make):
+    with pytest.raises(ValueError):
+        make()
+
+
+@pytest.mark.parametrize("arguments", [(0, 4, 5), (4, 2, 5), (1, 4, 0)])
+def test_impossible_ramps_are_refused(arguments):
+    with pytest.raises(ValueError, match="BatchRamp"):
+        BatchRamp(*arguments)

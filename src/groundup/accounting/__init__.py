@@ -19,6 +19,7 @@ from groundup.accounting.memory import (
     training_memory,
 )
 from groundup.accounting.napkin import largest_model, training_days
+from groundup.accounting.optimizers import OptimizerName, state_bytes, update_rows
 from groundup.accounting.params import ParameterCount, count_parameters
 from groundup.accounting.roofline import Ceiling, Work, attention_intensity, ceiling, decode_intensity, step_work
 from groundup.accounting.summary import summary
@@ -28,6 +29,7 @@ __all__ = [
     "Ceiling",
     "Machine",
     "MemoryLedger",
+    "OptimizerName",
     "ParameterCount",
     "Work",
     "activation_bytes",
@@ -45,10 +47,12 @@ __all__ = [
     "ledger",
     "optimizer_ledger",
     "probe",
+    "state_bytes",
     "step_work",
     "summary",
     "training_days",
     "training_flops_per_token",
     "training_ledger",
     "training_memory",
+    "update_rows",
 ]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from groundup.accounting.experts import expert_elementwise, expert_matmuls
+from groundup.accounting.optimizers import OptimizerName, update_rows
 from groundup.accounting.params import check_one_stack, meta_model
 from groundup.accounting.recurrence import recurrent_rows
-from groundup.config import nearest
 from groundup.model import (
     AttentionConfig,
     BlockConfig,
@@ -29,11 +29,9 @@ from groundup.model import (
     NeuralNgramConfig,
     ReinforceRouter,
 )
-from groundup.optim.groups import split_for_muon
 
 Kind = Literal["matmul", "attention", "elementwise"]
 Phase = Literal["forward", "backward", "recompute", "optimizer"]
-OptimizerName = Literal["adamw", "muon_adamw"]
 
 # FLOPs per element of one pass, counting an exponential, a root or a division as one.
 NORM_FLOPS = {"rms": 4, "layer": 7}
@@ -41,11 +39,6 @@ ROPE_FLOPS = 3
 SOFTMAX_FLOPS = 5
 ACTIVATION_FLOPS = 4
 SOFTCAP_FLOPS = 3
-# Per parameter. AdamW: decay 1, first moment 3, second moment 4, denominator 3, step 3. Muon around its
-# orthogonalisation: momentum 3, Nesterov 3, norm 2, decay 1, step 2.
-ADAMW_FLOPS = 14
-MUON_FLOPS = 11
-MUON_ITERATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -271,24 +264,9 @@ def _is_read_again(row: Operation, block: BlockConfig) -> bool:
 
 
 def optimizer_ledger(config: ModelConfig, optimizer: OptimizerName = "adamw") -> list[Operation]:
-    """The FLOPs of one update: elementwise for AdamW; Muon also multiplies matrices (see `optim.muon`).
-
-    Orthogonalising an m x n matrix (m <= n) takes, per iteration, its Gram matrix, the square of that, and their
-    product with the matrix: 4 m^2 n + 2 m^3. A stack of experts is that many matrices.
-    """
-    if optimizer not in ("adamw", "muon_adamw"):
-        raise ValueError(f"optimizer {optimizer!r} is unknown{nearest(optimizer, ('adamw', 'muon_adamw'))}")
-    model = meta_model(config)
-    matrices, rest = split_for_muon(model)
-    if optimizer == "adamw":
-        matrices, rest = [], list(model.named_parameters())
-    rows = [Operation("adamw", "elementwise", ADAMW_FLOPS * sum(p.numel() for _, p in rest))]
-    if matrices:
-        shapes = [(p.shape[:-2].numel(), *sorted(p.shape[-2:])) for p in matrices]
-        products = MUON_ITERATIONS * sum(count * (4 * m * m * n + 2 * m**3) for count, m, n in shapes)
-        rows.append(Operation("muon", "elementwise", MUON_FLOPS * sum(p.numel() for p in matrices)))
-        rows.append(Operation("orthogonalize", "matmul", products))
-    return [replace(row, phase="optimizer") for row in rows]
+    """The FLOPs of one update by any optimizer of `optim` (see `accounting.optimizers`)."""
+    rows = update_rows(meta_model(config), optimizer)
+    return [Operation(row.name, row.kind, row.flops, phase="optimizer") for row in rows]
 
 
 def beside_six_nd(

@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+from groundup.accounting.optimizers import OptimizerName, state_bytes
 from groundup.accounting.params import check_one_stack, meta_model
 from groundup.model import CountingCache, ModelConfig
 
@@ -50,7 +51,7 @@ def training_memory(
     seq: int,
     dtype: torch.dtype = torch.float32,
     *,
-    optimizer_states: float = 2.0,
+    optimizer_states: float | OptimizerName = 2.0,
     logit_rows: int = 512,
     recompute: bool | int = False,
     device: torch.device | str = "cpu",
@@ -61,8 +62,9 @@ def training_memory(
     takes a step of every layer and knows in which order things come and go.
 
     `optimizer_states` is the number of fp32 values that the optimizer keeps per parameter: 2 for AdamW,
-    1 for momentum and Muon. `logit_rows` is the chunk of the fused head and loss. `recompute` is the number of
-    blocks (True: all) under activation checkpointing, `device` as for `activation_bytes`.
+    1 for momentum and Muon; or an optimizer's name, for what it keeps of this very model. `logit_rows` is the chunk
+    of the fused head and loss. `recompute` is the number of blocks (True: all) under activation checkpointing,
+    `device` as for `activation_bytes`.
     """
     model = meta_model(config)
     count = sum(p.numel() for p in model.parameters())
@@ -73,11 +75,17 @@ def training_memory(
     return MemoryLedger(
         parameters=FP32_BYTES * count,
         gradients=FP32_BYTES * count,
-        optimizer=int(FP32_BYTES * optimizer_states * count),
+        optimizer=_state_bytes(model, optimizer_states),
         cast_weights=blocks + copies * model.head_weight.numel(),
         activations=activation_bytes(config, batch, seq, dtype, recompute, device) - blocks,
         logits=LOGIT_COPIES * FP32_BYTES * min(logit_rows, batch * seq) * config.vocab_size,
     )
+
+
+def _state_bytes(model: nn.Module, states: float | OptimizerName) -> int:
+    if isinstance(states, str):
+        return state_bytes(model, states)
+    return int(FP32_BYTES * states * sum(p.numel() for p in model.parameters()))
 
 
 def activation_bytes(
@@ -151,7 +159,7 @@ def least_recompute(
     memory_bytes: int,
     dtype: torch.dtype = torch.float32,
     *,
-    optimizer_states: float = 2.0,
+    optimizer_states: float | OptimizerName = 2.0,
     logit_rows: int = 512,
     device: torch.device | str = "cpu",
 ) -> int | None:

@@ -13,18 +13,14 @@ import torch
 from torch import nn
 
 from groundup.accounting.flops import (
-    ADAMW_FLOPS,
-    MUON_FLOPS,
-    MUON_ITERATIONS,
     SOFTMAX_FLOPS,
     Operation,
-    OptimizerName,
     further_token,
     ledger,
-    optimizer_ledger,
     visible_pairs,
 )
 from groundup.accounting.hardware import Machine
+from groundup.accounting.optimizers import OptimizerName, update_rows
 from groundup.accounting.params import check_one_stack, meta_model
 from groundup.accounting.traffic import (
     FP32_BYTES,
@@ -39,7 +35,6 @@ from groundup.accounting.traffic import (
 )
 from groundup.config import nearest
 from groundup.model import AttentionConfig, BlockConfig, LatentAttentionConfig, ModelConfig, Transformer
-from groundup.optim.groups import split_for_muon
 
 StepPhase = Literal["train", "prefill", "decode"]
 PHASES: tuple[StepPhase, ...] = ("train", "prefill", "decode")
@@ -126,7 +121,7 @@ def step_work(
     if phase == "train":
         rows += [_work(row.reversed(), moved.backward * dtype.itemsize) for row, moved in forward if moved.backward]
         rows += _casts(model, dtype, "backward", depths)
-        rows += [] if optimizer is None else _update(config, model, optimizer)
+        rows += [] if optimizer is None else _update(model, optimizer)
     return rows
 
 
@@ -248,23 +243,10 @@ def _casts(
             yield Work(name, "elementwise", 0, phase=phase, bytes_moved=(FP32_BYTES + dtype.itemsize) * count)
 
 
-def _update(config: ModelConfig, model: Transformer, optimizer: OptimizerName) -> Iterator[Work]:
+def _update(model: Transformer, optimizer: OptimizerName) -> Iterator[Work]:
     """AdamW reads parameter, gradient and two moments and writes all but the gradient: 28 bytes per parameter."""
-    for row in optimizer_ledger(config, optimizer):
-        match row.name:
-            case "adamw":
-                yield _work(row, 7 * FP32_BYTES * (row.flops // ADAMW_FLOPS))
-            case "muon":  # parameter, gradient and momentum read, parameter and momentum written
-                yield _work(row, 5 * FP32_BYTES * (row.flops // MUON_FLOPS))
-            case "orthogonalize":
-                yield _work(row, _orthogonalize_bytes(model))
-
-
-def _orthogonalize_bytes(model: Transformer) -> int:
-    """Each iteration's three products of an m x n matrix, m <= n, in bfloat16."""
-    matrices, _ = split_for_muon(model)
-    shapes = [(p.shape[:-2].numel(), *sorted(p.shape[-2:])) for p in matrices]
-    return 2 * MUON_ITERATIONS * sum(count * (3 * m * n + 4 * m * m) for count, m, n in shapes)
+    for row in update_rows(model, optimizer):
+        yield Work(row.name, row.kind, row.flops, phase="optimizer", bytes_moved=row.bytes_moved)
 
 
 def attention_intensity(q_seq: int, k_seq: int, group: int = 1) -> float:

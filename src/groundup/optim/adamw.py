@@ -71,6 +71,11 @@ class AdamW(torch.optim.Optimizer):
         defaults = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=fused)
         super().__init__(groups(params, weight_decay) if isinstance(params, nn.Module) else params, defaults)
 
+    @staticmethod
+    def state_shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
+        """The states of one parameter by name."""
+        return {"exp_avg": p.shape, "exp_avg_sq": p.shape, "step": torch.Size()}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, skip: Tensor | None = None) -> Any:
         """Update every parameter that has a gradient.

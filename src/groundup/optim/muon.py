@@ -41,12 +41,19 @@ def orthogonalize(
     return (x.mT if tall else x).to(matrices.dtype)
 
 
+Together = Callable[[list[Tensor], int, torch.dtype | None], list[Tensor]]
+"""`orthogonalize` for several stacks of matrices at once: (stacks, steps, dtype) -> their updates."""
+
+
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; each matrix moves by lr * sqrt(max(1, rows / cols)) * U V^T.
 
     The scale keeps the change of the output's RMS the same for every shape. Parameters have two or more
     axes (leading ones are a batch, as for experts). Matrices of one shape are stacked into one batched
     product. State per parameter: `momentum` (4 bytes per fp32 parameter).
+
+    together: how the stacks of a step are orthogonalised when not each by itself, such as
+    `parallel.orthogonalize_on_ranks`. The state is the same either way, so checkpoints are interchangeable.
     """
 
     supports_skip = True
@@ -59,6 +66,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         steps: int = 5,
         dtype: torch.dtype | None = torch.bfloat16,
+        together: Together | None = None,
     ):
         if not 0.0 <= momentum < 1.0 or lr < 0.0 or weight_decay < 0.0:
             raise ValueError(
@@ -67,10 +75,15 @@ class Muon(torch.optim.Optimizer):
             )
         defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, steps=steps)
         super().__init__(params, defaults)
-        self.dtype = dtype
+        self.dtype, self.together = dtype, together
         for p in (p for group in self.param_groups for p in group["params"]):
             if p.ndim < 2:
                 raise ValueError(f"Muon: a parameter of shape {tuple(p.shape)} is no matrix; give it to AdamW")
+
+    @staticmethod
+    def state_shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
+        """The states of one parameter by name."""
+        return {"momentum": p.shape}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, skip: Tensor | None = None) -> Any:
@@ -80,11 +93,19 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = closure()
         for group in self.param_groups:
-            for params in _by_shape(group["params"]):
-                self._step_stack(group, params, skip)
+            stacks = _by_shape(group["params"])
+            if self.together is None:
+                for params in stacks:
+                    direction = self._directions(group, params, skip)
+                    self._move(group, params, orthogonalize(direction, group["steps"], self.dtype), skip)
+            elif stacks:
+                directions = [self._directions(group, params, skip) for params in stacks]
+                for params, update in zip(stacks, self.together(directions, group["steps"], self.dtype), strict=True):
+                    self._move(group, params, update, skip)
         return result
 
-    def _step_stack(self, group: dict[str, Any], params: list[Tensor], skip: Tensor | None) -> None:
+    def _directions(self, group: dict[str, Any], params: list[Tensor], skip: Tensor | None) -> Tensor:
+        """Nesterov's directions of matrices of one shape, as a stack; the momenta take the gradients in."""
         keep: Any = 1.0 if skip is None else 1.0 - skip
         directions = []
         for p in params:
@@ -93,7 +114,10 @@ class Muon(torch.optim.Optimizer):
             grad = p.grad if skip is None else p.grad.masked_fill(skip > 0, 0.0)
             momentum = self._momentum(p).lerp_(grad, keep * (1.0 - group["momentum"]))
             directions.append(grad.lerp(momentum, group["momentum"]))
-        update = orthogonalize(torch.stack(directions), group["steps"], self.dtype)
+        return torch.stack(directions)
+
+    def _move(self, group: dict[str, Any], params: list[Tensor], update: Tensor, skip: Tensor | None) -> None:
+        keep: Any = 1.0 if skip is None else 1.0 - skip
         rows, cols = params[0].shape[-2:]
         rate = group["lr"] * max(1.0, rows / cols) ** 0.5
         for p, direction in zip(params, update.unbind(), strict=True):
@@ -115,8 +139,12 @@ def muon_adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
     weight_decay: float = 0.1,
+    together: Together | None = None,
 ) -> Optimizers:
-    """Muon on hidden matrices and AdamW on the rest, as one optimizer (the table is `groups.TO_MUON`)."""
+    """Muon on hidden matrices and AdamW on the rest, as one optimizer (the table is `groups.TO_MUON`).
+
+    `together` as for `Muon`.
+    """
     matrices, rest = split_for_muon(model)
     decayed = [p for name, p in rest if DECAYS[kind(name, p)]]
     plain = [p for name, p in rest if not DECAYS[kind(name, p)]]
@@ -127,7 +155,7 @@ def muon_adamw(
     members: list[torch.optim.Optimizer] = []
     # Of a model that is frozen but for its adapters, either part can be empty.
     if matrices:
-        members.append(Muon(matrices, muon_lr, momentum, weight_decay))
+        members.append(Muon(matrices, muon_lr, momentum, weight_decay, together=together))
     if tables := [t for t in tables if t["params"]]:
         members.append(AdamW(tables, lr, betas, eps, weight_decay))
     return Optimizers(members)

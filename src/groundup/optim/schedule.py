@@ -62,6 +62,93 @@ def constant(warmup: int = 0) -> Schedule:
     return Schedule(warmup, warmup, warmup, "constant", 1.0)
 
 
+def cooldown(plateau: Schedule, at: int, steps: int, shape: Literal["linear", "cosine"] = "linear") -> Schedule:
+    """The schedule of a branch that leaves the plateau after `at` steps and decays over the next `steps`.
+
+    It is what the trunk would have followed, had this end been known: equal to `plateau` up to step `at`. ValueError
+    where `at` is not on the plateau, as then some of the trunk's rates would have been others.
+    """
+    if steps < 1:
+        raise ValueError(f"cooldown of {steps} steps: expected at least 1")
+    ends = None if plateau.shape == "constant" else plateau.decay_start
+    if at < plateau.warmup or (ends is not None and at > ends):
+        until = "on" if ends is None else f"to {ends}"
+        raise ValueError(
+            f"cooldown after {at} steps: the plateau goes from step {plateau.warmup} {until}; branch there"
+        )
+    return Schedule(plateau.warmup, at, at + steps, shape, 0.0 if ends is None else plateau.final)
+
+
+@dataclass(frozen=True)
+class InverseSqrt:
+    """Linear warm-up, then sqrt(warmup / step): no total to be known, and no plateau either.
+
+    min((s + 1) / w, sqrt(w / (s + 1))) is the first Transformer's schedule over its own peak, (d_model * w)^-1/2.
+    Vaswani et al. 2017, eq. 3 (arXiv:1706.03762).
+    """
+
+    warmup: int
+
+    def __post_init__(self) -> None:
+        if self.warmup < 1:
+            raise ValueError(f"InverseSqrt warmup={self.warmup}: expected at least 1, where its decay begins")
+
+    def __call__(self, step: int) -> float:
+        return min((step + 1) / self.warmup, math.sqrt(self.warmup / (step + 1)))
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Half a cosine from `start` up to 1 over `rise` of all steps, and one down to `final`: warm-up as long as it can
+    be.
+
+    Its high rates regularise; it was made for few passes at a rate near the edge. Of the rate only: the paper also
+    lowers momentum at the peak. Smith & Topin 2018 (arXiv:1708.07120), with cosines for straight lines as in torch.
+    """
+
+    total: int
+    rise: float = 0.3
+    start: float = 1 / 25
+    final: float = 1 / 250_000
+
+    def __post_init__(self) -> None:
+        if self.total < 2 or not 0.0 < self.rise < 1.0 or not (0.0 <= self.start <= 1.0 and 0.0 <= self.final <= 1.0):
+            raise ValueError(f"{self}: expected total >= 2, rise in (0, 1), start and final in [0, 1]")
+
+    def __call__(self, step: int) -> float:
+        peak, last = self.rise * self.total - 1, self.total - 1
+        if step <= peak:
+            return _between(self.start, 1.0, step / peak)
+        return _between(1.0, self.final, min(1.0, (step - peak) / (last - peak)))
+
+
+def _between(a: float, b: float, share: float) -> float:
+    """Half a cosine from a to b."""
+    return b + (a - b) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+@dataclass(frozen=True)
+class BatchRamp:
+    """Batches per step that grow from `first` to `last` over `steps`: `train(..., batches_per_step=BatchRamp(1, 8,
+    1000))`.
+
+    The noise scale grows as the loss falls, so a batch that is right at the end wastes tokens at the beginning. A
+    straight line in steps, rounded down, as GPT-3's is in tokens (Brown et al. 2020, appendix B, arXiv:2005.14165).
+    The rate stays as scheduled.
+    """
+
+    first: int
+    last: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= self.last or self.steps < 1:
+            raise ValueError(f"{self}: expected 1 <= first <= last, and steps of at least 1")
+
+    def __call__(self, step: int) -> int:
+        return self.first + min(step, self.steps) * (self.last - self.first) // self.steps
+
+
 class ClockDecay:
     """Warm-up and plateau, until the clock says that decay must begin to end at the deadline.
 

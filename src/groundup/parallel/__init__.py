@@ -1,6 +1,15 @@
 """One model on many processes: layouts are data that modules declare, applied from outside."""
 
 from groundup.parallel.collectives import copy_to_ranks, sum_over_ranks
+from groundup.parallel.muon import orthogonalize_on_ranks
 from groundup.parallel.tensor import Cut, cuts, full_parameters, tensor_parallel
 
-__all__ = ["Cut", "copy_to_ranks", "cuts", "full_parameters", "sum_over_ranks", "tensor_parallel"]
+__all__ = [
+    "Cut",
+    "copy_to_ranks",
+    "cuts",
+    "full_parameters",
+    "orthogonalize_on_ranks",
+    "sum_over_ranks",
+    "tensor_parallel",
+]

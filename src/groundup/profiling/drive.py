@@ -9,7 +9,7 @@ from torch import Tensor
 from groundup.data.batch import Batch
 from groundup.inference.sampling import SamplingParams, new_generator, sample
 from groundup.model import Transformer
-from groundup.optim import AdamW, groups, muon_adamw
+from groundup.optim import make_optimizer
 from groundup.profiling.groups import DATA, HEAD
 from groundup.profiling.recorder import Recorder
 from groundup.profiling.scopes import mark, marked, marks
@@ -38,9 +38,8 @@ def _made_up(model: Transformer, batch_size: int, context_length: int) -> Iterat
 
 def _record_training(model: Transformer, settings: ProfileSettings, batches: Iterable[Batch]) -> Recorder:
     """`groundup.train`, which draws its next batch when all before is done: there one step ends and the next begins."""
-    optimizer = AdamW(groups(model, 0.1), LEARNING_RATE)
-    if settings.optimizer == "muon_adamw":
-        optimizer = muon_adamw(model, LEARNING_RATE, LEARNING_RATE)
+    more = {"muon_lr": LEARNING_RATE} if settings.optimizer == "muon_adamw" else {}
+    optimizer = make_optimizer(settings.optimizer, model, lr=LEARNING_RATE, **more)
     recorder = Recorder(model.device, partial(marks, model, optimizer), settings.steps, settings.warmup)
     objective = marked(objectives.pretraining(model), HEAD)
     try:

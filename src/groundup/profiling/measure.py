@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from groundup.accounting.hardware import Machine, gemm_rate, probe
+from groundup.accounting.optimizers import state_bytes
 from groundup.accounting.roofline import Ceiling, ceiling, step_work
 from groundup.data.batch import Batch
 from groundup.device import environment
@@ -73,9 +74,9 @@ def _ceiling(machine: Machine, chosen: str) -> Ceiling:
 
 
 def _resident_bytes(model: Transformer, settings: ProfileSettings) -> int:
-    """Weights, and when training AdamW's two states, or Muon's one for the matrices (counted as two)."""
+    """Weights, and when training what the optimizer keeps."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return weights * (3 if settings.phase == "train" else 1)
+    return weights + (state_bytes(model, settings.optimizer) if settings.phase == "train" else 0)
 
 
 def _evaluate(

@@ -15,16 +15,17 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.profiler import profile
 
+from groundup.accounting.optimizers import OptimizerName
 from groundup.accounting.simulate import BACKWARD, FORWARD, UPDATE
 from groundup.data.batch import Batch
 from groundup.device import peak_memory_bytes, release_memory, reset_peak_memory, synchronize
 from groundup.model import ModelConfig, Transformer
-from groundup.optim import AdamW, groups, muon_adamw
+from groundup.optim import make_optimizer
 from groundup.profiling import scopes
 from groundup.profiling.attribution import TraceEvent
 from groundup.profiling.recorder import activities, trace_of
@@ -50,7 +51,7 @@ class StepSettings:
     batch_size: int
     context_length: int
     precision: Literal["fp32", "bf16"] = "fp32"
-    optimizer: Literal["adamw", "muon_adamw"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     micro_batches: int = 1
     recompute: bool = False
     compiled: bool = False
@@ -75,10 +76,8 @@ class Stepper:
         self.model.recompute = settings.recompute
         if settings.compiled:
             compile_blocks(self.model, required=True)
-        if settings.optimizer == "adamw":
-            self.optimizer: Any = AdamW(groups(self.model, 0.1), LEARNING_RATE)
-        else:
-            self.optimizer = muon_adamw(self.model, LEARNING_RATE, LEARNING_RATE)
+        more = {"muon_lr": LEARNING_RATE} if settings.optimizer == "muon_adamw" else {}
+        self.optimizer = make_optimizer(settings.optimizer, self.model, lr=LEARNING_RATE, **more)
         shape = (settings.batch_size, settings.context_length + 1)
         generator = torch.Generator().manual_seed(0)
         self.batch: Batch = {"tokens": torch.randint(config.vocab_size, shape, generator=generator)}

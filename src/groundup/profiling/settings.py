@@ -1,13 +1,14 @@
 """What a person may decide about a profile."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from groundup.accounting.optimizers import OptimizerName
 from groundup.accounting.roofline import PHASES
 from groundup.config import nearest
 
 LONGEST_BY_DEFAULT = 1024
-OPTIMIZERS = ("adamw", "muon_adamw")
+OPTIMIZERS = get_args(OptimizerName)
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class ProfileSettings:
     batch_size: rows
     context_length: tokens per row; in decode, tokens that a row holds (null: the model's own, at most 1,024)
     precision: auto (the fastest here), fp32 or bf16
-    optimizer: adamw or muon_adamw
+    optimizer: adamw, muon_adamw, or another that `optim` has, such as lion or soap
     steps: how many are timed, without and with the profiler
     warmup: steps before that
     threads: CPU threads (null: those that the probe of the machine chooses)
@@ -28,7 +29,7 @@ class ProfileSettings:
     batch_size: int = 8
     context_length: int | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    optimizer: Literal["adamw", "muon_adamw"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     steps: int = 5
     warmup: int = 2
     threads: int | None = None

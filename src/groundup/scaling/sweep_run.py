@@ -65,9 +65,9 @@ def train_at(job: Job, settings: SweepSettings, material: Material, steps: int) 
 
 def make_optimizer(model: nn.Module, job: Job, settings: SweepSettings) -> torch.optim.Optimizer | optim.Optimizers:
     decay = job.cell.weight_decay
-    if settings.optimizer == "adamw":
-        return optim.AdamW(model, job.rate, weight_decay=decay)
-    return optim.muon_adamw(model, settings.adamw_share * job.rate, job.rate, weight_decay=decay)
+    if settings.optimizer == "muon_adamw":
+        return optim.muon_adamw(model, settings.adamw_share * job.rate, job.rate, weight_decay=decay)
+    return optim.make_optimizer(settings.optimizer, model, lr=job.rate, weight_decay=decay)
 
 
 def _losses(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from groundup.accounting.optimizers import OptimizerName
 from groundup.scaling.settings import AblationSettings
 
 MOST_RATES = 60
@@ -18,7 +19,7 @@ class SweepSettings:
     num_heads: heads of attention (null: of 32 channels)
     context_length: tokens that the model reads at once
     vocab_size: tokens in the vocabulary, at least 260
-    optimizer: adamw or muon_adamw
+    optimizer: adamw, muon_adamw, or another that `optim` has, such as lion or soap
     adamw_share: with muon_adamw: AdamW's rate as a share of Muon's, which is the one that is swept
     low: lowest rate of the grid
     high: no rate of the grid is above this; the search for the edge goes on above it
@@ -45,7 +46,7 @@ class SweepSettings:
     num_heads: int | None = None
     context_length: int = 64
     vocab_size: int = 512
-    optimizer: Literal["adamw", "muon_adamw"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     adamw_share: float = 0.15
     low: float = 0.001
     high: float = 0.1

@@ -2,6 +2,7 @@
 
 from groundup.train import checkpoint, objectives, precision
 from groundup.train.api import train
+from groundup.train.branch import cool_down
 from groundup.train.guard import Guard
 from groundup.train.log import MetricsLog, read_metrics
 from groundup.train.objectives import Loss, masked_tokens, next_token, sequence_to_sequence
@@ -23,6 +24,7 @@ __all__ = [
     "TensorBoard",
     "WeightsAndBiases",
     "checkpoint",
+    "cool_down",
     "masked_tokens",
     "next_token",
     "objectives",

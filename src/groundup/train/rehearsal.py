@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,19 +22,13 @@ from groundup.accounting.simulate import (
     LiveBytes,
     Simulation,
 )
-from groundup.config import nearest
 from groundup.data.batch import Batch
-from groundup.model import ModelConfig, Transformer
+from groundup.model import ModelConfig
 from groundup.model.balance import update_biases
-from groundup.optim import AdamW, muon_adamw
+from groundup.optim import make_optimizer
 from groundup.train.feed import split
 from groundup.train.objectives import Loss, pretraining
 from groundup.train.step import Objective, compute_gradients
-
-OPTIMIZERS: dict[str, Callable[[Transformer], Any]] = {
-    "adamw": lambda model: AdamW(model, 1e-3),
-    "muon_adamw": muon_adamw,
-}
 
 
 def rehearse(
@@ -177,12 +171,10 @@ def rehearse_config(
 ) -> Simulation:
     """`rehearse` of a model that does not exist yet, on `batch` rows of `seq` tokens; any size takes little memory.
 
-    optimizer: "adamw", or "muon_adamw" as in `optim`
+    optimizer: a name of `optim.OPTIMIZERS`, such as "adamw" or "muon_adamw"
     """
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"optimizer {optimizer!r}{nearest(optimizer, OPTIMIZERS)}")
     model = meta_model(config)
     model.compute_dtype, model.recompute = dtype, recompute
     tokens = torch.empty(batch, seq + 1, dtype=torch.long, device="meta")
-    made = OPTIMIZERS[optimizer](model)
+    made = make_optimizer(optimizer, model, lr=1e-3)
     return rehearse(model, pretraining(model), made, {"tokens": tokens}, micro_batches=micro_batches, device=device)

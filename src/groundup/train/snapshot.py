@@ -35,7 +35,7 @@ def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: Any, where:
     state = _optimizer_state(tensors, model, optimizer, where)
     model.load_state_dict(weights)
     for p, owner, group, values in state:
-        owner.state[p] = {key: _place(key, value, p, group) for key, value in values.items()}
+        owner.state[p] = {key: _place(key, value, p, owner, group) for key, value in values.items()}
     if "rng.cpu" in tensors:
         torch.set_rng_state(tensors["rng.cpu"])
     if torch.cuda.is_available():
@@ -118,9 +118,11 @@ def _optimizer_state(
     result = []
     for name, p, owner, group in _owned(model, optimizer):
         values = by_parameter.pop(name, {})
+        shapes = owner.state_shapes(p, group) if hasattr(owner, "state_shapes") else {}
         for key, value in values.items():
-            if value.shape not in (torch.Size(), p.shape):
-                raise ValueError(f"{where}: {key} of {name} has shape {tuple(value.shape)}, not {tuple(p.shape)}")
+            expected = shapes.get(key, p.shape)
+            if value.shape != expected and (key in shapes or value.shape != torch.Size()):
+                raise ValueError(f"{where}: {key} of {name} has shape {tuple(value.shape)}, not {tuple(expected)}")
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{where}: {key} of {name} holds NaN or infinity")
         result.append((p, owner, group, values))
@@ -130,9 +132,10 @@ def _optimizer_state(
     return result
 
 
-def _place(key: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
-    # torch's own optimizers keep an unfused step count on the host.
-    on_host = key == "step" and not (group.get("fused") or group.get("capturable"))
+def _place(key: str, value: Tensor, p: Tensor, owner: Any, group: dict[str, Any]) -> Tensor:
+    # torch's own optimizers keep an unfused step count on the host; ours can skip a step on the device.
+    ours = getattr(owner, "supports_skip", False)
+    on_host = key == "step" and not (ours or group.get("fused") or group.get("capturable"))
     return value.clone() if on_host else value.to(p.device, copy=True)
 
 
