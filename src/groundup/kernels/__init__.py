@@ -14,6 +14,8 @@ from groundup.kernels.glu import ACTIVATIONS, activate, gated
 from groundup.kernels.grouped_matmul import grouped_matmul
 from groundup.kernels.lstm import lstm
 from groundup.kernels.norm import layernorm, rmsnorm
+from groundup.kernels.quantize import dequantize, quantize_blocks, quantize_rows, quantize_tensor
+from groundup.kernels.quantized_linear import quantized_linear
 from groundup.kernels.rope import apply_rope, rope_frequencies, rope_tables, rotate
 from groundup.kernels.scan import (
     gated_linear,
@@ -25,8 +27,9 @@ from groundup.kernels.softmax import log_softmax, softmax
 
 __all__ = [
     "ACTIVATIONS", "BACKENDS", "activate", "apply_rope", "attention", "backend", "causal_convolution",
-    "chunk_length", "cross_entropy", "gated", "gated_delta", "gated_delta_chunked", "gated_delta_recurrent",
+    "chunk_length", "cross_entropy", "dequantize", "gated", "gated_delta", "gated_delta_chunked", "gated_delta_recurrent",
     "gated_linear", "gated_linear_chunked", "gated_linear_parallel", "gated_linear_recurrent",
-    "grouped_matmul", "layernorm", "linear_cross_entropy", "log_softmax", "lstm", "op", "rmsnorm",
+    "grouped_matmul", "layernorm", "linear_cross_entropy", "log_softmax", "lstm", "op", "quantize_blocks",
+    "quantize_rows", "quantize_tensor", "quantized_linear", "rmsnorm",
     "rope_frequencies", "rope_tables", "rotate", "softmax", "visible",
 ]  # fmt: skip
