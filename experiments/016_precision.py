@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python experiments/016_precision.py FOLDER
 
-trains one small model in every precision from the same weights on the same batches, three seeds each, and appends a line
-per run to 016_precision.jsonl beside this file; runs that it already has are not repeated. "fp32, halves" is fp32 with
-two micro-batches: mathematically the same run, rounded differently, so its gap is what any gap has to be held against.
+trains one small model in every precision from the same weights on the same batches, three seeds each, and appends a
+line per run to 016_precision.jsonl beside this file; runs that it already has are not repeated. "fp32, halves" is fp32
+with two micro-batches: mathematically the same run, rounded differently, so its gap is what any has to be held against.
 """
 
 import json
@@ -47,8 +47,8 @@ def run(folder: Path, name: str, seed: int, tokenizer: Tokenizer, held_out: list
     loader = data.Loader(folder / "shards", ROWS, CONTEXT, seed=seed, document_masks=False)
     begun = time.perf_counter()
     done = train(
-        model, loader, next_token, optim.AdamW(model, RATE), STEPS,
-        schedule=optim.warmup_stable_decay(50, STEPS), micro_batches=2 if name.endswith("halves") else 1, progress=False,
+        model, loader, next_token, optim.AdamW(model, RATE), STEPS, schedule=optim.warmup_stable_decay(50, STEPS),
+        micro_batches=2 if name.endswith("halves") else 1, progress=False,
     )  # fmt: skip
     seconds = time.perf_counter() - begun
     own = evaluation.bits_per_byte(model, tokenizer, held_out)

@@ -1,8 +1,8 @@
 """Numbers of eight bits and a scale: float8 values with one scale per tensor, per row, or per block of 32 (MX).
 
 Scales are chosen from the numbers at hand ("dynamic"), so that the largest one just fits. Nothing overflows to
-infinity: what is too large saturates. What was not finite before does not come out finite: its scale is NaN or infinite,
-and so is what it multiplies.
+infinity: what is too large saturates. What was not finite before does not come out finite: its scale is NaN or
+infinite, and so is what it multiplies.
 
 The formats: Micikevicius et al. 2022 (arXiv:2209.05433), e4m3 for values, e5m2 for gradients; blocks with power-of-two
 scales: Rouhani et al. 2023, "Microscaling data formats" (arXiv:2310.10537).

@@ -4,12 +4,13 @@
     backward  dX = Q'(dY) Q(W)          contracts d_out
               dW = Q'(dY)^T Q(X)        contracts the rows (tokens)
 
-fp8     one scale per tensor, e4m3 forward, e5m2 for gradients (Micikevicius et al. 2022, arXiv:2209.05433). A scale that
-        is the same everywhere can be moved out of any of the products, so the backward pass reads the very bytes that the
-        forward pass made.
-mxfp8   e4m3 throughout, a power of two for each 32 numbers along the contraction (Rouhani et al. 2023, arXiv:2310.10537):
-        each operand is quantised anew for each product, from the type that it is kept in. Gradients are e4m3, too: with
-        so few numbers to a scale they need resolution more than range (Mishra et al. 2025, arXiv:2506.08027).
+fp8     one scale per tensor, e4m3 forward, e5m2 for gradients (Micikevicius et al. 2022, arXiv:2209.05433). A scale
+        that is the same everywhere can be moved out of any of the products, so the backward pass reads the very bytes
+        that the forward pass made.
+mxfp8   e4m3 throughout, a power of two for each 32 numbers along the contraction (Rouhani et al. 2023,
+        arXiv:2310.10537): each operand is quantised anew for each product, from the type that it is kept in. Gradients
+        are e4m3, too: with so few numbers to a scale they need resolution more than range (Mishra et al. 2025,
+        arXiv:2506.08027).
 
 Sums are in float32. Rounding has the gradient of the identity ("straight through").
 """
@@ -69,9 +70,7 @@ def _multiplies_float8(device: str) -> bool:
         return bool((sums == 16).all())
 
 
-def scaled_matmul(
-    a: Quantized, b: Quantized, dtype: torch.dtype, on_units: bool
-) -> Float[Tensor, "rows columns"]:
+def scaled_matmul(a: Quantized, b: Quantized, dtype: torch.dtype, on_units: bool) -> Float[Tensor, "rows columns"]:
     """A B^T of two matrices with one scale each: (sum of products of values, in float32) * s_a * s_b.
 
     `on_units` multiplies with `torch._scaled_mm`; a contraction that is no multiple of 16 is filled up with zeros.
@@ -79,7 +78,9 @@ def scaled_matmul(
     if not on_units:
         return (a.values.float() @ b.values.float().T * (a.scales * b.scales)).to(dtype)
     left, right = (_filled(matrix.values) for matrix in (a, b))
-    return torch._scaled_mm(left, right.T, a.scales, b.scales, out_dtype=dtype)
+    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+        left, right.T, a.scales, b.scales, out_dtype=dtype
+    )
 
 
 def _filled(values: Tensor) -> Tensor:

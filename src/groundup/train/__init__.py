@@ -8,6 +8,7 @@ from groundup.train.objectives import Loss, masked_tokens, next_token, sequence_
 from groundup.train.rehearsal import rehearse, rehearse_config
 from groundup.train.room import AtLeast
 from groundup.train.run import Run
+from groundup.train.scaler import LossScaler
 from groundup.train.shortage import OutOfMemory
 from groundup.train.sinks import TensorBoard, WeightsAndBiases, replay
 
@@ -15,6 +16,7 @@ __all__ = [
     "AtLeast",
     "Guard",
     "Loss",
+    "LossScaler",
     "MetricsLog",
     "OutOfMemory",
     "Run",
