@@ -29,7 +29,7 @@ __all__ = [
     "ACTIVATIONS", "BACKENDS", "activate", "apply_rope", "attention", "backend", "causal_convolution",
     "chunk_length", "cross_entropy", "dequantize", "gated", "gated_delta", "gated_delta_chunked",
     "gated_delta_recurrent", "gated_linear", "gated_linear_chunked", "gated_linear_parallel",
-    "gated_linear_recurrent", "grouped_matmul", "layernorm", "linear_cross_entropy", "log_softmax", "lstm", "op", "quantize_blocks",
-    "quantize_rows", "quantize_tensor", "quantized_linear", "rmsnorm",
+    "gated_linear_recurrent", "grouped_matmul", "layernorm", "linear_cross_entropy", "log_softmax", "lstm",
+    "op", "quantize_blocks", "quantize_rows", "quantize_tensor", "quantized_linear", "rmsnorm",
     "rope_frequencies", "rope_tables", "rotate", "softmax", "visible",
 ]  # fmt: skip

@@ -10,9 +10,7 @@ from torch import nn
 
 from groundup.config import nearest
 from groundup.kernels.quantized_linear import MULTIPLES, Products, native
-from groundup.model.linear import Linear
-from groundup.model.lora import read_as_matrices
-from groundup.model.moe import GroupedLinear
+from groundup.model.products import set_products
 
 DTYPES = {
     "fp32": torch.float32,
@@ -46,46 +44,15 @@ def apply(model: nn.Module, precision: str) -> None:
         raise ValueError(f"precision {precision!r}{nearest(precision, DTYPES)}")
     device = next((p.device.type for p in model.parameters()), "cpu")
     products = cast(Products, precision) if precision in MULTIPLES else None
+    stay = set_products(model, products)
     model.compute_dtype = DTYPES[precision]  # type: ignore[assignment]
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.products = None
-    if products is not None:
-        _quantize_blocks(model, products, device)
-    if precision == "fp16" and device == "cpu":
-        _say_once("precision 'fp16' on a CPU is emulated, several times as slow as fp32; 'bf16' needs no loss scaling")
-
-
-def _quantize_blocks(model: nn.Module, products: Products, device: str) -> None:
-    inside, multiple = block_layers(model), MULTIPLES[products]
-    fit = {path: layer for path, layer in inside.items() if all(n % multiple == 0 for n in layer.weight.shape)}
-    if not fit:
-        raise ValueError(
-            f"precision {products!r}: no linear layer of the model's blocks has sizes that are multiples of "
-            f"{multiple}; use 'bf16'"
-        )
-    for layer in fit.values():
-        layer.products = products
-    stay = [path for path in inside if path not in fit] + experts(model)
     if stay:
         names = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", path) for path in stay))
-        _say_once(f"precision {products!r}: stay in bf16, as sizes are no multiples of {multiple} or grouped: {names}")
-    if device != "meta" and not (products == "fp8" and native(device)):
-        _say_once(f"precision {products!r} is simulated on this {device}: its numerics, not its speed")
-
-
-def block_layers(model: nn.Module) -> dict[str, Linear]:
-    """Path -> the linear layers of blocks that are called; those that are read as matrices are left out."""
-    passed_over = read_as_matrices(model)
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, Linear) and "blocks" in path.split(".") and path not in passed_over
-    }
-
-
-def experts(model: nn.Module) -> list[str]:
-    return [path for path, module in model.named_modules() if isinstance(module, GroupedLinear)]
+        _say_once(f"precision {precision!r}: these stay in bf16, as experts do and sizes that do not fit: {names}")
+    if products is not None and device != "meta" and not (products == "fp8" and native(device)):
+        _say_once(f"precision {precision!r} is simulated on this {device}: its numerics, not its speed")
+    if precision == "fp16" and device == "cpu":
+        _say_once("precision 'fp16' on a CPU is emulated, several times as slow as fp32; 'bf16' needs no loss scaling")
 
 
 def _say_once(text: str) -> None:

@@ -24,8 +24,10 @@ from groundup.accounting.simulate import (
 )
 from groundup.config import nearest
 from groundup.data.batch import Batch
+from groundup.kernels.quantized_linear import Products
 from groundup.model import ModelConfig, Transformer
 from groundup.model.balance import update_biases
+from groundup.model.products import set_products
 from groundup.optim import AdamW, muon_adamw
 from groundup.train.feed import split
 from groundup.train.objectives import Loss, pretraining
@@ -174,15 +176,18 @@ def rehearse_config(
     micro_batches: int = 1,
     recompute: bool | int = False,
     device: torch.device | str = "cpu",
+    products: Products | None = None,
 ) -> Simulation:
     """`rehearse` of a model that does not exist yet, on `batch` rows of `seq` tokens; any size takes little memory.
 
     optimizer: "adamw", or "muon_adamw" as in `optim`
+    products: what the linear layers of blocks multiply, if not `dtype`
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer {optimizer!r}{nearest(optimizer, OPTIMIZERS)}")
     model = meta_model(config)
     model.compute_dtype, model.recompute = dtype, recompute
+    set_products(model, products)
     tokens = torch.empty(batch, seq + 1, dtype=torch.long, device="meta")
     made = OPTIMIZERS[optimizer](model)
     return rehearse(model, pretraining(model), made, {"tokens": tokens}, micro_batches=micro_batches, device=device)
