@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from groundup.model import LoRAConfig, MoEConfig, add_lora
+from groundup.model import LoRAConfig, MoEConfig, Transformer, add_lora
 from groundup.model.linear import Linear
 from groundup.train import precision
 from groundup.train.compiling import compile_blocks
@@ -75,7 +77,7 @@ def anew(monkeypatch):
 
 
 def wide_model(**options):
-    return tiny_model(d_model=64, d_ff=96, d_head=32, **options)
+    return tiny_model(**dict(d_model=64, d_ff=96, d_head=32) | options)
 
 
 def quantised(model):
@@ -105,7 +107,9 @@ def test_layers_that_do_not_fit_are_named(anew, caplog):
     assert "that do not fit: blocks.*.ffn.gate, blocks.*.ffn.up, blocks.*.ffn.down\n" in caplog.text
     assert quantised(model) == {f"blocks.{i}.mixer.{w}" for i in range(2) for w in ("wq", "wk", "wv", "wo")}
     caplog.clear()
-    precision.apply(wide_model(ffn=MoEConfig(4, 2, 32)), "fp8")
+    config = wide_model().config
+    with_experts = tuple(replace(block, ffn=MoEConfig(4, 2, 32)) for block in config.blocks)
+    precision.apply(Transformer(replace(config, blocks=with_experts)), "fp8")
     assert "blocks.*.ffn.experts.gate" in caplog.text
 
 
