@@ -9,6 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from groundup import presets
 from groundup.accounting import activation_bytes, kv_cache_bytes_per_token, least_recompute, training_memory
 from groundup.model import MultiTokenConfig, Transformer
+from groundup.model.products import set_products
 from tests.model.variants import ENCODERS, VARIANTS
 
 SMALL = presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=64, context_length=16)
@@ -24,10 +25,11 @@ def test_parameters_gradients_and_adam_states():
     )
 
 
-def kept_bytes(config, batch, seq, dtype, recompute: bool | int = False):
+def kept_bytes(config, batch, seq, dtype, recompute: bool | int = False, products=None):
     """What autograd holds on the CPU for a real model."""
     model = Transformer(config)
     model.compute_dtype, model.recompute = dtype, recompute
+    set_products(model, products)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept, alive = {}, []
 
@@ -86,6 +88,22 @@ def test_copies_of_weights_are_those_of_the_head_and_of_kept_blocks(recompute):
     kept = kept_bytes(SMALL, 2, 16, torch.bfloat16, recompute)
     assert ledger.activations == kept - 2 * (2 - recompute) * matrices > 0
     assert training_memory(SMALL, 2, 16, recompute=recompute).cast_weights == 0
+
+
+@pytest.mark.parametrize("recompute", [False, 1])
+@pytest.mark.parametrize("products", ["fp8", "mxfp8"])
+def test_float8_layers_keep_what_is_counted(products, recompute):
+    config = replace(SMALL, num_layers=3)
+    counted = activation_bytes(config, 2, 12, torch.bfloat16, recompute, products=products)
+    assert counted == kept_bytes(config, 2, 12, torch.bfloat16, recompute, products)
+
+
+def test_copies_of_weights_in_float8_take_one_byte_or_none():
+    config = presets.llama(d_model=64, num_layers=2, num_heads=2, d_ff=96, vocab_size=64, context_length=16)
+    plain, fp8, mxfp8 = (training_memory(config, 1, 8, torch.bfloat16, products=p) for p in (None, "fp8", "mxfp8"))
+    layers = sum(p.numel() for p in Transformer(config).blocks.parameters() if p.ndim > 1)
+    assert plain.cast_weights - fp8.cast_weights == layers
+    assert plain.cast_weights - mxfp8.cast_weights == 2 * layers
 
 
 def test_the_fewest_recomputed_blocks_that_fit():

@@ -61,3 +61,27 @@ def test_embedding_is_a_row_per_token():
 
 def test_empty_batch():
     assert Linear(4, 3)(torch.zeros(0, 7, 4)).shape == (0, 7, 3)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_fp16_on_a_cpu_adds_up_in_float32_and_rounds_once(bias):
+    """Against sums in double precision: half a unit of fp16 (2^-11) from rounding, and one more for the bias."""
+    torch.manual_seed(0)
+    linear = Linear(300, 40, bias)
+    x = torch.randn(2, 7, 300).half().requires_grad_()
+    g = torch.randn(2, 7, 40).half()
+    y = linear(x)
+    d_x, d_w = torch.autograd.grad(y, (x, linear.weight), g)
+    exact, w = x.double(), linear.weight.half().double()
+    assert y.dtype == d_x.dtype == torch.float16 and d_w.dtype == torch.float32
+    torch.testing.assert_close(y.double(), exact @ w.T, rtol=2**-10, atol=1e-4)
+    torch.testing.assert_close(d_x.double(), g.double() @ w, rtol=2**-10, atol=1e-4)
+    expected = g.double().flatten(0, 1).T @ exact.flatten(0, 1)
+    torch.testing.assert_close(d_w.double(), expected, rtol=2**-10, atol=1e-4)
+
+
+def test_fp16_gradients_of_a_weight_can_overflow_as_on_a_gpu():
+    linear = Linear(2, 3)
+    y = linear(torch.full((40, 2), 100.0).half())
+    y.backward(torch.full_like(y, 100.0))
+    assert linear.weight.grad is not None and linear.weight.grad.isinf().all()

@@ -188,6 +188,18 @@ def test_one_record_is_a_point(fake_run):
     assert page.count("<svg") == 2
 
 
+def test_the_loss_scale_of_fp16_and_its_skips_are_shown(fake_run):
+    """Of other runs there is no such chart."""
+    assert "Loss scale" not in shown(fake_run)[0]
+    records = [{"step": n, "loss": 5.0, "loss_scale": 2.0 ** (16 - n), "overflows": n} for n in range(1, 4)]
+    (fake_run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (fake_run / "curve.jsonl").unlink()
+    page, _ = shown(fake_run)
+    assert "Loss scale over step" in page and "3 steps overflowed" in page
+    report = json.loads((fake_run / "report.json").read_text())
+    assert report["curves"]["loss_scale"]["y"] == [2.0**15, 2.0**14, 2.0**13]
+
+
 @pytest.mark.parametrize("name", ["config.json", "env.json", "plan.json", "result.json"])
 @pytest.mark.parametrize("damage", ["absent", "torn", "list", "empty"])
 def test_any_file_may_be_missing_or_broken(fake_run, name, damage):

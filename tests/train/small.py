@@ -67,12 +67,12 @@ def batch(number, rows=4, seq=8):
     return {"tokens": (starts + torch.arange(seq + 1)) % VOCAB}
 
 
-def tiny_run(steps: int | None = 20, *, model=None, source=None, optimizer=None, **options):
+def tiny_run(steps: int | None = 20, *, model=None, source=None, optimizer=None, objective=next_token, **options):
     """(model, optimizer, run) after `train` with everything small by default."""
     model = tiny_model() if model is None else model
     optimizer = AdamW(model, lr=1e-2) if optimizer is None else optimizer
     settings: dict[str, Any] = dict(schedule=warmup_stable_decay(3, 40), progress=False, log_every=1) | options
-    run = train(model, Batches() if source is None else source, next_token, optimizer, steps, **settings)
+    run = train(model, Batches() if source is None else source, objective, optimizer, steps, **settings)
     return model, optimizer, run
 
 

@@ -16,7 +16,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from groundup.accounting.optimizers import OptimizerName, state_bytes
 from groundup.accounting.params import check_one_stack, meta_model
+from groundup.kernels.quantized_linear import Products
 from groundup.model import CountingCache, ModelConfig
+from groundup.model.products import set_products
 
 FP32_BYTES = 4
 # fp32 logits, their gradient and the softmax of one chunk live at the same time.
@@ -27,8 +29,8 @@ LOGIT_COPIES = 3
 class MemoryLedger:
     """Bytes by purpose.
 
-    `cast_weights` are the copies in the compute type that the backward pass reads: of the head, and of blocks
-    that are not recomputed. `peak` is the sum, an upper bound: with several micro-batches everything is alive at
+    `cast_weights` are the copies in the compute type, or in float8, that the backward pass reads: of the head, and of
+    blocks that are not recomputed. `peak` is the sum, an upper bound: with several micro-batches everything is alive at
     the end of a forward pass; with one, gradients come to life while activations are freed.
     """
 
@@ -55,6 +57,7 @@ def training_memory(
     logit_rows: int = 512,
     recompute: bool | int = False,
     device: torch.device | str = "cpu",
+    products: Products | None = None,
 ) -> MemoryLedger:
     """The ledger of one step with fp32 master weights and compute in `dtype`.
 
@@ -64,20 +67,21 @@ def training_memory(
     `optimizer_states` is the number of fp32 values that the optimizer keeps per parameter: 2 for AdamW,
     1 for momentum and Muon; or an optimizer's name, for what it keeps of this very model. `logit_rows` is the chunk
     of the fused head and loss. `recompute` is the number of blocks (True: all) under activation checkpointing,
-    `device` as for `activation_bytes`.
+    `device` and `products` as for `activation_bytes`.
     """
     model = meta_model(config)
+    set_products(model, products)
     count = sum(p.numel() for p in model.parameters())
     first_kept = config.num_layers if recompute is True else int(recompute)
     copies = 0 if dtype == torch.float32 else dtype.itemsize
     kept = [*model.blocks[first_kept:], *([] if model.multi_token is None else [model.multi_token])]
-    blocks = copies * sum(p.numel() for module in kept for p in module.parameters() if p.ndim > 1)
+    blocks = sum(_copied_bytes(module, copies) for part in kept for module in part.modules())
     return MemoryLedger(
         parameters=FP32_BYTES * count,
         gradients=FP32_BYTES * count,
         optimizer=_state_bytes(model, optimizer_states),
         cast_weights=blocks + copies * model.head_weight.numel(),
-        activations=activation_bytes(config, batch, seq, dtype, recompute, device) - blocks,
+        activations=activation_bytes(config, batch, seq, dtype, recompute, device, products) - blocks,
         logits=LOGIT_COPIES * FP32_BYTES * min(logit_rows, batch * seq) * config.vocab_size,
     )
 
@@ -88,6 +92,12 @@ def _state_bytes(model: nn.Module, states: float | OptimizerName) -> int:
     return int(FP32_BYTES * states * sum(p.numel() for p in model.parameters()))
 
 
+def _copied_bytes(module: nn.Module, copies: int) -> int:
+    """Of a module's own matrices: one byte for each number in fp8; none in mxfp8, which reads the master again."""
+    each = {"fp8": 1, "mxfp8": 0}.get(getattr(module, "products", None) or "", copies)
+    return each * sum(p.numel() for p in module.parameters(recurse=False) if p.ndim > 1)
+
+
 def activation_bytes(
     config: ModelConfig,
     batch: int,
@@ -95,10 +105,13 @@ def activation_bytes(
     dtype: torch.dtype,
     recompute: bool | int = False,
     device: torch.device | str = "cpu",
+    products: Products | None = None,
 ) -> int:
     """Bytes that autograd keeps between forward and backward, cast weights included, parameters not.
 
-    `device` is where the model would train; nothing is allocated there, but this torch must support it.
+    `device` is where the model would train; nothing is allocated there, but this torch must support it. `products` is
+    what the linear layers of blocks multiply, if not `dtype`: "fp8" keeps their inputs and weights in one byte for each
+    number, once for each layer that reads them; "mxfp8" keeps the inputs in `dtype` and no copy of the weights.
     """
     check_one_stack(config)
     period = len(config.blocks)
@@ -108,7 +121,7 @@ def activation_bytes(
         """Of a model with so many whole rounds of its blocks recomputed, and not."""
         blocks = again * period + first % period
         layers = blocks + plain * period + (config.num_layers - first) % period
-        return _kept_bytes(replace(config, num_layers=layers), batch, seq, dtype, blocks, device)
+        return _kept_bytes(replace(config, num_layers=layers), batch, seq, dtype, blocks, device, products)
 
     # One more round of the same blocks keeps as much again, and a deep model takes a second to run.
     again, plain = first // period, (config.num_layers - first) // period
@@ -122,9 +135,16 @@ def activation_bytes(
 
 
 def _kept_bytes(
-    config: ModelConfig, batch: int, seq: int, dtype: torch.dtype, recompute: int, device: torch.device | str
+    config: ModelConfig,
+    batch: int,
+    seq: int,
+    dtype: torch.dtype,
+    recompute: int,
+    device: torch.device | str,
+    products: Products | None,
 ) -> int:
     model = meta_model(config)
+    set_products(model, products)
     model.compute_dtype, model.recompute = dtype, recompute
     kept: dict[int, int] = {}
     alive = []

@@ -12,6 +12,7 @@ from groundup.accounting.plan import Wishes
 from groundup.config import near, override
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+UNPLANNED = ("fp16", "fp8", "mxfp8")  # what `train.precision` knows beside what a plan does
 SMALLEST_BUDGET_SECONDS = 30.0
 # 256 bytes, the end of a text, and the three tokens of a conversation.
 LEAST_VOCABULARY = 260
@@ -133,6 +134,7 @@ def separate_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def settings_from(budget: str | None, seed: int | None, overrides: Sequence[str]) -> BuildSettings:
     """Settings from the command line; an unknown key is an error that names the nearest known one."""
     _refuse_unknown(overrides)
+    _refuse_unplanned(overrides)
     for option, given, key in (("--budget", budget, "budget_seconds"), ("--seed", seed, "seed")):
         if given is not None and any(word.partition("=")[0] == key for word in overrides):
             raise ValueError(f"{option} and {key}= are the same setting; give one of them")
@@ -142,6 +144,15 @@ def settings_from(budget: str | None, seed: int | None, overrides: Sequence[str]
     if seed is not None:
         settings = dataclasses.replace(settings, seed=seed)
     return override(settings, *overrides)
+
+
+def _refuse_unplanned(overrides: Sequence[str]) -> None:
+    for value in (word.removeprefix("precision=") for word in overrides if word.startswith("precision=")):
+        if value in UNPLANNED:
+            raise ValueError(
+                f"precision={value}: a build is planned with rates that it measures, which are those of fp32 and bf16; "
+                f"give one of these or auto, or train in {value} from Python with train.precision.apply"
+            )
 
 
 def _refuse_unknown(overrides: Sequence[str]) -> None:

@@ -14,8 +14,8 @@ from groundup.report.charts import HELD_OUT, INK, Chart, Line, Panel, svg, thinn
 from groundup.report.comparison import comparison_table
 from groundup.report.content import Content, content, stage_table
 from groundup.report.flight import draw, heat_maps
-from groundup.report.quantities import label, plain, quantity
-from groundup.report.run import RunFiles, read_run
+from groundup.report.quantities import counted, label, plain, quantity
+from groundup.report.run import RunFiles, Series, read_run
 from groundup.report.scores import score_table
 from groundup.report.tables import to_html, to_text
 from groundup.report.templates import fill
@@ -96,7 +96,7 @@ def page(run: RunFiles, shown: Content) -> str:
 
 
 def figures(run: RunFiles) -> list[Figure]:
-    """Loss with the learning rate under it, bits per byte during training, and throughput."""
+    """Loss with the learning rate under it, bits per byte during training, throughput, and the loss scale of fp16."""
     curves, x = run.curves, "tokens seen" if run.x_unit == "tokens" else "step"
     loss, validation, bits = curves["loss"], curves["validation_loss"], curves["validation_bits_per_byte"]
     lines = [Line(loss), Line(validation, HELD_OUT, dots=True)]
@@ -127,12 +127,24 @@ def figures(run: RunFiles) -> list[Figure]:
             "Dips are evaluations, checkpoints or other work on the machine.",
             220,
         ),
+        (Chart(f"Loss scale over {x}", [Panel("log2 of the scale", [Line(_scale(run))])], x), [], _overflows(run), 220),
     ]
     return [
         Figure(legend, svg(chart, WIDE, height), svg(chart, NARROW, max(220, height * 3 // 4)), caption)
         for chart, legend, caption, height in charts
         if chart
     ]
+
+
+def _scale(run: RunFiles) -> Series:
+    """Of the loss in fp16, as the power of two that it is."""
+    scale = run.curves["loss_scale"]
+    return Series(scale.x, [math.log2(y) if y > 0 else 0.0 for y in scale.y])
+
+
+def _overflows(run: RunFiles) -> str:
+    count = int(max(run.curves["overflows"].y, default=0))
+    return f"Training in fp16: {counted(count, 'step')} overflowed, made no update and halved the scale."
 
 
 def where(path: Path) -> tuple[str, str]:

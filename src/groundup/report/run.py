@@ -22,6 +22,8 @@ SERIES = {
     "lr": ("lr", "learning_rate"),
     "tokens_per_second": ("tokens_per_second",),
     "mfu": ("mfu",),
+    "loss_scale": ("loss_scale",),
+    "overflows": ("overflows",),
 }
 
 

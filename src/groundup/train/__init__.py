@@ -10,6 +10,7 @@ from groundup.train.recorder import Recorder, read_flight
 from groundup.train.rehearsal import rehearse, rehearse_config
 from groundup.train.room import AtLeast
 from groundup.train.run import Run
+from groundup.train.scaler import LossScaler
 from groundup.train.shortage import OutOfMemory
 from groundup.train.sinks import TensorBoard, WeightsAndBiases, replay
 
@@ -17,6 +18,7 @@ __all__ = [
     "AtLeast",
     "Guard",
     "Loss",
+    "LossScaler",
     "MetricsLog",
     "OutOfMemory",
     "Recorder",

@@ -25,6 +25,7 @@ from groundup.train.recorder import Recorder
 from groundup.train.resume import Resumable, Saver
 from groundup.train.room import AtLeast, Memory
 from groundup.train.run import Run
+from groundup.train.scaler import LossScaler
 from groundup.train.snapshot import fingerprint
 from groundup.train.step import Objective
 
@@ -48,6 +49,7 @@ def train(
     deadline: float | None = None,
     stop: Callable[[], bool] | None = None,
     guard: Guard | None = None,
+    scaler: LossScaler | None = None,
     log_every: int = 10,
     sinks: Sequence[Sink] = (),
     progress: bool = True,
@@ -75,6 +77,8 @@ def train(
     compile: True compiles the model's blocks or fails; "auto" tries.
     flops_per_token, peak_flops: the training cost of a token and the machine's rate, for the logged MFU.
     config: anything JSON that a resume must find unchanged (beside the model, optimizer and source).
+    scaler: of the loss, for fp16; a model that computes in fp16 gets one if none is given. Steps that overflow make no
+    update and are counted in `Run.overflows`.
     lookahead: updates queued on the device before the first's loss is read: 1 on CUDA, 0 elsewhere. A bad
     step is then undone on the device, and the batches queued after it are run again.
     watch_seconds: between two looks at what the run uses of its machine, in run_dir/resources.jsonl (None: no looks).
@@ -94,8 +98,11 @@ def train(
     feed = Feed(source, device, vocabularies(model))
     facts = fingerprint(model, optimizer, source, config)
     memory = Memory(micro_batches)
+    if scaler is None and getattr(model, "compute_dtype", None) == torch.float16:
+        scaler = LossScaler()
+    scaler = None if scaler is None else scaler.to(device)
     training = Training(
-        parts=Resumable(model, optimizer, schedule, feed, guard or Guard(), facts, Run(), NoiseScale(), memory),
+        parts=Resumable(model, optimizer, schedule, feed, guard or Guard(), facts, Run(), NoiseScale(), memory, scaler),
         saver=Saver(run_dir, checkpoint_every, keep),
         pace=Pace(deadline),
         objective=objective,
@@ -135,8 +142,6 @@ def _check(
 ) -> None:
     if isinstance(schedule, ClockDecay) and deadline is None:
         raise ValueError("train: a ClockDecay schedule decays towards a deadline; give one")
-    if getattr(model, "compute_dtype", None) == torch.float16:
-        raise ValueError("train: fp16 gradients underflow without loss scaling; use precision 'bf16'")
     if (resume is True or checkpoint_every is not None) and run_dir is None:
         raise ValueError("train: resume=True and checkpoint_every need a run_dir")
 

@@ -160,11 +160,14 @@ class Training:
             sheet.take_gradients(vector[1], self.clip)
         threshold = float(torch.tensor(self.guard.threshold(), dtype=vector.dtype))
         if self.lookahead:
-            bad = ~torch.isfinite(vector[:2]).all() | (vector[0] > threshold)
+            overflow = vector[-1] if self.parts.scaler is not None else torch.zeros_like(vector[0])
+            bad = (~torch.isfinite(vector[:2]).all() | (vector[0] > threshold)) & (overflow == 0)
             self.poisoned = torch.maximum(self.poisoned, bad.float()) if self.queue else bad.float()
-            self.update(group, skip=self.poisoned)
+            self.update(group, skip=torch.maximum(self.poisoned, overflow.float()))
             if sheet is not None:
                 sheet.take_update()
+            if self.parts.scaler is not None:
+                self.parts.scaler.update(overflow, skip=self.poisoned)
         self.queue.append(_Queued(group, PendingValues(vector, names), threshold, rate, rng, begun, sheet))
 
     def gradients(self, group: list[Batch]) -> tuple[Tensor, list[str]]:
@@ -174,7 +177,7 @@ class Training:
             rng, held = random_state(self.device), held_bytes(self.device)
             micro = [part for batch in group for part in split(batch, self.memory.micro_batches)]
             try:
-                return compute_gradients(self.model, self.objective, micro, self.clip)
+                return compute_gradients(self.model, self.objective, micro, self.clip, self.parts.scaler)
             except (RuntimeError, MemoryError) as error:
                 if (shortage := shortage_of(error, grown=held_bytes(self.device) - held)) is None:
                     raise
@@ -220,11 +223,16 @@ class Training:
         """Read the oldest queued step's values; make it count, or undo it."""
         queued = self.queue.popleft()
         values = queued.values.read()
-        if not values.finite or values.loss > queued.threshold:
+        if not values.overflow and (not values.finite or values.loss > queued.threshold):
             self.undo(queued, values)
             return
         if not self.lookahead:
-            self.update(queued.group)
+            if values.overflow:
+                self.optimizer.zero_grad(set_to_none=True)
+            else:
+                self.update(queued.group)
+            if self.parts.scaler is not None:
+                self.parts.scaler.update(float(values.overflow))
         self.advance(queued, values)
 
     def advance(self, queued: _Queued, values: StepValues) -> None:
@@ -234,8 +242,11 @@ class Training:
         self.run.losses.append(values.loss)
         self.run.tokens += count_tokens(queued.group) * world_size()
         self.run.step_seconds.append(self.pace.step_done())
-        self.guard.accept(values.loss)
-        self.parts.noise.observe(values.small_square, values.small_weight, values.grad_norm**2, values.weight)
+        if values.overflow:  # a step like any other, but for the update: rates and data go on
+            self.run.overflows += 1
+        else:
+            self.guard.accept(values.loss)
+            self.parts.noise.observe(values.small_square, values.small_weight, values.grad_norm**2, values.weight)
         step = self.run.step
         if step % self.log_every == 0 or step == self.steps:
             self.write_log(queued.rate, values, logits)
@@ -251,6 +262,8 @@ class Training:
         if (record["mfu"] or 0.0) > 1 and self.peak_flops is not None:
             self.raise_peak(record)
         record |= {"lr": rate, "grad_norm": values.grad_norm, "noise_scale": self.parts.noise.tokens}
+        if self.parts.scaler is not None:
+            record["overflows"] = self.run.overflows
         used = {} if self.monitor is None else self.monitor.latest
         self.log.write(record | {"epoch": self.feed.epochs} | values.metrics | logits, to_sinks=used)
         if self.progress is not None:

@@ -1,27 +1,64 @@
-"""The dtype that activations are computed in. Master weights, gradients and optimizer state stay in fp32."""
+"""What matrix products are computed in. Master weights, gradients and optimizer state stay in fp32."""
 
+import logging
+import re
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import nn
 
 from groundup.config import nearest
+from groundup.kernels.quantized_linear import MULTIPLES, Products, native
+from groundup.model.products import set_products
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+    "fp8": torch.bfloat16,
+    "mxfp8": torch.bfloat16,
+}
+"""The type of activations under each precision."""
+
+logger = logging.getLogger("groundup.train")
+_said: set[str] = set()
 
 
 def apply(model: nn.Module, precision: str) -> None:
-    """Set `model.compute_dtype` to "fp32", "bf16", "fp16" or "fp64".
+    """Set `model.compute_dtype`, and how the linear layers of its blocks multiply.
 
-    bf16 has fp32's range and needs no loss scaling. fp16 overflows at 65,504; on a CPU it is also emulated
-    and slow, so it is refused there.
+    bf16    fp32's range, 8 bits of resolution: needs no loss scaling
+    fp16    11 bits, but overflows at 65,504 and underflows at 6e-8: `train` scales the loss (see `scaler`). On a CPU
+            it is slow, and that is said once
+    fp8     bf16, but the linear layers of blocks multiply float8 with a scale per tensor
+    mxfp8   the same with a scale per 32 numbers
+
+    With fp8 and mxfp8 the embeddings, head, norms, routers and attention's own products stay in bf16, and so do
+    experts and layers whose sizes are no multiples of 16 (32), which is said with their names. Where the device has no
+    units for float8 the products are simulated, and that is said, too. Call it when the model is where it will train
+    and has its adapters, and before `compile_blocks`.
     """
     if precision not in DTYPES:
         raise ValueError(f"precision {precision!r}{nearest(precision, DTYPES)}")
     device = next((p.device.type for p in model.parameters()), "cpu")
-    if precision == "fp16" and device == "cpu":
-        raise ValueError("precision 'fp16' on a CPU: its products are emulated and overflow at 65,504; use 'bf16'")
+    products = cast(Products, precision) if precision in MULTIPLES else None
+    stay = set_products(model, products)
     model.compute_dtype = DTYPES[precision]  # type: ignore[assignment]
+    if stay:
+        names = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", path) for path in stay))
+        _say_once(f"precision {precision!r}: these stay in bf16, as experts do and sizes that do not fit: {names}")
+    if products is not None and device != "meta" and not (products == "fp8" and native(device)):
+        _say_once(f"precision {precision!r} is simulated on this {device}: its numerics, not its speed")
+    if precision == "fp16" and device == "cpu":
+        _say_once("precision 'fp16' on a CPU is emulated, several times as slow as fp32; 'bf16' needs no loss scaling")
+
+
+def _say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        logger.warning(text)
 
 
 def choose(seconds: Callable[[str], float], options: Iterable[str] = ("fp32", "bf16")) -> str:

@@ -23,8 +23,10 @@ from groundup.accounting.simulate import (
     Simulation,
 )
 from groundup.data.batch import Batch
+from groundup.kernels.quantized_linear import Products
 from groundup.model import ModelConfig
 from groundup.model.balance import update_biases
+from groundup.model.products import set_products
 from groundup.optim import make_optimizer
 from groundup.train.feed import split
 from groundup.train.objectives import Loss, pretraining
@@ -168,13 +170,16 @@ def rehearse_config(
     micro_batches: int = 1,
     recompute: bool | int = False,
     device: torch.device | str = "cpu",
+    products: Products | None = None,
 ) -> Simulation:
     """`rehearse` of a model that does not exist yet, on `batch` rows of `seq` tokens; any size takes little memory.
 
     optimizer: a name of `optim.OPTIMIZERS`, such as "adamw" or "muon_adamw"
+    products: what the linear layers of blocks multiply, if not `dtype`
     """
     model = meta_model(config)
     model.compute_dtype, model.recompute = dtype, recompute
+    set_products(model, products)
     tokens = torch.empty(batch, seq + 1, dtype=torch.long, device="meta")
     made = make_optimizer(optimizer, model, lr=1e-3)
     return rehearse(model, pretraining(model), made, {"tokens": tokens}, micro_batches=micro_batches, device=device)

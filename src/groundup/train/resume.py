@@ -17,6 +17,7 @@ from groundup.train.noise import NoiseScale
 from groundup.train.ranks import is_main
 from groundup.train.room import Memory
 from groundup.train.run import Run
+from groundup.train.scaler import LossScaler
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Resumable:
     run: Run
     noise: NoiseScale
     memory: Memory
+    scaler: LossScaler | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         losses = torch.tensor(self.run.losses, dtype=torch.float64)
@@ -47,6 +49,7 @@ class Resumable:
             "fingerprint": self.fingerprint,
             "threads": torch.get_num_threads(),
             "micro_batches": self.memory.stored,
+            "scaler": None if self.scaler is None else self.scaler.state(),
         }
 
     def restore(self, saved: checkpoint.Checkpoint, *, rewind_data: bool = True) -> None:
@@ -58,6 +61,8 @@ class Resumable:
         self.guard.load_state(saved.state["guard"])
         self.noise.load_state(saved.state["noise"])
         self.memory.go_on_with(saved.state.get("micro_batches"))
+        if self.scaler is not None and (state := saved.state.get("scaler")) is not None:
+            self.scaler.load_state(state)
         if isinstance(self.schedule, ClockDecay) and saved.state["schedule"] is not None:
             self.schedule.load_state(saved.state["schedule"])
         if rewind_data:

@@ -11,7 +11,8 @@ Ending = Literal["steps", "clock", "interrupt", "data"]
 @dataclass
 class Run:
     """step: updates made. losses: one mean loss per step, from step 1, across resumes. seconds: time spent in
-    training, across resumes. skipped: bad steps that were not applied. stopped_by: the step count, the
+    training, across resumes. skipped: bad steps that were not applied. overflows: steps without an update, for the
+    loss scaler to find its scale; they count as steps. stopped_by: the step count, the
     deadline, a signal or the caller's `stop`, or the end of a finite source.
     """
 
@@ -20,6 +21,7 @@ class Run:
     tokens: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    overflows: int = 0
     epochs: float | None = None
     stopped_by: Ending = "steps"
     step_seconds: list[float] = field(default_factory=list)
@@ -77,8 +79,9 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Scalars for a checkpoint; `losses` go beside it as a tensor."""
-        return {name: getattr(self, name) for name in ("step", "tokens", "seconds", "skipped")}
+        return {name: getattr(self, name) for name in ("step", "tokens", "seconds", "skipped", "overflows")}
 
     def load_state(self, state: dict[str, Any], losses: list[float]) -> None:
         self.step, self.tokens = state["step"], state["tokens"]
         self.seconds, self.skipped, self.losses = state["seconds"], state["skipped"], losses
+        self.overflows = state.get("overflows", 0)

@@ -12,13 +12,16 @@ from groundup.model.balance import count_micro_batch, start_step, step_loads
 from groundup.optim.clip import clip_by_global_norm, global_norm
 from groundup.train.objectives import Loss
 from groundup.train.ranks import sum_over_ranks, world_size
+from groundup.train.scaler import LossScaler
 
 Objective = Callable[[nn.Module, Batch], Loss]
+OVERFLOW = "overflow"  # the last value of a step with a loss scaler, 0 or 1
 
 
 @dataclass(frozen=True)
 class StepValues:
-    """What a step tells the host. `small_*`: squared gradient norm and weight of one micro-batch."""
+    """What a step tells the host. `small_*`: squared gradient norm and weight of one micro-batch. `overflow`: the
+    gradient left fp16's range, which the loss scaler answers and not the guard."""
 
     loss: float
     grad_norm: float
@@ -26,6 +29,7 @@ class StepValues:
     small_square: float
     small_weight: float
     metrics: dict[str, float]
+    overflow: bool = False
 
     @property
     def finite(self) -> bool:
@@ -50,21 +54,26 @@ class PendingValues:
         if self._event is not None:
             self._event.synchronize()
         loss, norm, weight, square, small, *metrics = self._host.tolist()
-        return StepValues(loss, norm, weight, square, small, dict(zip(self._names, metrics, strict=True)))
+        named = dict(zip(self._names, metrics, strict=True))
+        overflow = named.pop(OVERFLOW, 0.0) > 0
+        return StepValues(loss, norm, weight, square, small, named, overflow)
 
 
 def compute_gradients(
-    model: nn.Module, objective: Objective, micro: list[Batch], max_norm: float
+    model: nn.Module, objective: Objective, micro: list[Batch], max_norm: float, scaler: LossScaler | None = None
 ) -> tuple[Tensor, list[str]]:
     """Leave the clipped mean gradient in `.grad`; return (a vector of values on the device, metric names).
 
     Losses are sums, so each micro-batch's backward just adds to `.grad`, and one division by the total weight
     follows: any split gives the same gradient, and a micro-batch of weight zero adds zero. Nothing here waits
     for the device. A batch without any weight gives NaN, which the guard sees.
+
+    scaler: its scale multiplies the losses before the backward pass and divides gradients together with the weight;
+    the vector then ends with the scale and whether there was an overflow.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     start_step(model)
-    sums, names, small_square, small_weight = _backward(model, objective, micro, params)
+    sums, names, small_square, small_weight = _backward(model, objective, micro, params, scaler)
     several = len(micro) * world_size() > 1
     sums = torch.stack([*sums, small_square if several else sums[0].new_zeros(()), small_weight])
     if world_size() > 1:
@@ -72,13 +81,21 @@ def compute_gradients(
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         sum_over_ranks([sums, *step_loads(model), *(p.grad for p in params if p.grad is not None)])
     total, weight, *metrics, square, small = sums.unbind()
-    norm = clip_by_global_norm(params, max_norm, divisor=weight)
+    norm = clip_by_global_norm(params, max_norm, divisor=weight if scaler is None else weight * scaler.scale)
     values = [total / weight, norm, weight, square / world_size(), small / world_size()]
-    return torch.stack([v.to(sums.dtype) for v in [*values, *(m / weight for m in metrics)]]), names
+    values += [m / weight for m in metrics]
+    if scaler is not None:
+        values += [scaler.scale, scaler.overflowed(values[0], norm)]
+        names = [*names, "loss_scale", OVERFLOW]
+    return torch.stack([v.to(sums.dtype) for v in values]), names
 
 
 def _backward(
-    model: nn.Module, objective: Objective, micro: list[Batch], params: list[nn.Parameter]
+    model: nn.Module,
+    objective: Objective,
+    micro: list[Batch],
+    params: list[nn.Parameter],
+    scaler: LossScaler | None,
 ) -> tuple[list[Tensor], list[str], Tensor, Tensor]:
     """([total, weight, *metrics] summed, metric names, the first micro-batch's |g|^2 and weight)."""
     sums: list[Tensor] = []
@@ -87,7 +104,7 @@ def _backward(
     for number, batch in enumerate(micro):
         loss = objective(model, batch)
         count_micro_batch(model)
-        loss.total.backward()
+        loss.total.backward(None if scaler is None else scaler.scale.to(loss.total.dtype))
         names = list(loss.metrics)
         parts = [loss.total, loss.weight, *(loss.metrics[name] for name in names)]
         parts = [part.detach().to(loss.total.dtype) for part in parts]
@@ -97,5 +114,6 @@ def _backward(
             if len(micro) * world_size() > 1:
                 # Sums of losses have gradients of weight x mean, so the norm is brought to a mean's here.
                 grads = [p.grad for p in params if p.grad is not None]
-                small_square = (global_norm(grads) / small_weight).square().nan_to_num(0.0).to(parts[0].dtype)
+                divisor = small_weight if scaler is None else small_weight * scaler.scale
+                small_square = (global_norm(grads) / divisor).square().nan_to_num(0.0).to(parts[0].dtype)
     return sums, names, small_square, small_weight
