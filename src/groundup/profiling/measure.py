@@ -49,9 +49,11 @@ def profile_model(
     precision.apply(model, chosen)
     length = settings.context_length or min(model.config.context_length, LONGEST_BY_DEFAULT)
     device = _ceiling(machine, chosen)
-    resident = _resident_bytes(model, settings)
+    weights = sum(p.nbytes for p in model.parameters())
     try:
         recorder = record(model, settings, length, batches)
+        recorder.precision = chosen
+        resident = recorder.steady_bytes or weights
         return _evaluate(model, settings, length, device, recorder, resident), recorder
     finally:
         model.compute_dtype = before
@@ -70,12 +72,6 @@ def with_threads(machine: Machine, threads: int) -> Machine:
 def _ceiling(machine: Machine, chosen: str) -> Ceiling:
     rate = machine.gemm_flops.get(f"{chosen} x{machine.threads}", machine.peak_flops)
     return Ceiling(machine.name, rate, ceiling(machine).bandwidth)
-
-
-def _resident_bytes(model: Transformer, settings: ProfileSettings) -> int:
-    """Weights, and when training AdamW's two states, or Muon's one for the matrices (counted as two)."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return weights * (3 if settings.phase == "train" else 1)
 
 
 def _evaluate(
