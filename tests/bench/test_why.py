@@ -104,7 +104,7 @@ def test_factor_and_spread_by_hand():
 def test_sides_that_disagree_are_an_error_and_what_does_not_run_is_left_out(monkeypatch, tmp_path):
     pair = grouped_queries(SMALL)
     notes = []
-    with pytest.raises(RuntimeError, match="4 key heads and 2 key heads, the same outputs give different results"):
+    with pytest.raises(ValueError, match="4 key heads and 2 key heads, the same outputs give different results"):
         room._checked(replace(pair, agree=lambda: False), notes, lambda line: None)
 
     def fails():

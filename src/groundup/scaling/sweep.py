@@ -21,8 +21,9 @@ from groundup import bundled
 from groundup.config import from_dict, to_dict
 from groundup.device import default_device, environment, physical_cores, require_device
 from groundup.files import read_json, sha256, write_json
-from groundup.scaling.ablation import REMEDY, Say, _prepare
+from groundup.scaling.ablation import Say, _prepare
 from groundup.scaling.one_run import Material, Timing, measure_timings
+from groundup.scaling.runs_file import read_runs
 from groundup.scaling.settings import AblationSettings
 from groundup.scaling.sweep_result import summarize
 from groundup.scaling.sweep_run import make_optimizer, train_at
@@ -33,7 +34,7 @@ from groundup.scaling.variants import modern
 from groundup.tokenizer import Tokenizer
 
 LEAST_STEPS = 20
-_KEYS = {"batch_size", "weight_decay", "rate", "seed", "diverged", "bits_per_byte", "steps", "seconds"}
+RUN_KEYS = {"batch_size", "weight_decay", "rate", "seed", "diverged", "bits_per_byte", "steps", "seconds"}
 
 
 def sweep_lr(
@@ -126,7 +127,7 @@ def _timing(settings: SweepSettings, training: AblationSettings, device: torch.d
 
 def _finish(folder: Path, settings: SweepSettings, device: torch.device, at_once: int, say: Say) -> dict[str, Any]:
     """Make the runs that are due until none is, then write result.json."""
-    runs = read_runs(folder / "runs.jsonl")
+    runs = read_runs(folder / "runs.jsonl", RUN_KEYS, job_of)
     lengths = read_json(folder / "plan.json")["steps"]
     say(f"{len(runs)} of about {most_runs(settings)} runs are done; up to {max(lengths.values()):,} steps each")
     if jobs := due(settings, runs):
@@ -161,19 +162,3 @@ def _keep(path: Path, run: dict[str, Any], runs: list[dict[str, Any]]) -> None:
 def _said(run: dict[str, Any]) -> str:
     what = f"diverged at step {run['steps']:,}" if run["diverged"] else f"{run['bits_per_byte']:.4f} bits per byte"
     return f"rate {run['rate']:g}, batch {run['batch_size']}, decay {run['weight_decay']:g}, seed {run['seed']}: {what}"
-
-
-def read_runs(path: Path) -> list[dict[str, Any]]:
-    """The finished runs, each once. A last line that a kill cut short is cut off the file. ValueError for damage."""
-    if not path.exists():
-        return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if whole != raw:
-        path.write_bytes(whole)
-    try:
-        runs = [json.loads(line) for line in whole.splitlines()]
-        assert all(run.keys() >= _KEYS for run in runs)
-        return list({job_of(run): run for run in reversed(runs)}.values())[::-1]
-    except (ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{path}: a line is not that of a run; {REMEDY}") from error
