@@ -77,3 +77,28 @@ def test_the_environment_is_enough_to_repeat_a_run():
     assert said["versions"]["torch"] == torch.__version__
     assert said["threads"] == torch.get_num_threads()
     assert said["cores"] == device.physical_cores() >= 1
+
+
+class GlibC:
+    """Keeps what it is told, as a C library would."""
+
+    def __init__(self):
+        self.told = {}
+
+    def mallopt(self, option, value):
+        self.told[option] = value
+        return 1
+
+
+def test_freed_memory_is_kept_where_glibc_can_and_its_owner_has_not_spoken(monkeypatch):
+    for name in ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    library = GlibC()
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(device.sys, "platform", "linux")
+    assert device.keep_memory() and library.told == {-1: 2**30, -3: 2**25}
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
+    assert not device.keep_memory()
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: object())  # musl has no mallopt
+    assert not device.keep_memory()

@@ -7,7 +7,7 @@ keeps no scores.
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from groundup.accounting.params import check_one_stack, meta_model
-from groundup.model import CountingCache, ModelConfig
+from groundup.model import CountingCache, ModelConfig, ReinforceRouter, Transformer
+from groundup.model.balance import routers
+from groundup.model.hard_choice import Choice
 
 FP32_BYTES = 4
 # fp32 logits, their gradient and the softmax of one chunk live at the same time.
@@ -56,6 +58,9 @@ def training_memory(
     device: torch.device | str = "cpu",
 ) -> MemoryLedger:
     """The ledger of one step with fp32 master weights and compute in `dtype`.
+
+    What a `ReinforceRouter` keeps of its choices is in the activations; the greedy pass of its baseline keeps nothing,
+    and its rows of logits are no more than those of the head.
 
     Its peak is a bound, found in a part of a second for any depth; `train.rehearse_config` is the prediction, which
     takes a step of every layer and knows in which order things come and go.
@@ -119,7 +124,7 @@ def _kept_bytes(
     model = meta_model(config)
     model.compute_dtype, model.recompute = dtype, recompute
     kept: dict[int, int] = {}
-    alive = []
+    alive: list[Any] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -137,11 +142,19 @@ def _kept_bytes(
         own = {p.untyped_storage()._cdata for p in model.parameters()}
         with saved_tensors_hooks(pack, lambda t: t):
             tokens = torch.zeros(batch, seq, dtype=torch.long, device=device)
-            hidden = model.hidden(tokens)
+            hidden = model.hidden(tokens, **_for_choices(model, alive))
             if model.multi_token is not None:
                 further = model.multi_token(model, hidden, tokens[:, 1:])
                 alive.extend(further)  # each is read by the head
+            for choice in [found for found in alive if isinstance(found, Choice)]:  # as the score function does
+                alive.append((choice.log_probs.detach() * choice.log_probs).sum())
     return sum(kept.values())
+
+
+def _for_choices(model: Transformer, alive: list[Any]) -> dict[str, Any]:
+    """What a forward pass is asked for where routers learn by REINFORCE: entropies and choices, which then stay."""
+    sampled = any(isinstance(router.config, ReinforceRouter) for router in routers(model).values())
+    return {"auxiliary": alive, "choices": alive} if sampled else {}
 
 
 def least_recompute(

@@ -99,7 +99,7 @@ def _checked(pair: Pair, notes: list[str], say: Callable[[str], None]) -> bool:
         return False
     if not agree:
         raise ValueError(
-            f"why: {pair.decision}: {pair.before} and {pair.after} give different results, so there is nothing to compare"
+            f"why: {pair.decision}: {pair.before} and {pair.after} give different results: nothing to compare"
         )
     pair.run_before()
     pair.run_after()

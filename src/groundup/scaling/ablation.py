@@ -24,7 +24,7 @@ from groundup.evaluation.lengths import check_lengths
 from groundup.files import read_json, sha256, write_json
 from groundup.model import ModelConfig
 from groundup.scaling.matching import Planned, affordable_steps, matched_configs, plan_lengths, relative_lengths
-from groundup.scaling.one_run import Material, Timing, measure_timings, texts_of, train_once
+from groundup.scaling.one_run import Material, Timing, measure_timings, predicted_peak, texts_of, train_once
 from groundup.scaling.result import summarize
 from groundup.scaling.runs_file import REMEDY, read_runs
 from groundup.scaling.settings import AblationSettings
@@ -93,11 +93,12 @@ def ablate(
     timings = measure_timings(configs, settings, target)
     seconds = [timing.step for timing in timings]
     lengths = relative_lengths(configs, [timing.fastest_step for timing in timings], settings.match)
+    peaks = [predicted_peak(config, settings, target) for config in configs]
     steps = settings.steps
     if steps is None:
         left = settings.budget_seconds - (time.monotonic() - started)
         steps = affordable_steps(left, seconds, lengths, settings, _scoring_seconds(folder, settings, timings))
-    planned = plan_lengths(variants, configs, seconds, [round(steps * length) for length in lengths])
+    planned = plan_lengths(variants, configs, seconds, [round(steps * length) for length in lengths], peaks)
     write_json(folder / "plan.json", to_dict(planned))
     inputs = {"hashes": {str(p.resolve()): sha256(p) for p in paths if p.is_file()}, "bundled": not files}
     # From here on the folder can be gone on with.
