@@ -146,8 +146,10 @@ def _kept_bytes(
             if model.multi_token is not None:
                 further = model.multi_token(model, hidden, tokens[:, 1:])
                 alive.extend(further)  # each is read by the head
-            for choice in [found for found in alive if isinstance(found, Choice)]:  # as the score function does
-                alive.append((choice.log_probs.detach() * choice.log_probs).sum())
+            choices = [found for found in alive if isinstance(found, Choice)]
+            # What came of a choice multiplies its log p, in the objective: one number a token, for all layers alike.
+            costs = {choice.config: torch.zeros_like(choice.log_probs) for choice in choices}
+            alive.extend((costs[choice.config] * choice.log_probs).sum() for choice in choices)
     return sum(kept.values())
 
 
