@@ -10,7 +10,9 @@ import torch
 from groundup.accounting.hardware import Machine
 from groundup.accounting.plan import TextFacts
 from groundup.build.decide import decide, decision_from_json, fixed, left_bytes, saving_bytes, worth_compiling
+from groundup.build.folder import RunFolder
 from groundup.build.settings import BuildSettings
+from groundup.build.stages import Stages
 from groundup.train.checkpoint import SHARD_BYTES
 from tests.build.conftest import SMALL
 
@@ -104,3 +106,17 @@ def test_what_stages_left_in_the_process_is_memory_that_the_trial_had_not(decisi
     assert left_bytes(seen, 480) == 0  # a smaller process is no reason to expect less of a step
     assert left_bytes(replace(decision, idle_bytes=0), 620) == 0  # resumed: there was no trial in this process
     assert left_bytes(replace(seen, machine=replace(seen.machine, device="cuda:0")), 620) == 0
+
+
+def test_the_plan_on_disk_gets_what_stages_left_before_training_begins(decision, tmp_path):
+    folder = RunFolder.create(tmp_path / "run", time.monotonic())
+    folder.write("plan.json", decision.as_json())
+    stages = Stages(folder, BuildSettings(), replace(decision, idle_bytes=500), None)
+    peak = decision.plan.peak_bytes
+    stages._expect(620)
+    assert stages.decision.plan.peak_bytes == peak + 120
+    assert folder.read("plan.json")["predicted"]["peak_memory_bytes"] == peak + 120
+    (folder.path / "checkpoints").mkdir()  # training has begun: what was predicted before it stays
+    stages._expect(900)
+    assert folder.read("plan.json")["predicted"]["peak_memory_bytes"] == peak + 120
+    folder.release()
