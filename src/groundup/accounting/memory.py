@@ -125,6 +125,7 @@ def _kept_bytes(
     model.compute_dtype, model.recompute = dtype, recompute
     kept: dict[int, int] = {}
     alive: list[Any] = []
+    choices: list[Choice] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -142,21 +143,20 @@ def _kept_bytes(
         own = {p.untyped_storage()._cdata for p in model.parameters()}
         with saved_tensors_hooks(pack, lambda t: t):
             tokens = torch.zeros(batch, seq, dtype=torch.long, device=device)
-            hidden = model.hidden(tokens, **_for_choices(model, alive))
+            hidden = model.hidden(tokens, **_for_choices(model, alive, choices))
             if model.multi_token is not None:
                 further = model.multi_token(model, hidden, tokens[:, 1:])
                 alive.extend(further)  # each is read by the head
-            choices = [found for found in alive if isinstance(found, Choice)]
             # What came of a choice multiplies its log p, in the objective: one number a token, for all layers alike.
             costs = {choice.config: torch.zeros_like(choice.log_probs) for choice in choices}
             alive.extend((costs[choice.config] * choice.log_probs).sum() for choice in choices)
     return sum(kept.values())
 
 
-def _for_choices(model: Transformer, alive: list[Any]) -> dict[str, Any]:
+def _for_choices(model: Transformer, alive: list[Any], choices: list[Choice]) -> dict[str, Any]:
     """What a forward pass is asked for where routers learn by REINFORCE: entropies and choices, which then stay."""
     sampled = any(isinstance(router.config, ReinforceRouter) for router in routers(model).values())
-    return {"auxiliary": alive, "choices": alive} if sampled else {}
+    return {"auxiliary": alive, "choices": choices} if sampled else {}
 
 
 def least_recompute(
