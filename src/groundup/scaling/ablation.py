@@ -23,10 +23,11 @@ from groundup.device import default_device, environment, require_device
 from groundup.evaluation.lengths import check_lengths
 from groundup.files import read_json, sha256, write_json
 from groundup.model import ModelConfig
+from groundup.scaling import runs_file
 from groundup.scaling.matching import Planned, affordable_steps, matched_configs, plan_lengths, relative_lengths
 from groundup.scaling.one_run import Material, Timing, measure_timings, predicted_peak, texts_of, train_once
 from groundup.scaling.result import summarize
-from groundup.scaling.runs_file import REMEDY, read_runs
+from groundup.scaling.runs_file import REMEDY
 from groundup.scaling.settings import AblationSettings
 from groundup.scaling.variants import Variant
 from groundup.tokenizer import Tokenizer
@@ -172,7 +173,7 @@ def _scoring_seconds(folder: Path, settings: AblationSettings, timings: Sequence
 def _finish(folder: Path, device: torch.device, say: Say) -> dict[str, Any]:
     """Run what is not in runs.jsonl yet, then write result.json."""
     settings, planned, material = load(folder, device)
-    done = read_runs(folder / "runs.jsonl", RUN_KEYS, _key_of)
+    done = read_runs(folder / "runs.jsonl")
     tuning = tuning_jobs(planned, settings)
     clock = _Clock(tuning + jobs_of(planned, settings, {p.variant.name: settings.middle_rate for p in planned}), done)
     say(f"{clock}")
@@ -292,3 +293,8 @@ class _Clock:
 def _place(variant: str, seed: int, rate: float, final: bool) -> tuple[str, int, float | None]:
     """A run's place in the plan, which does not know yet what rate a compared run will have."""
     return variant, seed, None if final else rate
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """The finished runs of a comparison, each once."""
+    return runs_file.read_runs(path, RUN_KEYS, _key_of)

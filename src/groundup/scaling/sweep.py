@@ -21,9 +21,9 @@ from groundup import bundled
 from groundup.config import from_dict, to_dict
 from groundup.device import default_device, environment, physical_cores, require_device
 from groundup.files import read_json, sha256, write_json
+from groundup.scaling import runs_file
 from groundup.scaling.ablation import Say, _prepare
 from groundup.scaling.one_run import Material, Timing, measure_timings
-from groundup.scaling.runs_file import read_runs
 from groundup.scaling.settings import AblationSettings
 from groundup.scaling.sweep_result import summarize
 from groundup.scaling.sweep_run import make_optimizer, train_at
@@ -127,7 +127,7 @@ def _timing(settings: SweepSettings, training: AblationSettings, device: torch.d
 
 def _finish(folder: Path, settings: SweepSettings, device: torch.device, at_once: int, say: Say) -> dict[str, Any]:
     """Make the runs that are due until none is, then write result.json."""
-    runs = read_runs(folder / "runs.jsonl", RUN_KEYS, job_of)
+    runs = read_runs(folder / "runs.jsonl")
     lengths = read_json(folder / "plan.json")["steps"]
     say(f"{len(runs)} of about {most_runs(settings)} runs are done; up to {max(lengths.values()):,} steps each")
     if jobs := due(settings, runs):
@@ -162,3 +162,8 @@ def _keep(path: Path, run: dict[str, Any], runs: list[dict[str, Any]]) -> None:
 def _said(run: dict[str, Any]) -> str:
     what = f"diverged at step {run['steps']:,}" if run["diverged"] else f"{run['bits_per_byte']:.4f} bits per byte"
     return f"rate {run['rate']:g}, batch {run['batch_size']}, decay {run['weight_decay']:g}, seed {run['seed']}: {what}"
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """The finished runs of a sweep, each once."""
+    return runs_file.read_runs(path, RUN_KEYS, job_of)
