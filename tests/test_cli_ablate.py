@@ -162,6 +162,8 @@ def test_a_plan_that_is_no_table_is_refused(tmp_path, capsys):
         (["--ladder", "--budget", "soon"], "expected a time such as"),
         (["--resume", "nowhere", "--ladder"], "leave out 'ladder'"),
         (["--resume", "nowhere"], "no config.json there"),
+        (["--ladder", "steps=30", "--budget", "60s"], "steps= and --budget both say how long a run is"),
+        (["--ladder", "steps=30", "budget_seconds=60"], "steps= and --budget both say how long a run is"),
     ],
 )
 def test_what_is_refused(words, fault, capsys):
@@ -174,3 +176,10 @@ def test_help_lists_every_setting(capsys):
         cli.main(["ablate", "--help"])
     shown = capsys.readouterr().out
     assert all(f"{name}=" in shown for name in ("tune_share", "rates", "match", "budget_seconds"))
+
+
+@pytest.mark.parametrize(("kind", "verb"), [("history", "history"), ("sweep", "sweep lr")])
+def test_another_verbs_folder_is_sent_there(kind, verb, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({kind: {}}))
+    code, shown, _ = call(capsys, "--resume", str(tmp_path))
+    assert code == 1 and f"this is a {kind}; go on with: groundup {verb} --resume {tmp_path}" in shown.err

@@ -8,6 +8,7 @@ import torch
 from groundup import cli, cli_doctor
 from groundup.accounting import Machine, hardware
 from groundup.accounting.devices import DEVICES
+from groundup.accounting.doctor import load_card
 from groundup.accounting.doctor.bandwidth import Level, Memory, Reading
 from groundup.accounting.doctor.card import Card, peaks
 from groundup.accounting.doctor.links import Link, Transfer, link
@@ -34,7 +35,7 @@ def made_card(specified=None, **changes):
 def known(monkeypatch):
     """Nothing is measured."""
     monkeypatch.setattr(hardware, "probe", lambda device, seconds: MACHINE)
-    monkeypatch.setattr("groundup.accounting.doctor.examine", lambda device, seconds, full, seen: made_card())
+    monkeypatch.setattr("groundup.accounting.doctor.examine", lambda device, seconds, **known: made_card())
     monkeypatch.setattr("groundup.accounting.doctor.measure_links", lambda device, ranks: [
         link("all-reduce", f"{ranks} processes (gloo)", [Transfer(4096, 1e-4), Transfer(2**24, 0.01)], ranks),
         Link("peer copy", "GPUs", error="one GPU alone"),
@@ -55,7 +56,12 @@ def test_a_quick_run_for_real(tmp_path, capsys):
         torch.set_num_threads(threads)
     found = json.loads(out)
     assert code == int(any(check["state"] == "broken" for check in found["checks"]))
-    assert found["gemm_flops"] and found["bandwidth"] > 0 and found["environment"]["python"]
+    assert (
+        found["gemm_flops"]
+        and found["card"]["memory"]["copy"] > 0
+        and "bandwidth" not in found
+        and found["environment"]["python"]
+    )
     assert found["links"] is None
     assert {peak["what"] for peak in found["card"]["peaks"]} >= {"fp32", "bf16", "memory"}
     assert all(0 < peak["share"] <= 1 for peak in found["card"]["peaks"])
@@ -80,6 +86,18 @@ def test_links_are_measured_when_asked_for(known, tmp_path, capsys):
     first, second = json.loads(out)["links"]
     assert first["latency_seconds"] == 1e-4 and first["transfers"][1] == {"bytes": 2**24, "seconds": 0.01}
     assert second["bandwidth"] is None and second["error"] == "one GPU alone"
+
+
+def test_the_card_is_kept_when_asked_for(known, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GROUNDUP_CACHE", str(tmp_path / "cache"))
+    call(capsys, "--device", "cpu", "--folder", str(tmp_path))
+    assert not (tmp_path / "cache" / "doctor.json").exists()
+    call(capsys, "--device", "cpu", "--folder", str(tmp_path), "--links", "--save")
+    kept = load_card()
+    assert (kept.name, kept.flops, kept.bandwidth, kept.count) == ("made up", {"bf16": 9e14}, 5e12, 1)
+    assert [(way.what, way.latency_seconds) for way in kept.links] == [("all-reduce", 1e-4)]
+    call(capsys, "--device", "cpu", "--folder", str(tmp_path), "--save", str(tmp_path / "mine.json"))
+    assert load_card(tmp_path / "mine.json").links == ()
 
 
 def test_beside_a_data_sheet(capsys):

@@ -11,6 +11,12 @@ from groundup.cli_plan import amount, tokens_of
 KEYS = {"parameters", "tokens", "batch_tokens", "learning_rate", "seconds", "peak_bytes", "loss", "loss_unit"}
 
 
+@pytest.fixture(autouse=True)
+def no_card(tmp_path, monkeypatch):
+    """A card that this machine's owner kept is not the tests'."""
+    monkeypatch.setenv("GROUNDUP_CACHE", str(tmp_path))
+
+
 def call(capsys, *words):
     code = cli.main(["plan", *words])
     shown = capsys.readouterr()
@@ -30,6 +36,31 @@ def test_a_plan_for_devices_elsewhere(capsys):
     assert len(plan["runners_up"]) == 2
     assert "a plan for 8 x H100 SXM" in shown.out
     assert "an MFU of 0.4 of 989.5 dense TFLOP/s" in shown.out
+
+
+def test_a_kept_card_is_used_for_its_own_devices_and_said(tmp_path, capsys):
+    flops = {"format": 1, "name": "NVIDIA H100 80GB HBM3", "count": 8, "node": "rack7", "date": "2026-01-02",
+             "flops": {"bf16": 7e14}, "bandwidth": 2.5e12,
+             "links": [{"what": "all-reduce", "between": "", "latency_seconds": 2e-5, "bandwidth": 1e9}]}  # fmt: skip
+    (tmp_path / "doctor.json").write_text(json.dumps(flops))
+    words = ("--params", "100M", "--tokens", "2B", "--json", "--device")
+    _, shown, plan = call(capsys, *words, "h100x8")
+    assert "measured: rack7, 2026-01-02" in shown.out and "an MFU of 0.4 of 700.0 measured TFLOP/s" in shown.out
+    assert [row["used"] for row in plan["figures"]] == [7e14, 2.5e12, 1e9]
+    assert [row["promised"] for row in plan["figures"]] == [989.5e12, 3.35e12, 450e9]
+    assert "messages of a step" in shown.out
+    _, shown, sheet = call(capsys, *words, "h100x8", "--card", "none")
+    assert "messages of a step" not in shown.out and all("data sheet" in row["from"] for row in sheet["figures"])
+    assert sheet["communication_seconds"] is None and sheet["seconds"] < plan["seconds"]
+    _, shown, other = call(capsys, *words, "a100x8")
+    assert "measured" not in shown.out.replace("assumed, not measured", "") and other["seconds"] > 0
+    _, shown, _ = call(capsys, *words, "h100x16")
+    assert "data sheets only: the card is of a machine with 8 x" in shown.out
+    (tmp_path / "doctor.json").write_text("{}")
+    code, shown, _ = call(capsys, *words, "h100x8")
+    assert code == 0 and "is passed over" in shown.out
+    assert cli.main(["plan", *words, "h100x8", "--card", str(tmp_path / "doctor.json")]) == 1
+    assert 'expected an object with "format": 1' in capsys.readouterr().err
 
 
 def test_flops_and_sizes(capsys):

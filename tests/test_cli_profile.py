@@ -31,12 +31,15 @@ def call(capsys, *words):
 
 def test_a_training_step_prints_the_device_the_table_and_the_bottleneck(tmp_path, capsys):
     page = tmp_path / "roofline.html"
-    words = ["--json", "--trace", "--top", "3", "--out", tmp_path / "out", "--roofline", page]
+    memory = tmp_path / "phases.html"
+    words = ["--json", "--trace", "--top", "3", "--out", tmp_path / "out", "--roofline", page, "--memory", memory]
     code, shown, result = call(capsys, *SMALL, *words)
     assert code == 0 and f"wrote       {page}" in shown.out and "norms" in page.read_text()
     for words in ("50 GFLOP/s", "ridge at 5.0 FLOPs per byte", "attention projections", "with the profiler",
                   "belongs to no group", "bottleneck  ", "what to do  ", "trace.json.gz"):  # fmt: skip
         assert words in shown.out
+    assert [row["phase"] for row in result["phases"]] == ["steady", "forward", "backward", "update"]
+    assert "beyond steady" in shown.out and "predicted" in memory.read_text()
     assert len(result["operations"]) == 3 and result["settings"]["phase"] == "train"
     assert sum(row["time_share"] for row in result["groups"]) == pytest.approx(1.0)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"profile.json", "memory.json", "trace.json.gz"}
@@ -113,6 +116,9 @@ def test_a_prediction_is_of_time_and_memory_of_a_model_that_is_never_made(capsys
     (["--predict", "--compare", "norm"], "leave out --compare"),
     (["--compare", "norm", "--roofline", "x.html"], "writes no files: leave out --roofline"),
     (["--roofline", "no/such/x.html"], "there is no folder no/such"),
+    (["--memory", "no/such/x.html"], "--memory no/such/x.html: there is no folder no/such"),
+    (["--memory", "x.html", "--phase", "decode"], "--memory is of a step of training"),
+    (["--predict", "--memory", "x.html"], "writes no files: leave out --memory"),
 ])  # fmt: skip
 def test_mistakes_are_answered_in_words(capsys, words, message):
     code, shown, _ = call(capsys, *words, "--device", "cpu")

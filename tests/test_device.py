@@ -86,17 +86,44 @@ def test_the_environment_is_enough_to_repeat_a_run():
 def test_freed_memory_is_used_again_without_page_faults():
     program = """
 import resource, torch
-from groundup.device import reuse_freed_memory
+from groundup.device import keep_memory
 def faults_of_a_block():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)  # 64 MB, freed at once
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults_of_a_block()
 given_back = faults_of_a_block()
-assert reuse_freed_memory()
+assert keep_memory()
 faults_of_a_block()
 print(given_back, faults_of_a_block())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     given_back, kept = map(int, done.stdout.split())
     assert given_back > 1000 and kept < 100
+
+
+class GlibC:
+    """Keeps what it is told, as a C library would; older ones refuse large thresholds for blocks."""
+
+    def __init__(self, largest=2**31):
+        self.told, self.largest = {}, largest
+
+    def mallopt(self, option, value):
+        if option == -3 and value > self.largest:
+            return 0
+        self.told[option] = value
+        return 1
+
+
+def test_freed_memory_is_kept_where_glibc_can_and_its_owner_has_not_spoken(monkeypatch):
+    for name in ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(device.sys, "platform", "linux")
+    for library, threshold in ((GlibC(), 2**30), (GlibC(largest=2**25), 2**25)):
+        monkeypatch.setattr(device.ctypes, "CDLL", lambda name, library=library: library)
+        assert device.keep_memory() and library.told == {-8: 1, -1: 2**31 - 1, -3: threshold}
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
+    assert not device.keep_memory()
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_")
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: object())  # musl has no mallopt
+    assert not device.keep_memory()

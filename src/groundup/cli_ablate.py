@@ -114,6 +114,8 @@ def _settings(options: Arguments) -> tuple[list[str], "AblationSettings"]:
         hint = near(unknown[0], known)
         raise ValueError(f"unknown setting {unknown[0]!r}{hint} (groundup ablate --help lists all)")
     budget = None if options.budget is None else parse_seconds(options.budget)
+    if "steps" in keys and (budget is not None or "budget_seconds" in keys):
+        raise ValueError("steps= and --budget both say how long a run is; give one of them")
     for key, value in {"match": options.match, "seeds": options.seeds, "budget_seconds": budget}.items():
         if value is not None and key in keys:
             raise ValueError(f"{key}= and its option are the same setting; give one of them")

@@ -9,6 +9,8 @@ from groundup.cli_parts import Arguments, Parser, add_device, number, print_json
 from groundup.config import plural
 
 if TYPE_CHECKING:
+    import torch
+
     from groundup.accounting import Machine
     from groundup.accounting.doctor import Card, Check, Link
 
@@ -24,6 +26,8 @@ def options(parser: Parser) -> None:
         help="processes that --links joins on a CPU (default: %(default)s)")  # fmt: skip
     add("--full", action="store_true",
         help="also try torch.compile and the tokenizer's kernels; all types on one core")  # fmt: skip
+    add("--save", nargs="?", const="", metavar="FILE",
+        help="keep the card for groundup plan, which then takes these figures (default: in the cache)")  # fmt: skip
     add("--folder", metavar="DIR", default="runs",
         help="where runs are written: its disk is tried (default: %(default)s)")  # fmt: skip
     add_device(parser)
@@ -44,14 +48,24 @@ def run(options: Arguments) -> int:
     checks = system_checks(Path(options.folder))  # first: measuring is a load itself
     _say(f"measuring for about {options.seconds:g} s")
     machine = probe(device, PROBE_SHARE * options.seconds)
-    card = examine(device, (1 - PROBE_SHARE) * options.seconds, full=options.full, seen=machine.gemm_flops)
+    card = examine(device, (1 - PROBE_SHARE) * options.seconds, full=options.full, seen=machine.gemm_flops,
+                   copied=machine.bandwidth)  # fmt: skip
     checks += software_checks(device, card.rates, full=options.full)
     links = measure_links(device, options.ranks) if options.links else []
+    if options.save is not None:
+        _save(card, links, device, options.save)
     if options.json:
         print_json(_content(machine, card, checks, links, measured=options.links))
     else:
         _print(machine, card, checks, links, full=options.full)
     return exit_code(checks)
+
+
+def _save(card: "Card", links: "list[Link]", device: "torch.device", file: str) -> None:
+    from groundup.accounting.doctor.saved import device_count, save_card, saved
+
+    path = save_card(saved(card, links, device_count(device)), Path(file) if file else None)
+    _say(f"the card is kept in {path}" + ("" if links else "; it knows nothing of links (--links)"))
 
 
 def _say(line: str) -> None:
@@ -64,8 +78,9 @@ def _content(
     from groundup.device import environment
 
     found = [asdict(p) | {"assumed": p.assumed, "share": p.share, "raised": p.raised} for p in card.peaks]
+    probed = {name: value for name, value in asdict(machine).items() if name != "bandwidth"}  # the card's memory.copy
     return {
-        **asdict(machine),
+        **probed,
         "card": {**asdict(card), "peaks": found},
         "checks": [asdict(check) for check in checks],
         "links": [asdict(link) for link in links] if measured else None,

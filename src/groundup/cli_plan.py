@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from groundup.cli_parts import Arguments, Parser, number, print_json, print_table, whole_number
+from groundup.cli_plan_card import as_measured, figures, print_figures
 from groundup.cli_plan_optima import lifetime_json, lifetime_lines, plan_experts
 from groundup.config import plural
 
@@ -29,6 +30,8 @@ def options(parser: Parser) -> None:
     add(
         "--device", metavar="NAME", help="plan for these instead, from data sheets, e.g. h100x8 (default: this machine)"
     )
+    add("--card", metavar="FILE", help="what groundup doctor --save measured of them; without it the card kept here, "
+        "where it is of such devices; none: data sheets only")  # fmt: skip
     add("--budget", metavar="TIME", help="wall-clock time, e.g. 90m (default here: 10m)")
     add("--flops", type=amount, metavar="N", help="floating-point operations in place of a time, e.g. 1e18")
     add("--params", type=amount, metavar="N", help="a size of model, e.g. 1.4e9 or 1.4B, with --tokens")
@@ -67,12 +70,24 @@ def run(options: Arguments) -> int:
     target = cluster(options.device or "h100")
     if options.device is None:
         print("no --device is given: planned for one H100")
+    target = as_measured(target, options)
     return _fit(options, target) if options.fit else _plan_there(options, target)
 
 
 def _plan_here(options: Arguments) -> int:
     """What `groundup build` would do."""
-    for name in ("tokens", "context", "vocab", "mfu", "price", "served_tokens", "serving_mfu", "experts", "active"):
+    for name in (
+        "card",
+        "tokens",
+        "context",
+        "vocab",
+        "mfu",
+        "price",
+        "served_tokens",
+        "serving_mfu",
+        "experts",
+        "active",
+    ):
         if getattr(options, name) is not None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is for a plan with --device; here it is measured, or a setting (key=value)"
@@ -115,7 +130,8 @@ def _plan_there(options: Arguments, target: "Cluster") -> int:
         fit = {"regime": regime, "optimum": {"parameters": free.parameters, "tokens": free.tokens,
                "tokens_per_parameter": free.tokens_per_parameter}, "advice": said}  # fmt: skip
         runners_up = [_json(other) for other in others]
-        print_json({**_json(best), **fit, **more, "device": target.name, "runners_up": runners_up})
+        print_json({**_json(best), **fit, **more, "device": target.name, "figures": figures(target),
+                    "runners_up": runners_up})  # fmt: skip
     return 0
 
 
@@ -159,7 +175,7 @@ def _print_plan(best: "ClusterPlan", others: list["ClusterPlan"], target: "Clust
         ["passes over the text", *("1" if p.epochs is None else f"{p.epochs:.2f}" for p in plans)],
         ["steps of tokens", *(f"{p.steps:,} of {p.batch_tokens:,}" for p in plans)],
         ["learning rate (AdamW)", *(f"{p.learning_rate:.2g}" for p in plans)],
-        ["precision, shards", *(f"{p.precision}, {p.sharding}" for p in plans)],
+        ["precision, shards, devices a layer", *(f"{p.precision}, {p.sharding}, {p.tensor}" for p in plans)],
         ["rows x passes", *(f"{p.micro_batch} x {p.accumulation}{', recomputed' * p.recompute}" for p in plans)],
         ["memory of a device", *(f"{p.peak_bytes / 1e9:,.1f} GB" for p in plans)],
         ["FLOPs", *(f"{p.flops:.3g}" for p in plans)],
@@ -168,6 +184,9 @@ def _print_plan(best: "ClusterPlan", others: list["ClusterPlan"], target: "Clust
         ["loss, nats per token", *(f"{p.loss:.3f}" for p in plans)],
         ["by two fits", *(f"{p.loss_interval[0]:.3f} to {p.loss_interval[1]:.3f}" for p in plans)],
     ]
+    if best.communication_seconds is not None:
+        rows.insert(-3, ["messages of a step", *(_milliseconds(p.communication_seconds) for p in plans)])
+        rows.insert(-3, ["update of a step", *(_milliseconds(p.update_seconds) for p in plans)])
     if best.price is not None:
         rows.insert(-2, ["price", *(f"{p.price:,.2f}" for p in plans)])
     print_table(f"a plan for {target.name}", headings, rows)
@@ -177,6 +196,7 @@ def _print_plan(best: "ClusterPlan", others: list["ClusterPlan"], target: "Clust
             print(f"{other.parameters / best.parameters:.2g} x the size {lost}")
     for line in why:
         print(line)
+    print_figures(target)
     print("assumed, not measured:")
     for line in best.assumptions:
         print(f"  {line}")
@@ -218,7 +238,7 @@ def _list_devices(options: Arguments) -> int:
         return 0
     headings = ["name", "", "TFLOP/s, dense", "with sparsity", "fp8", "GB", "GB/s", "FLOPs per byte", "W", "source"]
     rows = [
-        [name, d.name, _tera(d.peak_flops), _tera(d.sparse_flops), _tera(d.fp8), f"{d.memory_bytes / 1e9:g}",
+        [name, d.name, _tera(d.peak_flops), _tera(d.sparse), _tera(d.fp8), f"{d.memory_bytes / 1e9:g}",
          f"{d.bandwidth / 1e9:,.0f}", f"{d.ridge:.0f}", f"{d.watts:g}",
          d.source + (f" ({d.doubt})" if d.doubt else "")]
         for name, d in DEVICES.items()
@@ -259,6 +279,10 @@ def tokens_of(text: str) -> float:
 def _hours(seconds: float) -> str:
     hours = seconds / 3600
     return f"{hours / 24:,.1f} days" if hours >= 48 else f"{hours:.2f} h" if hours >= 1 else f"{seconds / 60:.1f} min"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:,.1f} ms"
 
 
 def _tera(flops: float | None) -> str:

@@ -25,6 +25,8 @@ def options(parser: Parser) -> None:
     add("--phase", choices=PHASES, default="train", help="which step (default: %(default)s)")
     add("--out", metavar="DIR", help="folder for profile.json and memory.json (default: a new one in runs/)")
     add("--roofline", metavar="FILE", help="also write a page with the step's operations under the machine's roofs")
+    add("--memory", metavar="FILE", help="also write a page with the memory of each phase of training, predicted "
+        "beside measured")  # fmt: skip
     add("--trace", action="store_true", help="also write trace.json.gz, for ui.perfetto.dev")
     add("--top", type=count, default=10, metavar="N", help="operations to list (default: %(default)s)")
     add("--compare", choices=("norm",), help="norm: LayerNorm and RMSNorm, plain and fused, in this model's step")
@@ -71,13 +73,16 @@ def run(options: Arguments) -> int:
 def _check_out(options: Arguments) -> None:
     """Before anything is measured. ValueError for a folder that is in use, or one that nothing would be written to."""
     printing = "compare" if options.compare else "predict" if options.predict else None
-    if printing and (files := [name for name in ("out", "trace", "roofline") if getattr(options, name)]):
+    if printing and (files := [name for name in ("out", "trace", "roofline", "memory") if getattr(options, name)]):
         raise ValueError(f"--{printing} prints a table and writes no files: leave out --{files[0]}")
     if options.predict and (options.compare or options.phase != "train"):
         other = "--compare" if options.compare else f"--phase {options.phase}"
         raise ValueError(f"--predict predicts a step of training: leave out {other}")
-    if options.roofline and not Path(options.roofline).parent.is_dir():
-        raise ValueError(f"--roofline {options.roofline}: there is no folder {Path(options.roofline).parent}")
+    for name in ("roofline", "memory"):
+        if (file := getattr(options, name)) and not Path(file).parent.is_dir():
+            raise ValueError(f"--{name} {file}: there is no folder {Path(file).parent}")
+    if options.memory and options.phase != "train":
+        raise ValueError(f"--memory is of a step of training: leave out --phase {options.phase}")
     out = Path(options.out) if options.out else None
     if out and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: it already holds something; choose another")
@@ -123,8 +128,13 @@ def _profile(options: Arguments, model: Any, settings: "ProfileSettings", machin
         print(f"wrote       {path}")
     if options.roofline:
         print(f"wrote       {_write_roofline(options.roofline, model, profile, machine)}")
+    phases = _write_memory(options.memory, model, profile, recorder) if options.memory else {}
     if options.json:
-        short = {**profile.to_dict(), "operations": [asdict(row) for row in profile.operations[: options.top]]}
+        short = {
+            **profile.to_dict(),
+            **phases,
+            "operations": [asdict(row) for row in profile.operations[: options.top]],
+        }
         print_json({**short, "bottleneck": asdict(found)})
     return 0
 
@@ -134,6 +144,18 @@ def _write_roofline(path: str, model: Any, profile: "Profile", machine: "Machine
     from groundup.report.roofline import write_roofline
 
     return write_roofline(path, profile, roofline_points(model.config, profile, machine), machine)
+
+
+def _write_memory(path: str, model: Any, profile: "Profile", recorder: Any) -> dict[str, Any]:
+    """The page, the table for the terminal, and what --json says of it."""
+    from groundup.profiling.phases import phase_memory
+    from groundup.report.memory import phases_table, write_memory
+    from groundup.report.tables import to_text
+
+    rows, step = phase_memory(model, profile, recorder)
+    print(f"\n{to_text(phases_table(rows))}")
+    print(f"wrote       {write_memory(path, profile, rows, step)}")
+    return {"phases": [asdict(row) | {"error": row.error} for row in rows]}
 
 
 def _device_line(profile: "Profile", threads: int) -> str:

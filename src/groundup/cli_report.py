@@ -11,6 +11,7 @@ def options(parser: Parser) -> None:
     cli_ledger.add_option(parser)
     add("--why", action="store_true", help="instead: measure what each efficiency decision saves on this machine")
     add("--seconds", type=number, metavar="X", help="with --why: how long to measure (default: 20)")
+    add("--html", metavar="FILE", help="with --why: also write a page of the table and its chart")
     add("--json", action="store_true", help="with --why: end with one JSON line of the rows")
 
 
@@ -20,9 +21,9 @@ def run(options: Arguments) -> int:
         if options.run_folders or options.ledger is not None:
             extra = options.run_folders[0] if options.run_folders else "--ledger"
             raise ValueError(f"--why measures this machine and reads no run: leave out {extra}")
-        return cli_why.run(options.seconds, options.json)
-    if options.seconds is not None or options.json:
-        raise ValueError("--seconds and --json belong to --why")
+        return cli_why.run(options.seconds, options.json, options.html)
+    if options.seconds is not None or options.json or options.html is not None:
+        raise ValueError("--seconds, --html and --json belong to --why")
     if not options.run_folders:
         wrong_use("groundup report", "the following arguments are required: RUN")
     from groundup.report import write_report

@@ -2,32 +2,34 @@
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from groundup.cli_parts import print_json, print_table
 
 
-def run(seconds: float | None, as_json: bool) -> int:
-    """Measure and print; returns the exit code."""
+def run(seconds: float | None, as_json: bool, html: str | None = None) -> int:
+    """Measure, print and write the page that is named; returns the exit code."""
     import torch
 
     from groundup.bench.why import SECONDS, why
+    from groundup.cli_why_page import why_table, write_why
     from groundup.config import plural
     from groundup.device import describe
 
     if seconds is not None and not 0 <= seconds < float("inf"):
         raise ValueError(f"--seconds {seconds:g}: expected 0 or more")
+    if html is not None and not Path(html).parent.is_dir():
+        raise ValueError(f"--html {html}: there is no folder {Path(html).parent}")
     found = why(SECONDS if seconds is None else seconds, say=lambda line: print(line, file=sys.stderr, flush=True))
-    rows = [
-        [row.decision, row.compared, row.quantity, amount(row.before, row.unit, row.spread_before),
-         amount(row.after, row.unit, row.spread_after), f"{row.factor:,.2f} x", row.how]
-        for row in found.rows
-    ]  # fmt: skip
     turns = max(row.runs for row in found.rows)
     machine = f"{describe(torch.device('cpu'))}, {plural(found.threads, 'thread')}; medians of {plural(turns, 'turn')}"
-    headings = ("decision", "without / with", "what", "without", "with", "less", "how")
-    print_table(f"What each decision saves: {machine}", headings, rows, words=(0, 1, 2, 6))
+    table = why_table(found.rows)
+    headings = [column.title for column in table.columns]
+    print_table(f"What each decision saves: {machine}", headings, table.rows, words=(0, 1, 2, 6))
     for note in found.notes:
         print(note)
+    if html is not None:
+        print(f"wrote {write_why(html, found, machine)}")
     if as_json:
         print_json({**asdict(found), "rows": [{**asdict(row), "factor": row.factor} for row in found.rows]})
     return 0

@@ -92,24 +92,6 @@ def use_onednn_fp32(on: bool = True) -> None:
     torch.set_float32_matmul_precision("medium" if on else "highest")
 
 
-def reuse_freed_memory() -> bool:
-    """Ask the C library to keep freed memory for this process instead of handing it back; whether that could be done.
-
-    glibc returns large blocks to the system when they are freed, and a training step frees all of its activations:
-    the next step then has the system clear every page again, 60,000 page faults and a tenth of its time at 13 M
-    parameters. The peak stays what it was; memory between two peaks is not given to others. All threads share one
-    arena, as the others' are unmapped when they are empty. glibc only (mallopt(3)); elsewhere nothing happens.
-    """
-    mmap_threshold, trim_threshold, arena_max = -3, -1, -8
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(arena_max, 1)
-    # Older versions refuse thresholds of more than 32 MB.
-    blocks_stay = any(mallopt(mmap_threshold, most) == 1 for most in (2**30, 2**25))
-    return blocks_stay and mallopt(trim_threshold, 2**31 - 1) == 1
-
-
 def physical_cores() -> int:
     """Cores that this process may use (its affinity mask), at least 1."""
     if hasattr(os, "sched_getaffinity"):
@@ -148,6 +130,31 @@ def peak_memory_bytes(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
+
+
+def keep_memory() -> bool:
+    """Let freed memory stay with this process until `release_memory`, where its C library can (glibc); whether it does.
+
+    A training step on a CPU frees what it took, and takes the same again in the next one. By itself glibc hands large
+    blocks and the heap's end back each time, and every page of them is then found and filled with zeros anew: 60,000
+    page faults and a tenth of a step's time at 13 M parameters (experiment 018). The peak stays what it was; between
+    two peaks others have less. All threads share one heap, as the others' are unmapped when they are empty. An owner's
+    own `GLIBC_TUNABLES` or `MALLOC_..._` are left as they are.
+    """
+    owners = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
+    if not sys.platform.startswith("linux") or any(env(name) for name in owners):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    mallopt(_M_ARENA_MAX, 1)
+    # Older versions of glibc keep no blocks of more than 32 MiB.
+    blocks = any(mallopt(_M_MMAP_THRESHOLD, most) == 1 for most in (2**30, 2**25))
+    return blocks and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) == 1
 
 
 def release_memory() -> None:

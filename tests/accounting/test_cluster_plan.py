@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from groundup.accounting import count_parameters, training_flops_per_token, training_memory
-from groundup.accounting.cluster_plan import MEMORY_SHARE, Budget, batch_and_rate, plan_cluster, shape
+from groundup.accounting.cluster_plan import Budget, batch_and_rate, plan_cluster, shape
 from groundup.accounting.compute_optimal import EPOCH, optimum
 from groundup.accounting.devices import cluster
+from groundup.accounting.fitting import MEMORY_SHARE
 
 
 def test_a_budget_of_flops_is_spent_at_the_optimum():

@@ -9,10 +9,10 @@ from groundup.accounting.napkin import H100_BF16_FLOPS, H100_BYTES, largest_mode
 def test_the_tables_figures_are_dense():
     """1,979 TFLOP/s, as printed for an H100 in bf16, is with sparsity; the napkin's figure is the same table's."""
     h100 = DEVICES["h100"]
-    assert h100.sparse_flops == 1979e12
+    assert h100.sparse == 1979e12
     assert h100.peak_flops == H100_BF16_FLOPS
     assert h100.memory_bytes == H100_BYTES
-    assert DEVICES["a100"].sparse_flops == 624e12
+    assert DEVICES["a100"].sparse == 624e12
 
 
 @pytest.mark.parametrize("name", sorted(DEVICES))
@@ -41,14 +41,14 @@ PRINTED = {
 def test_dense_is_half_of_what_is_printed_with_sparsity(name):
     dense, sparse = PRINTED[name]
     device = DEVICES[name]
-    assert device.sparse_flops == pytest.approx(sparse * 1e12)
+    assert device.sparse == pytest.approx(sparse * 1e12)
     assert device.peak_flops == pytest.approx((dense or sparse / 2) * 1e12, rel=1e-3)
     if name != "l40s":  # whose sheet does not print twice the one as the other, and says so
-        assert 2 * device.peak_flops == pytest.approx(device.sparse_flops, rel=1e-3)
+        assert 2 * device.peak_flops == pytest.approx(device.sparse, rel=1e-3)
 
 
 def test_the_others_have_no_sparsity():
-    assert {name for name, device in DEVICES.items() if device.sparse_flops is None} == set(DEVICES) - set(PRINTED)
+    assert {name for name, device in DEVICES.items() if device.sparse is None} == set(DEVICES) - set(PRINTED)
     assert set(DEVICES) - set(PRINTED) == {"v100", "v100-16gb", "t4"}
 
 
@@ -95,7 +95,7 @@ def test_a_variant_is_no_other_device(reported):
 
 def test_devices_without_bf16_train_in_fp16():
     assert DEVICES["v100"].peak_flops == 125e12
-    assert DEVICES["v100"].sparse_flops is None
+    assert DEVICES["v100"].sparse is None
 
 
 def test_several_devices():

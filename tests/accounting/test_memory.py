@@ -8,8 +8,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from groundup import presets
 from groundup.accounting import activation_bytes, kv_cache_bytes_per_token, least_recompute, training_memory
-from groundup.model import MultiTokenConfig, Transformer
+from groundup.config import override
+from groundup.model import MultiTokenConfig, ReinforceRouter, Transformer
+from groundup.model.balance import routers
 from groundup.model.products import set_products
+from groundup.train.reinforce import score_function
 from tests.model.variants import ENCODERS, VARIANTS
 
 SMALL = presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, vocab_size=64, context_length=16)
@@ -42,7 +45,13 @@ def kept_bytes(config, batch, seq, dtype, recompute: bool | int = False, product
 
     with saved_tensors_hooks(pack, lambda t: t):
         tokens = torch.randint(0, config.vocab_size, (batch, seq))
-        hidden = model.hidden(tokens)
+        sampled = any(isinstance(router.config, ReinforceRouter) for router in routers(model).values())
+        choices: list = []
+        extra = {"auxiliary": alive, "choices": choices} if sampled else {}
+        hidden = model.hidden(tokens, **extra)
+        if sampled:
+            nats = torch.rand(tokens.shape)
+            alive.append(score_function(choices, nats, None, {"tokens": tokens}))
         if model.multi_token is not None:
             alive.append(model.multi_token(model, hidden, tokens[:, 1:]))
     return sum(kept.values())
@@ -124,3 +133,12 @@ def test_recomputation_keeps_less():
 def test_kv_cache_formula():
     assert kv_cache_bytes_per_token(SMALL, torch.bfloat16) == 2 * SMALL.num_layers * 2 * 8 * 2
     assert kv_cache_bytes_per_token(ENCODERS["plain"]) == 0  # nothing of it can be kept
+
+
+def test_what_reinforce_keeps_is_more_than_its_forward_pass():
+    """Entropies keep numbers of each token and expert, and what came of a choice is kept for each token."""
+    name = next(name for name in COUNTED if "reinforce" in name)
+    config = VARIANTS[name]
+    quiet = override(config, "blocks.0.ffn.router.entropy=0.0")
+    assert activation_bytes(config, 2, 12, torch.float32) > activation_bytes(quiet, 2, 12, torch.float32)
+    assert activation_bytes(quiet, 2, 12, torch.float32) == kept_bytes(quiet, 2, 12, torch.float32)

@@ -104,7 +104,7 @@ def test_factor_and_spread_by_hand():
 def test_sides_that_disagree_are_an_error_and_what_does_not_run_is_left_out(monkeypatch, tmp_path):
     pair = grouped_queries(SMALL)
     notes = []
-    with pytest.raises(RuntimeError, match="4 key heads and 2 key heads, the same outputs give different results"):
+    with pytest.raises(ValueError, match="4 key heads and 2 key heads, the same outputs give different results"):
         room._checked(replace(pair, agree=lambda: False), notes, lambda line: None)
 
     def fails():
@@ -114,19 +114,24 @@ def test_sides_that_disagree_are_an_error_and_what_does_not_run_is_left_out(monk
     assert notes == ["grouped-query attention has no row, as it does not run here: no compiler"]
 
 
-def test_the_command_prints_rows_and_notes(monkeypatch, capsys, found):
+def test_the_command_prints_rows_and_notes(monkeypatch, capsys, found, tmp_path):
     monkeypatch.setattr(room, "why", lambda seconds, say: found)
     assert cli.main(["report", "--why", "--seconds", "0", "--json"]) == 0
     out = capsys.readouterr().out
     assert "grouped-query attention" in out and "recorded" in out and "Filtering has no row" in out
     said = json.loads(out.splitlines()[-1])
     assert said["rows"][0]["factor"] == found.rows[0].factor and said["threads"] == 1
+    page = tmp_path / "why.html"
+    assert cli.main(["report", "--why", "--html", str(page)]) == 0 and f"wrote {page}" in capsys.readouterr().out
+    assert "times less (logarithmic)" in page.read_text()
+    assert cli.main(["report", "--why", "--html", str(tmp_path / "no" / "x.html")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
     assert cli_why.amount(1234.0, "", 0) == "1,234" and cli_why.amount(2e-5, "s", 0.5) == "20 us +- 50%"
 
 
 @pytest.mark.parametrize(("words", "message"), [
     (["runs/a", "--why"], "reads no run: leave out runs/a"),
-    (["runs/a", "--seconds", "3"], "--seconds and --json belong to --why"),
+    (["runs/a", "--seconds", "3"], "--seconds, --html and --json belong to --why"),
     (["--why", "--seconds", "-1"], "--seconds -1: expected 0 or more"),
 ])  # fmt: skip
 def test_mistakes_are_answered_in_words(capsys, words, message):

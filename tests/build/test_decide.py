@@ -9,8 +9,10 @@ import torch
 
 from groundup.accounting.hardware import Machine
 from groundup.accounting.plan import TextFacts
-from groundup.build.decide import decide, decision_from_json, fixed, saving_bytes, worth_compiling
+from groundup.build.decide import decide, decision_from_json, fixed, left_bytes, saving_bytes, worth_compiling
+from groundup.build.folder import RunFolder
 from groundup.build.settings import BuildSettings
+from groundup.build.stages import Stages
 from groundup.train.checkpoint import SHARD_BYTES
 from tests.build.conftest import SMALL
 
@@ -95,3 +97,26 @@ def test_a_step_longer_than_the_budget_is_refused_before_it_is_tried(wish):
     with pytest.raises(ValueError, match=f"smaller .*{next(iter(wish))}|fits into"):
         decide(FACTS, replace(SMALL, budget_seconds=30.0, threads=1, **wish), torch.device("cpu"), spent=20.0)
     assert time.monotonic() - began < 20
+
+
+def test_what_stages_left_in_the_process_is_memory_that_the_trial_had_not(decision):
+    """A trial's process held 500 bytes when it was over; before training it holds 620."""
+    seen = replace(decision, idle_bytes=500)
+    assert left_bytes(seen, 620) == 120
+    assert left_bytes(seen, 480) == 0  # a smaller process is no reason to expect less of a step
+    assert left_bytes(replace(decision, idle_bytes=0), 620) == 0  # resumed: there was no trial in this process
+    assert left_bytes(replace(seen, machine=replace(seen.machine, device="cuda:0")), 620) == 0
+
+
+def test_the_plan_on_disk_gets_what_stages_left_before_training_begins(decision, tmp_path):
+    folder = RunFolder.create(tmp_path / "run", time.monotonic())
+    folder.write("plan.json", decision.as_json())
+    stages = Stages(folder, BuildSettings(), replace(decision, idle_bytes=500), None)
+    peak = decision.plan.peak_bytes
+    stages._expect(620)
+    assert stages.decision.plan.peak_bytes == peak + 120
+    assert folder.read("plan.json")["predicted"]["peak_memory_bytes"] == peak + 120
+    (folder.path / "checkpoints").mkdir()  # training has begun: what was predicted before it stays
+    stages._expect(900)
+    assert folder.read("plan.json")["predicted"]["peak_memory_bytes"] == peak + 120
+    folder.release()

@@ -1,15 +1,21 @@
+import inspect
+
 import pytest
 import torch
 
+from groundup import presets
 from groundup.model import (
     AttentionConfig,
     BlockConfig,
+    EncoderDecoder,
     LSTMConfig,
     MLPConfig,
     MoEConfig,
     MultiTokenConfig,
     group_kv_heads,
+    upcycle,
 )
+from groundup.model.pretrained import save_pretrained
 
 from .variants import build, small, tokens
 
@@ -85,3 +91,13 @@ def test_a_norm_over_all_heads_and_further_tokens_are_pooled_too():
     assert grouped.blocks[0].mixer.k_norm.weight.shape == (8,)
     assert grouped.multi_token.depths[1].block.mixer.wk.weight.shape == (8, 16)
     assert grouped.dropout == 0.1 and grouped(tokens()).isfinite().all()
+
+
+def test_two_stacks_are_refused(tmp_path):
+    """Under pytest types are checked before; users have no such check."""
+    model = EncoderDecoder(presets.vaswani_encoder_decoder(vocab_size=32, d_model=16, num_layers=1, num_heads=2))
+    experts = MoEConfig(num_experts=2, top_k=1, d_ff=8)
+    calls = [(group_kv_heads, 1), (upcycle, experts), (save_pretrained, None, tmp_path)]
+    for function, *rest in calls:
+        with pytest.raises(ValueError, match="EncoderDecoder"):
+            inspect.unwrap(function)(model, *rest)

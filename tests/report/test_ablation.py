@@ -9,6 +9,7 @@ from groundup.report.ablation import (
     gradient_table,
     interval_svg,
     mean_curve,
+    memory_table,
     time_table,
     write_ablation_report,
 )
@@ -119,3 +120,27 @@ def test_step_times_stand_beside_what_was_timed_before(folder):
     (folder / "result.json").write_text(json.dumps(result))
     assert time_table(result).rows == [["base", "100 ms", "110 ms", "+10.0 %"], ["<i>", "100 ms", "90.0 ms", "−10.0 %"]]
     assert "Time of a step" in ablation_text(folder) and "+10.0 %" in write_ablation_report(folder).read_text()
+
+
+def test_memory_is_shown_beside_its_prediction(folder):
+    result = json.loads((folder / "result.json").read_text())
+    assert memory_table(result) is None
+    result["variants"][0] |= {"predicted": {"peak_memory_bytes": 2**20}, "measured": {"peak_memory_bytes": 2**21}}
+    table = memory_table(result)
+    assert table is not None and table.rows == [["base", "1.00 MiB", "2.00 MiB", "+100.0 %"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        ("variants", {"name": "x"}, r"variants\[3\] has no bits_per_byte, change"),
+        ("variants", 7, r"variants\[3\] has no bits_per_byte"),
+        ("comparisons", {"variant": "x"}, r"comparisons\[2\] has no against"),
+    ],
+)
+def test_a_damaged_row_is_named(name, row, message, folder):
+    result = json.loads((folder / "result.json").read_text())
+    result[name].append(row)
+    (folder / "result.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match=message):
+        write_ablation_report(folder)

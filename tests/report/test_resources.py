@@ -3,7 +3,7 @@
 import json
 
 from groundup.report.facts import facts
-from groundup.report.resources import grown, resource_lines
+from groundup.report.resources import grown, resource_lines, written_bytes
 from groundup.report.run import read_run
 
 
@@ -36,3 +36,13 @@ def test_the_page_has_them_where_there_are_any(fake_run):
     run = read_run(fake_run)
     assert ("this process, median", "1.50 cores") in facts(run, None)[title]
     assert "resources.jsonl: 1 line that is no whole record" in run.problems
+
+
+def test_a_resumed_run_that_soon_wrote_more_is_counted_whole():
+    """The second session's first look is above the first's last: no fall of the counter tells of the resume."""
+    looks = [(1.0, 10.0), (1.0, 30.0), (2.0, 40.0), (2.0, 41.0)]
+    records = [{"session": session, "written_bytes": size} for session, size in looks]
+    assert written_bytes(records) == 71.0
+    assert ("written to disk", "71 bytes") in resource_lines(records)
+    assert written_bytes([{"written_bytes": value} for value in (10.0, 30.0, 5.0)]) == 35.0
+    assert written_bytes([{"step": 1}]) is None

@@ -3,15 +3,16 @@
 `plan.py` plans for the machine that it runs on, whose speed and text it has measured. Here nothing was measured: the
 rate is the data sheet's times an assumed MFU, the loss is Chinchilla's law on web text, and batch and learning rate
 come from DeepSeek's fits. Every such assumption is in `ClusterPlan.assumptions`.
+
+Where the devices are those of a machine that `groundup doctor` measured, its rates take the place of the data sheet's.
+An MFU that others reached has their messages in it; where the link is known, the MFU is of arithmetic alone, messages
+and the update come on top, and the placement of least time is chosen (`placement.py`, `fitting.py`).
 """
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-
-import torch
 
 from groundup import presets
 from groundup.accounting.compute_optimal import (
@@ -25,9 +26,8 @@ from groundup.accounting.compute_optimal import (
     worth,
 )
 from groundup.accounting.devices import Cluster
+from groundup.accounting.fitting import chosen
 from groundup.accounting.flops import training_flops_per_token
-from groundup.accounting.memory import training_memory
-from groundup.accounting.napkin import ADAMW_BYTES
 from groundup.accounting.params import count_parameters
 from groundup.model import ModelConfig
 
@@ -37,8 +37,10 @@ MFU = 0.4
 SIZES_BESIDE = (0.5, 2.0)
 WIDTHS = [*range(64, 1024, 64), *range(1024, 4096, 128), *range(4096, 32_769, 256)]
 D_HEAD, GROUPED_FROM, KV_HEADS = 128, 2048, 8
-MEMORY_SHARE = 0.9
 _HOUR = 3600.0
+
+ROUNDS, NEAR = 8, 1e-3
+"""Turns in which a plan is cut to its time, and how near to it is near enough."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class ClusterPlan:
     tokens are read in all, `epochs` times the unique ones (None: as many unique ones as that). `loss` is in nats per
     token, `loss_interval` spans two published fits of the law. `micro_batch` is rows per device and pass, `recompute`
     whether activations are computed again, `sharding` how parameters, gradients and optimizer states lie: "none" or
-    "full" (ZeRO-3). `peak_bytes` is of one device. `price` is None without a price per device and hour.
+    "full" (ZeRO-3), and `tensor` how many devices share each layer. `peak_bytes` is of one device. `price` is None
+    without a price per device and hour. Of a step, `communication_seconds` are those of its messages and
+    `update_seconds` those of the optimizer: None where they are in the MFU.
     """
 
     model: ModelConfig
@@ -69,6 +73,9 @@ class ClusterPlan:
     loss_interval: tuple[float, float]
     kilowatt_hours: float
     price: float | None
+    tensor: int = 1
+    communication_seconds: float | None = None
+    update_seconds: float | None = None
     assumptions: list[str] = field(default_factory=list)
 
     @property
@@ -119,19 +126,27 @@ def plan_cluster(budget: Budget, cluster: Cluster) -> list[ClusterPlan]:
     if budget.parameters is not None:
         assert budget.tokens is not None
         return [made(shape(budget.parameters, budget), budget.tokens, budget, cluster)]
-    total = flops_of(budget, cluster)
-    best = optimum(total, EPOCH, budget.unique_tokens)
     plans, faults = [], []
     for share in (1.0, *SIZES_BESIDE):
-        model = shape(share * best.parameters, budget)
-        tokens = total / training_flops_per_token(model, model.context_length)
         try:
-            plans.append(made(model, tokens, budget, cluster))
+            plans.append(_in_time(share, budget, cluster))
         except ValueError as error:
             faults.append(error)
     if not plans:
         raise faults[0]
     return sorted(plans, key=lambda made: made.loss)
+
+
+def _in_time(share: float, budget: Budget, cluster: Cluster) -> ClusterPlan:
+    """The plan of this share of the optimum's size. Of a time, what messages and updates take is not for tokens."""
+    total = flops_of(budget, cluster)
+    for _ in range(ROUNDS):
+        model = shape(share * optimum(total, EPOCH, budget.unique_tokens).parameters, budget)
+        plan = made(model, total / training_flops_per_token(model, model.context_length), budget, cluster)
+        if budget.seconds is None or abs(plan.seconds / budget.seconds - 1) < NEAR:
+            break
+        total *= budget.seconds / plan.seconds
+    return plan
 
 
 def flops_of(budget: Budget, cluster: Cluster) -> float:
@@ -197,9 +212,9 @@ def made(model: ModelConfig, tokens: float, budget: Budget, cluster: Cluster) ->
     parameters = count_parameters(model).total
     flops = tokens * training_flops_per_token(model, model.context_length)
     batch_tokens, rate = batch_and_rate(flops, model.context_length, cluster.count)
-    rows = batch_tokens // model.context_length
-    micro, recompute, peak, sharding = _placed(model, parameters, math.ceil(rows / cluster.count), cluster)
-    seconds = flops / (cluster.peak_flops * budget.mfu)
+    fit = chosen(model, batch_tokens // model.context_length, budget.mfu, cluster)
+    known = fit.messages is not None
+    seconds = tokens / batch_tokens * fit.seconds if known else flops / (cluster.peak_flops * budget.mfu)
     loss, other = (_loss(law, parameters, tokens, budget) for law in (EPOCH, HOFFMANN))
     hours = cluster.count * seconds / _HOUR
     return ClusterPlan(
@@ -210,26 +225,37 @@ def made(model: ModelConfig, tokens: float, budget: Budget, cluster: Cluster) ->
         batch_tokens=batch_tokens,
         learning_rate=rate,
         precision="bf16" if cluster.device.bf16 else "fp16",
-        sharding=sharding,
-        micro_batch=micro,
-        accumulation=math.ceil(rows / cluster.count / micro),
-        recompute=recompute,
-        peak_bytes=peak,
+        sharding=fit.way.sharding,
+        micro_batch=fit.micro_batch,
+        accumulation=fit.passes,
+        recompute=fit.recompute,
+        peak_bytes=fit.peak_bytes,
         flops=flops,
         seconds=seconds,
         loss=loss,
         loss_interval=(min(loss, other), max(loss, other)),
         kilowatt_hours=hours * cluster.device.watts / 1000,
         price=None if budget.price_per_hour is None else hours * budget.price_per_hour,
-        assumptions=[
-            f"an MFU of {budget.mfu:g} of {cluster.device.peak_flops / 1e12:,.1f} dense TFLOP/s "
-            f"({cluster.device.source})",
-            f"the loss law of {EPOCH.fitted_on}: web text, a vocabulary of 32,000",
-            f"an interval that spans it and {HOFFMANN.fitted_on}",
-            "batch and learning rate by DeepSeek-AI 2024, section 3.1 (arXiv:2401.02954), fitted to 2e19 FLOPs",
-            f"{cluster.device.watts:g} W per device all the time, hosts and cooling not counted",
-        ],
-    )  # fmt: skip
+        tensor=fit.way.tensor,
+        communication_seconds=fit.messages,
+        update_seconds=fit.update,
+        assumptions=_assumptions(budget, cluster, known),
+    )
+
+
+def _assumptions(budget: Budget, cluster: Cluster, known: bool) -> list[str]:
+    device, measured = cluster.device, cluster.measured
+    rate = f"{cluster.device_flops / 1e12:,.1f} "
+    rate += f"measured TFLOP/s ({measured.source})" if measured else f"dense TFLOP/s ({device.source})"
+    return [
+        f"an MFU of {budget.mfu:g} of {rate}",
+        "of arithmetic alone: messages and the update come on top, and nothing overlaps" if known
+        else "with its messages and updates, as those have that others reached",
+        f"the loss law of {EPOCH.fitted_on}: web text, a vocabulary of 32,000",
+        f"an interval that spans it and {HOFFMANN.fitted_on}",
+        "batch and learning rate by DeepSeek-AI 2024, section 3.1 (arXiv:2401.02954), fitted to 2e19 FLOPs",
+        f"{device.watts:g} W per device all the time, hosts and cooling not counted",
+    ]  # fmt: skip
 
 
 def batch_and_rate(flops: float, context_length: int, devices: int = 1) -> tuple[int, float]:
@@ -245,48 +271,3 @@ def _loss(law: Chinchilla, parameters: float, tokens: float, budget: Budget) -> 
     if budget.unique_tokens is None:
         return law.loss(parameters, tokens)
     return law.repeated_loss(parameters, tokens, budget.unique_tokens)
-
-
-def _placed(model: ModelConfig, parameters: int, rows: int, cluster: Cluster) -> tuple[int, bool, int, str]:
-    """(rows per device and pass, recompute, bytes of one device, sharding) of the roomiest way that fits.
-
-    Whole copies before shards, more rows before fewer, and plain before recomputed: the order of what costs speed.
-    """
-    room = MEMORY_SHARE * cluster.device.memory_bytes
-    whole = ADAMW_BYTES * parameters
-    for sharding, state in (("none", whole), ("full", whole / cluster.count)):
-        for recompute in (False, True):
-            fixed, per_row = _work(model, recompute)
-            for micro in _halvings(rows):
-                if state + fixed + micro * per_row <= room:
-                    return micro, recompute, int(state + fixed + micro * per_row), sharding
-    least = sum(_work(model, True))
-    needed = "more memory than this even for one row"
-    if least < room:
-        needed = f"at least {math.ceil(whole / (room - least))} of them, sharded"
-    raise ValueError(
-        f"plan: {parameters / 1e9:,.2f} B parameters do not fit into {cluster.name}, {room / 1e9:,.0f} GB each; "
-        f"it takes {needed}"
-    )
-
-
-@cache
-def _work(model: ModelConfig, recompute: bool) -> tuple[int, int]:
-    """Bytes of a pass beside the training state: of any, and of each row. Activations grow by the row."""
-    once, twice = (
-        training_memory(model, rows, model.context_length, torch.bfloat16, recompute=recompute) for rows in (1, 2)
-    )
-    per_row = twice.activations - once.activations
-    return once.cast_weights + once.logits + once.activations - per_row, per_row
-
-
-def _halvings(rows: int) -> Sequence[int]:
-    """rows, and its halves down to 1.
-
-    >>> _halvings(12)
-    [12, 6, 3, 1]
-    """
-    found = [max(1, rows)]
-    while found[-1] > 1:
-        found.append(found[-1] // 2)
-    return found

@@ -42,11 +42,6 @@ class Device:
         """The dense rate in the type that training uses here: bf16 where it has it, else fp16."""
         return self.bf16 or self.fp16
 
-    @property
-    def sparse_flops(self) -> float | None:
-        """What the data sheet prints in large type."""
-        return self.sparse
-
     def rate(self, dtype: str) -> float | None:
         """The dense rate that is promised for `fp32`, `fp16`, `bf16` or `fp8`; None for others, and where unknown."""
         return {"fp32": self.fp32, "fp16": self.fp16, "bf16": self.bf16, "fp8": self.fp8}.get(dtype)
@@ -58,16 +53,35 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What `groundup doctor` found of such devices in use: per device FLOP/s in the training type and bytes per second
+    of its memory, and per message the link's latency and the bytes per second that each device sends over it. None is
+    what was not measured. `source` is for people."""
+
+    flops: float
+    bandwidth: float
+    link_bandwidth: float | None
+    link_latency: float | None
+    source: str
+
+
+@dataclass(frozen=True)
 class Cluster:
-    """Some devices of one kind."""
+    """Some devices of one kind; `measured` where they are those of a machine that was measured."""
 
     device: Device
     count: int
+    measured: Measured | None = None
+
+    @property
+    def device_flops(self) -> float:
+        """The rate of one: measured, else promised."""
+        return self.measured.flops if self.measured else self.device.peak_flops
 
     @property
     def peak_flops(self) -> float:
         """Of all together."""
-        return self.count * self.device.peak_flops
+        return self.count * self.device_flops
 
     @property
     def memory_bytes(self) -> float:

@@ -65,7 +65,7 @@ def plan_lifetime(
     chosen = _smaller(usual, budget, cluster, Serving(served_tokens, 1 / budget.mfu, 1 / mfu))
     served = {id(plan): serving_flops(plan.model, served_tokens) for plan in (usual, chosen)}
     seconds = {
-        key: (plan.flops / budget.mfu + served[key] / mfu) / cluster.device.peak_flops
+        key: (plan.flops / budget.mfu + served[key] / mfu) / cluster.device_flops
         for key, plan in ((id(usual), usual), (id(chosen), chosen))
     }
     if seconds[id(chosen)] >= seconds[id(usual)]:

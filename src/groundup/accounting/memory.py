@@ -7,7 +7,7 @@ keeps no scores.
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,7 +17,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from groundup.accounting.optimizers import OptimizerName, state_bytes
 from groundup.accounting.params import check_one_stack, meta_model
 from groundup.kernels.quantized_linear import Products
-from groundup.model import CountingCache, ModelConfig
+from groundup.model import CountingCache, ModelConfig, ReinforceRouter, Transformer
+from groundup.model.balance import routers
+from groundup.model.hard_choice import Choice
 from groundup.model.products import set_products
 
 FP32_BYTES = 4
@@ -60,6 +62,9 @@ def training_memory(
     products: Products | None = None,
 ) -> MemoryLedger:
     """The ledger of one step with fp32 master weights and compute in `dtype`.
+
+    What a `ReinforceRouter` keeps of its choices is in the activations; the greedy pass of its baseline keeps nothing,
+    and its rows of logits are no more than those of the head.
 
     Its peak is a bound, found in a part of a second for any depth; `train.rehearse_config` is the prediction, which
     takes a step of every layer and knows in which order things come and go.
@@ -147,7 +152,8 @@ def _kept_bytes(
     set_products(model, products)
     model.compute_dtype, model.recompute = dtype, recompute
     kept: dict[int, int] = {}
-    alive = []
+    alive: list[Any] = []
+    choices: list[Choice] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -165,11 +171,20 @@ def _kept_bytes(
         own = {p.untyped_storage()._cdata for p in model.parameters()}
         with saved_tensors_hooks(pack, lambda t: t):
             tokens = torch.zeros(batch, seq, dtype=torch.long, device=device)
-            hidden = model.hidden(tokens)
+            hidden = model.hidden(tokens, **_for_choices(model, alive, choices))
             if model.multi_token is not None:
                 further = model.multi_token(model, hidden, tokens[:, 1:])
                 alive.extend(further)  # each is read by the head
+            # What came of a choice multiplies its log p, in the objective: one number a token, for all layers alike.
+            costs = {choice.config: torch.zeros_like(choice.log_probs) for choice in choices}
+            alive.extend((costs[choice.config] * choice.log_probs).sum() for choice in choices)
     return sum(kept.values())
+
+
+def _for_choices(model: Transformer, alive: list[Any], choices: list[Choice]) -> dict[str, Any]:
+    """What a forward pass is asked for where routers learn by REINFORCE: entropies and choices, which then stay."""
+    sampled = any(isinstance(router.config, ReinforceRouter) for router in routers(model).values())
+    return {"auxiliary": alive, "choices": choices} if sampled else {}
 
 
 def least_recompute(

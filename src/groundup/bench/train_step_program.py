@@ -13,9 +13,9 @@ from groundup.accounting.flops import training_flops_per_token
 from groundup.device import (
     default_device,
     environment,
+    keep_memory,
     peak_memory_bytes,
     require_device,
-    reuse_freed_memory,
     synchronize,
 )
 from groundup.model.transformer import Transformer
@@ -75,7 +75,7 @@ def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], di
     model.to(device)
     precision.apply(model, options["precision"])
     optimizer = AdamW(groups(model, weight_decay=0.1), lr=1e-3)
-    reuse_freed_memory()  # as `train` does: here before its thread begins, and has an arena of its own
+    keep_memory()  # as `train` does: here before its thread begins, and has an arena of its own
     turns = Turns(shape, device)
     turns.training = ThreadPoolExecutor(1).submit(
         train, model, turns, objectives.next_token, optimizer, None, clip=1.0, compile=options["compile"]

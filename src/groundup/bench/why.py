@@ -71,7 +71,7 @@ class Why:
 def why(seconds: float = SECONDS, sizes: Sizes | None = None, say: Callable[[str], None] = lambda line: None) -> Why:
     """Measure every decision for about `seconds` in all; preparing takes about ten more.
 
-    Raises RuntimeError when the two ways of a pair do not agree: then there is nothing to compare.
+    Raises ValueError when the two ways of a pair do not agree: then there is nothing to compare.
     """
     began = time.monotonic()
     notes: list[str] = [*NOTES]
@@ -98,7 +98,9 @@ def _checked(pair: Pair, notes: list[str], say: Callable[[str], None]) -> bool:
         notes.append(f"{pair.decision} has no row, as it does not run here: {str(error).splitlines()[0][:120]}")
         return False
     if not agree:
-        raise RuntimeError(f"why: {pair.decision}: {pair.before} and {pair.after} give different results")
+        raise ValueError(
+            f"why: {pair.decision}: {pair.before} and {pair.after} give different results: nothing to compare"
+        )
     pair.run_before()
     pair.run_after()
     return True

@@ -25,7 +25,7 @@ from groundup.build.reserve import Reserve, reserve_for
 from groundup.build.settings import BuildSettings
 from groundup.build.trial import Trial, try_out
 from groundup.config import from_dict, to_dict
-from groundup.device import use_onednn_fp32
+from groundup.device import keep_memory, use_onednn_fp32
 from groundup.train.checkpoint import SHARD_BYTES
 
 PROBE_SHARE, MOST_PROBE_SECONDS = 0.02, 3.0
@@ -51,7 +51,8 @@ STORED = {"plan": TrainingPlan, "machine": Machine, "facts": TextFacts, "reserve
 class Decision:
     """A plan, what it rests on, and the model that was already built to time it (not kept on disk).
 
-    capped: whether the passes over the text end training, and not the clock.
+    capped: whether the passes over the text end training, and not the clock. idle_bytes: of this process when the
+    trial was over, 0 where there was none in it.
     """
 
     plan: TrainingPlan
@@ -64,6 +65,7 @@ class Decision:
     runners_up: list[TrainingPlan] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     session: Session | None = None
+    idle_bytes: int = 0
 
     @property
     def predicted(self) -> dict[str, float]:
@@ -108,6 +110,7 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
     """
     began = time.monotonic() - spent
     use_onednn_fp32()
+    keep_memory()
     machine = fixed(probe(device, min(MOST_PROBE_SECONDS, PROBE_SHARE * settings.budget_seconds)), settings)
     preparing = max(LEAST_PREPARE_SECONDS, PREPARE_SECONDS_PER_MB * facts.train_bytes / 1e6)
     costs = {"reading": spent, "measuring this machine": time.monotonic() - began - spent, "the tokenizer": preparing}
@@ -131,6 +134,7 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
         plan=made, machine=machine, facts=facts, reserve=reserve, prepare_seconds=preparing, total_seconds=total,
         capped=made.train_seconds < ENDS_EARLY * training,
         runners_up=ranked[1:3], notes=_notes(made, machine, session, trial, training), session=session,
+        idle_bytes=trial.idle_bytes,
     )  # fmt: skip
 
 
@@ -158,6 +162,17 @@ def saving_bytes(made: TrainingPlan, machine: Machine) -> int:
     if machine.device != "cpu":
         return 0
     return min(SHARD_BYTES, int(FP32_BYTES * (1 + optimizer_states(made.model)) * made.parameters))
+
+
+def left_bytes(decision: Decision, idle_bytes: int) -> int:
+    """What the stages since the trial have left in the process, which training has beside what the trial had.
+
+    Compilers mostly: of their libraries the pages that were run, and the kernels that they made. `idle_bytes` are of
+    the process now, nothing of training in it yet. On a GPU the process is not what is measured.
+    """
+    if decision.machine.device != "cpu" or not decision.idle_bytes:
+        return 0
+    return max(0, idle_bytes - decision.idle_bytes)
 
 
 def _too_little_time(settings: BuildSettings, available: float, costs: dict[str, float]) -> ValueError:
@@ -189,6 +204,7 @@ def decision_from_json(stored: dict[str, Any], device: torch.device | None) -> D
         raise ValueError(f"this run was planned for {machine.device}, so it cannot go on on {device}")
     if machine.device == "cpu":
         use_onednn_fp32()
+        keep_memory()
         torch.set_num_threads(machine.threads)
     return Decision(
         plan=made,

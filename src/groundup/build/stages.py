@@ -15,14 +15,14 @@ from groundup.accounting.params import count_parameters
 from groundup.accounting.plan import with_bytes_per_token
 from groundup.build import measure
 from groundup.build.curve import Curve
-from groundup.build.decide import Decision, worth_compiling
+from groundup.build.decide import Decision, left_bytes, worth_compiling
 from groundup.build.folder import RunFolder
 from groundup.build.pretrain import CURVE_POINTS, Session, prepare, pretrain
 from groundup.build.say import say
 from groundup.build.settings import BuildSettings
 from groundup.build.text import Text, load_texts, save_texts
 from groundup.build.tune import documents_of, tune_for_chat
-from groundup.device import release_memory, reset_peak_memory
+from groundup.device import release_memory, reset_peak_memory, resident_bytes
 from groundup.evaluation import bits_per_byte
 from groundup.files import sha256
 from groundup.inference import Engine
@@ -126,6 +126,7 @@ class Stages:
         deadline = self.folder.deadline(self.settings.budget_seconds - self.decision.reserve.total)
         self._check_time(deadline - time.monotonic())
         release_memory()
+        self._expect(resident_bytes())
         reset_peak_memory(session.device)
         run = pretrain(
             session, made, machine, self.shards, self.folder.path, seed=settings.order_seed,
@@ -150,6 +151,15 @@ class Stages:
         outcome |= {"kept_step": kept["step"] if kept else run.step, "weights_sha256": sha256(self.weights)}
         self.folder.write("training.json", {**run.measured(), **outcome})
         return True
+
+    def _expect(self, idle_bytes: int) -> None:
+        """Add to the predicted memory what the process has come to hold since the trial."""
+        made = self.decision.plan
+        peak = made.peak_bytes + left_bytes(self.decision, idle_bytes)
+        if peak == made.peak_bytes or (self.folder.path / "checkpoints").exists():
+            return
+        self.decision.plan = replace(made, peak_bytes=peak)
+        self.folder.write("plan.json", {**self.folder.read("plan.json"), **self.decision.as_json()})
 
     def _check_time(self, left: float) -> None:
         """ValueError where only an untrained model could come out: the time is used up, and no checkpoint is whole."""

@@ -12,7 +12,7 @@ import torch
 from groundup import train
 from groundup.accounting.plan import TrainingPlan
 from groundup.build.pretrain import Session, initialise, make_optimizer
-from groundup.device import peak_memory_bytes, release_memory, reset_peak_memory, synchronize
+from groundup.device import peak_memory_bytes, release_memory, reset_peak_memory, resident_bytes, synchronize
 from groundup.train import objectives
 
 # The first two steps compile and warm up.
@@ -26,13 +26,14 @@ SCORED_TOKENS = 12_000
 @dataclass(frozen=True)
 class Trial:
     """What was measured: `seconds` of one step, `spread` of the slowest over the fastest, seconds of one scoring on
-    validation text, `peak_bytes` of memory."""
+    validation text, `peak_bytes` of memory, and `idle_bytes` of the process after it, when its steps were gone."""
 
     seconds: float
     spread: float
     first_step_seconds: float
     score_seconds: float
     peak_bytes: int
+    idle_bytes: int = 0
 
     @property
     def disturbed(self) -> bool:
@@ -56,8 +57,9 @@ def try_out(session: Session, made: TrainingPlan, seed: int, patience: float = m
     peak = peak_memory_bytes(session.device)
     steps.close()  # not before: while training is scored, its optimizer is in memory, too
     initialise(session.model, seed)
+    release_memory()
     steady = seconds[WARMUP:] or seconds[-1:]
-    return Trial(typical(steady), spread_of(steady), seconds[0], scoring, peak)
+    return Trial(typical(steady), spread_of(steady), seconds[0], scoring, peak, resident_bytes())
 
 
 def _enough(steps: Iterator[float], patience: float) -> list[float]:

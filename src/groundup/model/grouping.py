@@ -21,6 +21,8 @@ def group_kv_heads(model: Transformer, num_kv_heads: int) -> Transformer:
     Raises ValueError where num_kv_heads does not divide a layer's present number.
     Ainslie et al. 2023, section 2.1 (arXiv:2305.13245).
     """
+    if not isinstance(model, Transformer):
+        raise ValueError(f"group_kv_heads: expected a Transformer, one stack of blocks, not a {type(model).__name__}")
     blocks = tuple(_grouped(block, num_kv_heads) for block in model.config.blocks)
     config = replace(model.config, blocks=blocks)
     with torch.device("meta"):

@@ -58,6 +58,9 @@ def save_pretrained(
     Raises ValueError, with the reason, for an architecture that no Hugging Face class has, and for a
     tokenizer that does not fit the model.
     """
+    if not isinstance(model, Transformer):
+        raise ValueError(f"save_pretrained: a {type(model).__name__} has no Hugging Face class here; expected a "
+                         "Transformer, and for others torch's state_dict in a checkpoint")  # fmt: skip
     path = Path(path)
     family = weights_of(model.config)
     special = _special_tokens(tokenizer_dir, model.config)

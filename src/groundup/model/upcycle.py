@@ -26,6 +26,8 @@ def upcycle(dense: Transformer, moe: MoEConfig, seed: int = 0, every: int = 1) -
 
     Raises ValueError, with the fix, for a config whose output could not equal the dense layer's.
     """
+    if not isinstance(dense, Transformer):
+        raise ValueError(f"upcycle: expected a Transformer, one stack of blocks, not a {type(dense).__name__}")
     if dense.config.multi_token is not None:
         raise ValueError("upcycle: the multi-token modules copy the last layer's form; train them after upcycling")
     if every < 1:

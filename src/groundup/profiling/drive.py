@@ -15,6 +15,7 @@ from groundup.profiling.recorder import Recorder
 from groundup.profiling.scopes import mark, marked, marks
 from groundup.profiling.settings import ProfileSettings
 from groundup.train import objectives, train
+from groundup.train.rehearsal import states
 
 # Small, so that steps on made-up tokens leave a model that can still be stepped.
 LEARNING_RATE = 1e-4
@@ -50,6 +51,7 @@ def _record_training(model: Transformer, settings: ProfileSettings, batches: Ite
         recorder.close()
     if run.stopped_by == "interrupt":
         raise KeyboardInterrupt
+    recorder.steady_bytes = sum(t.nbytes for t in (*model.parameters(), *model.buffers(), *states(optimizer)))
     return recorder
 
 

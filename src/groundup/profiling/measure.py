@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from groundup.accounting.hardware import Machine, gemm_rate, probe
-from groundup.accounting.optimizers import state_bytes
 from groundup.accounting.roofline import Ceiling, ceiling, step_work
 from groundup.data.batch import Batch
 from groundup.device import environment
@@ -50,9 +49,11 @@ def profile_model(
     precision.apply(model, chosen)
     length = settings.context_length or min(model.config.context_length, LONGEST_BY_DEFAULT)
     device = _ceiling(machine, chosen)
-    resident = _resident_bytes(model, settings)
+    weights = sum(p.nbytes for p in model.parameters())
     try:
         recorder = record(model, settings, length, batches)
+        recorder.precision = chosen
+        resident = recorder.steady_bytes or weights
         return _evaluate(model, settings, length, device, recorder, resident), recorder
     finally:
         model.compute_dtype = before
@@ -71,12 +72,6 @@ def with_threads(machine: Machine, threads: int) -> Machine:
 def _ceiling(machine: Machine, chosen: str) -> Ceiling:
     rate = machine.gemm_flops.get(f"{chosen} x{machine.threads}", machine.peak_flops)
     return Ceiling(machine.name, rate, ceiling(machine).bandwidth)
-
-
-def _resident_bytes(model: Transformer, settings: ProfileSettings) -> int:
-    """Weights, and when training what the optimizer keeps."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return weights + (state_bytes(model, settings.optimizer) if settings.phase == "train" else 0)
 
 
 def _evaluate(

@@ -24,7 +24,10 @@ Marks = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class Recorder:
-    """`go_on()` before each step; then `plain` and `traced` are seconds per step, and the traces lie in `folder`."""
+    """`go_on()` before each step; then `plain` and `traced` are seconds per step, and `traces` has the traces.
+
+    steady_bytes: of weights and optimizer states, which are there between steps; precision: that the steps had.
+    """
 
     def __init__(self, device: torch.device, marks: Marks, steps: int, warmup: int) -> None:
         self.device, self.marks = device, marks
@@ -32,6 +35,7 @@ class Recorder:
         self.turns += ["memory"]
         self.seconds: dict[str, list[float]] = {"warmup": [], "plain": [], "traced": [], "memory": []}
         self.traces: dict[str, dict[str, Any]] = {}
+        self.steady_bytes, self.precision = 0, "fp32"
         self._done = 0
         self._began = 0.0
         self._turn = contextlib.ExitStack()

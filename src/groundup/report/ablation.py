@@ -21,6 +21,9 @@ from groundup.report.tables import Column, Table, to_html, to_text
 from groundup.report.templates import fill
 
 Result = dict[str, Any]
+VARIANT_KEYS = {"name", "change", "d_ff", "parameters", "flops", "steps", "tokens", "seconds", "rate", "mean",
+                "diverged", "bits_per_byte", "deviation", "losses", "gradient_norms"}  # fmt: skip
+COMPARISON_KEYS = {"variant", "against", "mean", "low", "high", "verdict"}
 SAYS_NOTHING = "no difference shown"
 
 
@@ -37,8 +40,8 @@ def ablation_text(folder: str | Path) -> str:
     """The same tables and notes for a terminal."""
     result = read_result(Path(folder))
     notes = "\n".join(f"- {note}" for note in result["notes"])
-    tables = [variant_table(result), time_table(result), comparison_table(result), length_table(result),
-              position_table(result)]  # fmt: skip
+    tables = [variant_table(result), time_table(result), memory_table(result), comparison_table(result),
+              length_table(result), position_table(result)]  # fmt: skip
     return "\n\n".join([*(to_text(table) for table in tables if table is not None), notes])
 
 
@@ -50,7 +53,20 @@ def read_result(folder: Path) -> Result:
     missing = {"variants", "comparisons", "notes", "settings"} - (result.keys() if isinstance(result, dict) else set())
     if missing:
         raise ValueError(f"{folder / 'result.json'}: damaged, it has no {', '.join(sorted(missing))}")
+    for name, needed in (("variants", VARIANT_KEYS), ("comparisons", COMPARISON_KEYS)):
+        _check_rows(folder / "result.json", name, result[name], needed)
     return result
+
+
+def _check_rows(file: Path, name: str, rows: Any, needed: set[str]) -> None:
+    """ValueError for a row that is no object, or lacks what the page shows of it."""
+    for place, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        lacks = needed - (row.keys() if isinstance(row, dict) else set())
+        if not isinstance(rows, list) or lacks:
+            raise ValueError(
+                f"{file}: damaged, {name}[{place}] has no {', '.join(sorted(lacks)) or 'place in a list'}; make it "
+                f"again from the runs: groundup ablate --resume {file.parent}"
+            )
 
 
 def page(name: str, result: Result) -> str:
@@ -62,7 +78,7 @@ def page(name: str, result: Result) -> str:
         interval_chart=interval_svg(result["comparisons"]),
         comparison_table=to_html(comparison_table(result)),
         variant_table=to_html(variant_table(result)),
-        time_table=to_html(table) if (table := time_table(result)) else "",
+        time_table=Markup("").join(to_html(table) for table in (time_table(result), memory_table(result)) if table),
         length_chart=length_svg(result),
         length_tables=[to_html(t) for t in (length_table(result), position_table(result)) if t is not None],
         curves=[svg(chart, 380, 240) for chart in curves(result) if chart],
@@ -109,21 +125,31 @@ def variant_table(result: Result) -> Table:
 
 
 def time_table(result: Result) -> Table | None:
-    """The one thing that is predicted before the runs, the time of a step; None where a result has none."""
+    """The time of a step, predicted before the runs; None where a result has none."""
+    return _predictions(result, "step_seconds", "Time of a step: as timed before the runs, and their mean")
+
+
+def memory_table(result: Result) -> Table | None:
+    """The memory of a step, predicted before the runs; None where a result has none."""
+    title = "Memory of a step: bytes that tensors hold at most, rehearsed before the runs, and recorded in one of them"
+    return _predictions(result, "peak_memory_bytes", title)
+
+
+def _predictions(result: Result, name: str, title: str) -> Table | None:
     rows = []
     for v in result["variants"]:
-        step = _step(v)
-        if step is not None and step.error is not None:
-            seconds = [quantity("step_seconds", value) for value in (step.predicted, step.measured)]
-            rows.append([v["name"], *seconds, f"{100 * step.error:+.1f} %".replace("-", "−")])
+        found = _quantity(v, name)
+        if found is not None and found.error is not None:
+            sides = [quantity(name, value) for value in (found.predicted, found.measured)]
+            rows.append([v["name"], *sides, f"{100 * found.error:+.1f} %".replace("-", "−")])
     columns = [Column("variant"), *(Column(title, "right") for title in ("predicted", "measured", "error"))]
-    return Table(columns, rows, "Time of a step: as timed before the runs, and their mean") if rows else None
+    return Table(columns, rows, title) if rows else None
 
 
-def _step(variant: Result) -> Quantity | None:
+def _quantity(variant: Result, name: str) -> Quantity | None:
     sides = [variant.get(side) for side in ("predicted", "measured")]
-    pair = [number(side.get("step_seconds")) if isinstance(side, dict) else None for side in sides]
-    return None if pair == [None, None] else Quantity.of("step_seconds", *pair)
+    pair = [number(side.get(name)) if isinstance(side, dict) else None for side in sides]
+    return None if pair == [None, None] else Quantity.of(name, *pair)
 
 
 def _lost(diverged: int, runs: int) -> str:

@@ -23,9 +23,11 @@ from groundup.device import default_device, environment, require_device
 from groundup.evaluation.lengths import check_lengths
 from groundup.files import read_json, sha256, write_json
 from groundup.model import ModelConfig
+from groundup.scaling import runs_file
 from groundup.scaling.matching import Planned, affordable_steps, matched_configs, plan_lengths, relative_lengths
-from groundup.scaling.one_run import Material, Timing, measure_timings, texts_of, train_once
+from groundup.scaling.one_run import Material, Timing, measure_timings, predicted_peak, texts_of, train_once
 from groundup.scaling.result import summarize
+from groundup.scaling.runs_file import REMEDY
 from groundup.scaling.settings import AblationSettings
 from groundup.scaling.variants import Variant
 from groundup.tokenizer import Tokenizer
@@ -34,7 +36,7 @@ Say = Callable[[str], None]
 # Seeds of the runs that choose a rate; no compared run has them.
 TUNING_SEED = 1_000_003
 VALIDATION_FRACTION = 0.03
-REMEDY = "restore it, or begin anew in another folder"
+RUN_KEYS = {"variant", "seed", "rate", "final", "diverged"}
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,12 @@ def ablate(
     timings = measure_timings(configs, settings, target)
     seconds = [timing.step for timing in timings]
     lengths = relative_lengths(configs, [timing.fastest_step for timing in timings], settings.match)
+    peaks = [predicted_peak(config, settings, target) for config in configs]
     steps = settings.steps
     if steps is None:
         left = settings.budget_seconds - (time.monotonic() - started)
         steps = affordable_steps(left, seconds, lengths, settings, _scoring_seconds(folder, settings, timings))
-    planned = plan_lengths(variants, configs, seconds, [round(steps * length) for length in lengths])
+    planned = plan_lengths(variants, configs, seconds, [round(steps * length) for length in lengths], peaks)
     write_json(folder / "plan.json", to_dict(planned))
     inputs = {"hashes": {str(p.resolve()): sha256(p) for p in paths if p.is_file()}, "bundled": not files}
     # From here on the folder can be gone on with.
@@ -109,6 +112,10 @@ def resume(out: str | Path, *, device: str | None = None, say: Say = lambda line
     folder = Path(out)
     if not (folder / "config.json").exists():
         raise ValueError(f"--resume {folder}: no config.json there, so there is nothing to go on with; begin anew")
+    config = read_json(folder / "config.json")
+    for kind, verb in (("history", "history"), ("sweep", "sweep lr")):
+        if isinstance(config, dict) and kind in config:
+            raise ValueError(f"--resume {folder}: this is a {kind}; go on with: groundup {verb} --resume {folder}")
     return _finish(folder, require_device(device) if device else default_device(), say)
 
 
@@ -243,7 +250,7 @@ def _run(
     say: Say,
 ) -> None:
     """Train unless it is done, and keep the run as a line of runs.jsonl."""
-    if any((run["variant"], run["seed"], run["rate"], run["final"]) == job.key for run in done):
+    if any(_key_of(run) == job.key for run in done):
         return
     began = time.monotonic()
     made = train_once(
@@ -257,6 +264,10 @@ def _run(
     what = f"seed {job.seed}" if job.final else "choosing a rate"
     score = "diverged" if run["diverged"] else f"{run['bits_per_byte']:.4f} bits per byte"
     say(f"{clock}: {run['variant']}, {what}, rate {job.rate:g}: {score} ({run['seconds']:.0f} s)")
+
+
+def _key_of(run: dict[str, Any]) -> tuple[str, int, float, bool]:
+    return run["variant"], run["seed"], run["rate"], run["final"]
 
 
 class _Clock:
@@ -285,20 +296,5 @@ def _place(variant: str, seed: int, rate: float, final: bool) -> tuple[str, int,
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
-    """The finished runs, each once. A last line that a kill cut short is left out, and cut off the file."""
-    if not path.exists():
-        return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if whole != raw:
-        path.write_bytes(whole)
-    try:
-        runs = [json.loads(line) for line in whole.splitlines()]
-        assert all({"variant", "seed", "rate", "final", "diverged"} <= run.keys() for run in runs)
-        # Two processes in one folder train some runs twice, with equal results.
-        once: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for run in runs:
-            once.setdefault((run["variant"], run["seed"], run["rate"], run["final"]), run)
-    except (ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{path}: a line is not that of a run; {REMEDY}") from error
-    return list(once.values())
+    """The finished runs of a comparison, each once."""
+    return runs_file.read_runs(path, RUN_KEYS, _key_of)

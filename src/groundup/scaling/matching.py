@@ -17,7 +17,8 @@ MULTIPLES = (8, 4, 2, 1)
 class Planned:
     """A variant as it is trained: its architecture (d_ff adjusted, where parameters are matched) and its length.
 
-    `flops` are those of all steps, forward and backward, by `accounting`.
+    `flops` are those of all steps, forward and backward, by `accounting`; `peak_bytes` what tensors will hold at most
+    in a step (0: not predicted).
     """
 
     variant: Variant
@@ -26,6 +27,7 @@ class Planned:
     flops_per_token: float
     seconds_per_step: float
     steps: int
+    peak_bytes: int = 0
 
     def flops(self, batch_tokens: int) -> float:
         return self.steps * batch_tokens * self.flops_per_token
@@ -102,9 +104,13 @@ def relative_lengths(configs: Sequence[ModelConfig], seconds: Sequence[float], m
 
 
 def plan_lengths(
-    variants: Sequence[Variant], configs: Sequence[ModelConfig], seconds: Sequence[float], steps: Sequence[int]
+    variants: Sequence[Variant],
+    configs: Sequence[ModelConfig],
+    seconds: Sequence[float],
+    steps: Sequence[int],
+    peaks: Sequence[int] = (),
 ) -> list[Planned]:
-    """Every variant with its number of steps and what they cost."""
+    """Every variant with its number of steps and what they cost; `peaks` are bytes, where they were predicted."""
     return [
         Planned(
             variant=variant,
@@ -113,8 +119,11 @@ def plan_lengths(
             flops_per_token=training_flops_per_token(config, config.context_length),
             seconds_per_step=each,
             steps=max(2, count),
+            peak_bytes=peak,
         )
-        for variant, config, each, count in zip(variants, configs, seconds, steps, strict=True)
+        for variant, config, each, count, peak in zip(
+            variants, configs, seconds, steps, peaks or [0] * len(variants), strict=True
+        )
     ]
 
 

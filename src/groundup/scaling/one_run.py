@@ -18,9 +18,11 @@ from groundup.evaluation import bits_per_byte, score_lengths
 from groundup.evaluation.lengths import is_rotary
 from groundup.model import ModelConfig, Transformer
 from groundup.optim import global_norm
+from groundup.profiling.peak import measured_timeline
 from groundup.scaling.settings import AblationSettings
 from groundup.tokenizer import Tokenizer
 from groundup.train import Guard, objectives, precision
+from groundup.train.rehearsal import rehearse_config
 
 Objective = Callable[[nn.Module, data.Batch], objectives.Loss]
 CURVE_POINTS = 60
@@ -92,6 +94,7 @@ def train_once(
         bits = bits_per_byte(model, material.tokenizer, material.held_out if final else material.validation)
     if final and not diverged:
         norms["end"] = gradient_norms(model, first)
+    peak = measured_peak(model, settings, first) if final and seed == settings.seed else None
     return {
         "seed": seed,
         "rate": rate,
@@ -102,9 +105,23 @@ def train_once(
         "diverged": diverged,
         "fault": fault,
         "seconds": round(seconds, 3),
+        "peak_bytes": peak,
         "losses": thinned(losses),
         "gradient_norms": norms,
     }
+
+
+def predicted_peak(config: ModelConfig, settings: AblationSettings, device: torch.device) -> int:
+    """Bytes that tensors will hold at most in a training step, before the model exists."""
+    return rehearse_config(
+        config, settings.batch_size, settings.context_length, precision.DTYPES[settings.precision], device=device
+    ).peak_bytes
+
+
+def measured_peak(model: Transformer, settings: AblationSettings, batch: data.Batch) -> int:
+    """The same, recorded. The model has been scored: two steps more change what nobody reads any more."""
+    optimizer = optim.AdamW(model, 1e-4, weight_decay=settings.weight_decay)
+    return measured_timeline(model, objectives.pretraining(model), optimizer, batch).peak_bytes
 
 
 def lengths_of(model: Transformer, settings: AblationSettings, material: Material) -> dict[str, Any]:

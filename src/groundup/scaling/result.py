@@ -60,8 +60,8 @@ def _row(p: Planned, runs: Sequence[dict[str, Any]], rate: float, settings: Abla
         "steps": p.steps,
         "tokens": p.steps * settings.batch_tokens,
         "seconds": statistics.fmean(run["seconds"] for run in runs),
-        "predicted": {"step_seconds": p.seconds_per_step},
-        "measured": {"step_seconds": _step_seconds(runs)},
+        "predicted": {"step_seconds": p.seconds_per_step, "peak_memory_bytes": p.peak_bytes or None},
+        "measured": {"step_seconds": _step_seconds(runs), "peak_memory_bytes": _peak_bytes(runs)},
         "rate": rate,
         "bits_per_byte": bits,
         "mean": statistics.fmean(whole) if whole else None,
@@ -78,6 +78,11 @@ def _step_seconds(runs: Sequence[dict[str, Any]]) -> float | None:
     """The mean over all steps, the first one's warm-up among them: what a run's time was planned from."""
     steps = sum(run["steps"] for run in runs)
     return sum(run["seconds"] for run in runs) / steps if steps else None
+
+
+def _peak_bytes(runs: Sequence[dict[str, Any]]) -> int | None:
+    """Of the run whose step was recorded."""
+    return max((run["peak_bytes"] for run in runs if run.get("peak_bytes")), default=None)
 
 
 def _lengths(runs: Sequence[dict[str, Any]]) -> dict[str, list[list[float | None]]]:

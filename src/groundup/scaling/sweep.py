@@ -21,7 +21,8 @@ from groundup import bundled
 from groundup.config import from_dict, to_dict
 from groundup.device import default_device, environment, physical_cores, require_device
 from groundup.files import read_json, sha256, write_json
-from groundup.scaling.ablation import REMEDY, Say, _prepare
+from groundup.scaling import runs_file
+from groundup.scaling.ablation import Say, _prepare
 from groundup.scaling.one_run import Material, Timing, measure_timings
 from groundup.scaling.settings import AblationSettings
 from groundup.scaling.sweep_result import summarize
@@ -33,7 +34,7 @@ from groundup.scaling.variants import modern
 from groundup.tokenizer import Tokenizer
 
 LEAST_STEPS = 20
-_KEYS = {"batch_size", "weight_decay", "rate", "seed", "diverged", "bits_per_byte", "steps", "seconds"}
+RUN_KEYS = {"batch_size", "weight_decay", "rate", "seed", "diverged", "bits_per_byte", "steps", "seconds"}
 
 
 def sweep_lr(
@@ -164,16 +165,5 @@ def _said(run: dict[str, Any]) -> str:
 
 
 def read_runs(path: Path) -> list[dict[str, Any]]:
-    """The finished runs, each once. A last line that a kill cut short is cut off the file. ValueError for damage."""
-    if not path.exists():
-        return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if whole != raw:
-        path.write_bytes(whole)
-    try:
-        runs = [json.loads(line) for line in whole.splitlines()]
-        assert all(run.keys() >= _KEYS for run in runs)
-        return list({job_of(run): run for run in reversed(runs)}.values())[::-1]
-    except (ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{path}: a line is not that of a run; {REMEDY}") from error
+    """The finished runs of a sweep, each once."""
+    return runs_file.read_runs(path, RUN_KEYS, job_of)

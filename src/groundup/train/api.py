@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from groundup.data.batch import Batch
-from groundup.device import reuse_freed_memory
+from groundup.device import keep_memory
 from groundup.optim.schedule import ClockDecay
 from groundup.train import resources
 from groundup.train.compiling import compile_blocks
@@ -94,7 +94,7 @@ def train(
         compile_blocks(model, required=compile is True)
     device = next(model.parameters()).device
     if device.type == "cpu":
-        reuse_freed_memory()
+        keep_memory()
     feed = Feed(source, device, vocabularies(model))
     facts = fingerprint(model, optimizer, source, config)
     memory = Memory(micro_batches)

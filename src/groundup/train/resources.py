@@ -121,7 +121,8 @@ def _known(reader: Callable[[], Any]) -> Any:
 class Monitor:
     """Looks every `seconds` from `__enter__` to `__exit__`, and once more at the end; appends to `file`.
 
-    where: (step, seconds that training waited for data) as they are now. `latest` is the last record.
+    where: (step, seconds that training waited for data) as they are now. `latest` is the last record. `session` in a
+    record is the time at which its Monitor began: counters begin at 0 with it.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Monitor:
     ) -> None:
         self.file, self.device, self.where, self.seconds = file, device, where, seconds
         self.latest: dict[str, float] = {}
+        self._session = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="resources", daemon=True)
 
@@ -147,6 +149,7 @@ class Monitor:
     def _watch(self) -> None:
         try:
             first = before = count(self.where()[1])
+            self._session = round(time.time(), 3)
             ended = False
             while not ended:
                 ended = self._stop.wait(self.seconds)
@@ -161,7 +164,7 @@ class Monitor:
         if first.written_bytes is not None and after.written_bytes is not None:
             found["written_bytes"] = after.written_bytes - first.written_bytes
         self.latest = {name: round(value, 4) for name, value in found.items()}
-        record = {"time": round(time.time(), 3), "step": step, **self.latest}
+        record = {"time": round(time.time(), 3), "session": self._session, "step": step, **self.latest}
         with contextlib.suppress(OSError), open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         return after

@@ -69,16 +69,22 @@ class Card:
 
 
 def examine(
-    device: torch.device, seconds: float, *, full: bool = False, seen: Mapping[str, float] | None = None
+    device: torch.device,
+    seconds: float,
+    *,
+    full: bool = False,
+    seen: Mapping[str, float] | None = None,
+    copied: float | None = None,
 ) -> Card:
     """Read what there is to read, and measure for about `seconds`.
 
-    `seen` are rates that `hardware.probe` measured ("bf16 x2" -> FLOP/s): a peak is not below any of them.
+    `seen` are rates that `hardware.probe` measured ("bf16 x2" -> FLOP/s): a peak is not below any of them. `copied` is
+    its rate of copies, which is not measured twice.
     """
     caches = _gpu_caches(device) if device.type == "cuda" else system.caches()
     known = system.cores()
     rates = matmul_rates(device, MATMUL_SHARE * seconds, every_thread_count=full)
-    memory = memory_bandwidth(device, MEMORY_SHARE * seconds)
+    memory = memory_bandwidth(device, MEMORY_SHARE * seconds, copied)
     sizes = working_sets(max((cache.bytes for cache in caches), default=0))
     readings = sweep(device, sizes, SWEEP_SHARE * seconds)
     telling = [reading for reading in readings if device.type == "cpu" or reading.bytes >= LAUNCHED]
