@@ -29,6 +29,8 @@ def _check_unless_compiling(function=None, *, typechecker):
     """
     if function is None:
         return functools.partial(_check_unless_compiling, typechecker=typechecker)
+    if function.__module__.startswith("groundup.kernels.triton."):
+        return function  # a kernel is its source and its module's names; a wrapper has those of another module
     if inspect.isclass(function) and getattr(function, "_is_protocol", False):
         return typing.runtime_checkable(function)  # else beartype refuses it as an annotation
     if inspect.isclass(function):
