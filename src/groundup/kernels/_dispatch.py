@@ -25,7 +25,7 @@ from groundup.config import nearest
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("reference", "triton", "numba")
+BACKENDS = ("reference", "triton", "numba", "cuda")
 DEFAULT = {"cuda": "triton", "cpu": "numba"}
 
 _requested: str | None = None

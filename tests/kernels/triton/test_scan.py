@@ -65,7 +65,7 @@ def test_two_rows_of_several_heads_and_blocks_of_values(device):
     q, k, v, *rest = tensors
     v, rest[1] = v.repeat(1, 1, 1, 4), rest[1].repeat(1, 1, 1, 4)
     upstream = [torch.randn_like(v), torch.randn_like(rest[1])]
-    found = with_gradients(lambda *x: twin(*x, blocks=Blocks(16, 4)), [q, k, v, *rest], upstream)
+    found = with_gradients(lambda *x: twin(*x, blocks=Blocks(16, 16, 4)), [q, k, v, *rest], upstream)
     expected = with_gradients(gated_linear_chunked.reference, [q, k, v, *rest], upstream)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
@@ -124,7 +124,7 @@ def test_what_the_kernel_does_not_cover_is_refused_with_the_reason(device):
         with pytest.raises(ValueError, match="float64"):
             gated_linear_chunked(*inputs(4))
         wide = torch.zeros(1, 2, 1, 300)
-        with pytest.raises(ValueError, match="at most 256 channels"):
+        with pytest.raises(ValueError, match="at most 128 channels"):
             gated_linear_chunked(wide, wide, torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 1))
 
 
@@ -159,20 +159,26 @@ def test_under_torch_compile_on_a_gpu():
         assert (a - b).abs().max() <= 1e-4 * b.abs().max()
 
 
-def ahead(module, names, d_key, dtype="bf16", **constants):
-    """Kernels of a scan for one size of key, compiled."""
-    streams = dict.fromkeys(["q", "k", "v", "dout", "out", "dv", "u", "w", "du"], f"*{dtype}:16")
+def ahead(module, names, d_key):
+    """Kernels of a scan for one size of key in bfloat16, compiled with the blocks that they are launched with."""
+    from groundup.kernels.triton.scan import blocks_for
+
+    streams = dict.fromkeys(["q", "k", "v", "dout", "out", "dv", "u", "w", "du"], "*bf16:16")
     float32 = ["g", "beta", "inverse", "initial", "starts", "last", "dlast", "dends", "dinitial", "dq", "dk", "dg"]
     sizes = dict.fromkeys(["seq", "heads", "d_key", "d_value"], "i32:16") | {"share": "i32"}
     types = streams | dict.fromkeys([*float32, "dbeta"], "*fp32:16") | sizes | {"resets": "*u8:16"}
-    constants = {"SIZE": 64, "RESETS": True, "BLOCK_K": d_key, "BLOCK_V": 64, "PRECISION": "tf32"} | constants
-    warps = 8 if d_key > 64 else 4
-    return compile_ahead([Kernel(module, name, types, constants, warps=warps, stages=2) for name in names])
+    constants = {"SIZE": 64, "RESETS": True, "BLOCK_K": d_key, "PRECISION": "tf32"}
+    blocks, kernels = blocks_for(d_key, 128, 2), []
+    for name in names:
+        sums = name in ("_gradients", "_system_gradients")
+        tile = constants | {"BLOCK_V": blocks.sums if sums else blocks.value}
+        kernels.append(Kernel(module, name, types, tile, warps=blocks.warps, stages=1 if sums else 2))
+    return compile_ahead(kernels)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("d_key", [64, 128])
 def test_compiled_for_hopper_with_its_tensor_cores_and_without_spills(d_key):
     for made in ahead("scan", ["_states", "_outputs", "_state_gradients", "_gradients"], d_key):
-        assert made.spilled_bytes == 0 and made.warpgroup_products + made.warp_products > 0, made
+        assert made.spilled_bytes == 0 and made.warpgroup_products > 0, made
         assert made.shared_bytes <= 227 * 1024, made

@@ -17,8 +17,8 @@ from groundup.kernels.triton._support import refuses_device
 LEAST = 16
 """Of every side of a product: what tensor cores multiply at once."""
 
-MOST_CHANNELS = 256
-"""Of keys: a chunk's keys and their gradient are held in registers as a whole."""
+MOST_CHANNELS = 128
+"""Of keys: the gradients of a chunk's queries and keys are held in registers as a whole."""
 
 
 def refuses_streams(q: Tensor, k: Tensor, v: Tensor, *others: Tensor | None) -> str | None:
@@ -39,15 +39,6 @@ def precision(half: bool) -> str:
 
 def block_of(channels: int) -> int:
     return max(LEAST, triton.next_power_of_2(channels))
-
-
-def value_block(d_key: int, d_value: int, element_bytes: int) -> int:
-    """Channels of the values that a program has at once: a tile of the state is d_key by that many in float32."""
-    return min(block_of(d_value), 32 if element_bytes == 4 or d_key > 128 else 64)
-
-
-def warps_for(d_key: int) -> int:
-    return 8 if d_key > 64 else 4
 
 
 @triton.jit
@@ -118,7 +109,7 @@ def decays_between(g, document, row, first, head, seq, heads, SIZE: tl.constexpr
 
 @triton.jit
 def gradient_of_decays_between(product, SIZE: tl.constexpr):
-    """Of g, from decay * its gradient at each (i, j): the sum over the pairs that have token t between them, j < t <= i.
+    """Of g, from decay * its gradient at each (i, j): the sum over the pairs with token t between them, j < t <= i.
 
     From the sum of each column upwards from row t, those entries that are before token t.
     """

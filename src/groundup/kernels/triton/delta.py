@@ -138,14 +138,12 @@ class _GatedDelta(torch.autograd.Function):
         dv, dbeta = torch.empty_like(streams.v), torch.empty_like(beta_, dtype=torch.float32)
         grid = (streams.rows * streams.chunks,)
         inputs = (streams.k, streams.v, streams.g, beta_, inverse, corrected.v, starts, du)
-        streams.launch(_system_gradients, grid, *inputs, dk, dg, dv, dbeta)
+        streams.launch(_system_gradients, grid, *inputs, dk, dg, dv, dbeta, sums=True)
         dq, dk = scan.per_group(dq, q), scan.per_group(dk, k)
         return dq, dk, dv.to(v.dtype), dg[..., 0].to(g.dtype), dbeta.to(beta.dtype), dinitial, None, None, None
 
 
-def _corrections(
-    streams: Streams, beta: Tensor, initial: Tensor
-) -> tuple[Streams, Tensor, Tensor, Tensor, Tensor]:
+def _corrections(streams: Streams, beta: Tensor, initial: Tensor) -> tuple[Streams, Tensor, Tensor, Tensor, Tensor]:
     """The streams with u for v, the state each chunk starts with, the last one, A^-1 and W."""
     u, w = torch.empty_like(streams.v), streams.v.new_empty(*streams.v.shape[:3], streams.k.shape[3])
     inverse = streams.v.new_empty(streams.rows * streams.chunks, streams.size, streams.size, dtype=torch.float32)
@@ -208,8 +206,8 @@ def _solve(
     found = _inverted(tl.where(i > j, below, 0.0), SIZE)
     tl.store(_place_inverse(inverse, SIZE), found)
     from_start, _, _ = decays(g, document, row, first, head, seq, heads, 1, 0, SIZE, 1)
-    solved = tl.dot(found, keys * from_start * strength, input_precision=PRECISION)
-    write(w, solved, row, first, head, seq, heads, d_key, 0, SIZE, BLOCK_K)
+    reads = tl.dot(found, keys * from_start * strength, input_precision=PRECISION)
+    write(w, reads, row, first, head, seq, heads, d_key, 0, SIZE, BLOCK_K)
     for value in range(0, d_value, BLOCK_V):
         values = read(v, row, first, head, seq, heads, d_value, value, SIZE, BLOCK_V)
         solved = tl.dot(found, values * strength, input_precision=PRECISION)
@@ -327,6 +325,11 @@ def _system_gradients(
         dfrom_start -= tl.sum(e * stored, 1)
         dkeys = tl.dot((-e).to(keys.dtype), tl.trans(state), dkeys, input_precision=PRECISION)
 
+    # Read and computed once more, as in the scan: registers are for the sums of the loop.
+    keys = read(k, row, first, head // share, seq, heads // share, d_key, 0, SIZE, BLOCK_K)
+    document = documents(resets, row, first, seq, RESETS, SIZE)
+    from_start, _, _ = decays(g, document, row, first, head, seq, heads, 1, 0, SIZE, 1)
+    strength = _strength(beta, row, first, head, seq, heads, SIZE)
     decay = decays_between(g, document, row, first, head, seq, heads, SIZE)
     pairs = tl.where(i > j, dsystem * decay, 0.0)
     products = pairs * tl.dot(keys, tl.trans(keys), input_precision=PRECISION)

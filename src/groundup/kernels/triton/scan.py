@@ -43,17 +43,24 @@ from groundup.kernels.triton._chunks import (
     precision,
     read,
     refuses_streams,
-    value_block,
-    warps_for,
     write,
 )
 
 
 class Blocks(NamedTuple):
-    """value: channels of v at once. warps: per program."""
+    """value: channels of v that a program has at once; a tile of the state is d_key by that many in float32.
+    sums: the same where the gradients of a chunk's queries and keys lie in registers beside it."""
 
     value: int
+    sums: int
     warps: int
+
+
+def blocks_for(d_key: int, d_value: int, element_bytes: int) -> Blocks:
+    """Found by compiling for sm_90: the largest that spill nothing with bfloat16 (docs/kernels.md)."""
+    wide = block_of(d_key) > 64
+    most = 32 if element_bytes == 4 else 64
+    return Blocks(min(block_of(d_value), most), min(block_of(d_value), 16 if wide else 32), 8)
 
 
 def refuses_gated_linear_chunked(
@@ -119,8 +126,7 @@ class Streams(NamedTuple):
     resets: Tensor | None
     size: int
     block_k: int
-    block_v: int
-    warps: int
+    blocks: Blocks
     precision: str
 
     @property
@@ -139,20 +145,20 @@ class Streams(NamedTuple):
 
     @property
     def value_blocks(self) -> int:
-        return triton.cdiv(self.v.shape[3], self.block_v)
+        return triton.cdiv(self.v.shape[3], self.blocks.value)
 
     def new_states(self, per_row: int) -> Tensor:
         shape = (self.rows * per_row, self.k.shape[3], self.v.shape[3])
         return self.v.new_empty(shape, dtype=torch.float32)
 
-    def launch(self, kernel: Any, grid: tuple[int, ...], *tensors: Tensor) -> None:
-        """Every kernel of a scan: its tensors, the resets, the sizes."""
+    def launch(self, kernel: Any, grid: tuple[int, ...], *tensors: Tensor, sums: bool = False) -> None:
+        """Every kernel of a scan: its tensors, the resets, the sizes. sums: it keeps two gradients in registers."""
         if self.v.numel():
             resets = self.g if self.resets is None else self.resets
             kernel[grid](
                 *tensors, resets, *self.dimensions, SIZE=self.size, RESETS=self.resets is not None,
-                BLOCK_K=self.block_k, BLOCK_V=self.block_v, PRECISION=self.precision, num_warps=self.warps,
-                num_stages=2,
+                BLOCK_K=self.block_k, BLOCK_V=self.blocks.sums if sums else self.blocks.value,
+                PRECISION=self.precision, num_warps=self.blocks.warps, num_stages=1 if sums else 2,
             )  # fmt: skip
 
 
@@ -163,12 +169,9 @@ def streams_of(
     half = any(x.element_size() == 2 for x in (q, k, v))
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     q, k, v = (x.to(dtype).contiguous() for x in (q, k, v))
-    d_key = k.shape[3]
-    blocks = blocks or Blocks(value_block(d_key, v.shape[3], v.element_size()), warps_for(d_key))
+    blocks = blocks or blocks_for(k.shape[3], v.shape[3], v.element_size())
     resets = None if resets is None else resets.contiguous().view(torch.uint8)
-    return Streams(
-        q, k, v, g.contiguous(), resets, size, block_of(d_key), blocks.value, blocks.warps, precision(half)
-    )
+    return Streams(q, k, v, g.contiguous(), resets, size, block_of(k.shape[3]), blocks, precision(half))
 
 
 def states_of(streams: Streams, initial: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,7 +194,7 @@ def gradients_of(streams: Streams, dout: Tensor, starts: Tensor, dends: Tensor) 
     dq, dk = (streams.v.new_empty(shape, dtype=torch.float32) for _ in range(2))
     dv, dg = torch.empty_like(streams.v), torch.empty_like(streams.g, dtype=torch.float32)
     inputs = (streams.q, streams.k, streams.v, streams.g, dout, starts, dends)
-    streams.launch(_gradients, (streams.rows * streams.chunks,), *inputs, dq, dk, dv, dg)
+    streams.launch(_gradients, (streams.rows * streams.chunks,), *inputs, dq, dk, dv, dg, sums=True)
     return dq, dk, dv, dg
 
 
@@ -306,9 +309,10 @@ def _gradients(
     document = documents(resets, row, first, seq, RESETS, SIZE)
     queries = read(q, row, first, group, seq, groups, d_key, 0, SIZE, BLOCK_K)
     keys = read(k, row, first, group, seq, groups, d_key, 0, SIZE, BLOCK_K)
-    from_start, to_end, kept = decays(g, document, row, first, head, seq, heads, 1, 0, SIZE, 1)
-    decay = decays_between(g, document, row, first, head, seq, heads, SIZE)
-    scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * decay
+    _, to_end, _ = decays(g, document, row, first, head, seq, heads, 1, 0, SIZE, 1)
+    scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+    scores = (scores * decays_between(g, document, row, first, head, seq, heads, SIZE)).to(keys.dtype)
+    keys_to_end = (keys * to_end).to(keys.dtype)
 
     dscores = tl.zeros((SIZE, SIZE), tl.float32)
     dqueries, dkeys = tl.zeros((SIZE, BLOCK_K), tl.float32), tl.zeros((SIZE, BLOCK_K), tl.float32)
@@ -325,15 +329,22 @@ def _gradients(
         dscores = tl.dot(upstream, tl.trans(values), dscores, input_precision=PRECISION)
         dqueries = tl.dot(upstream, tl.trans(state), dqueries, input_precision=PRECISION)
         dkeys = tl.dot(values, tl.trans(dstate), dkeys, input_precision=PRECISION)
-        dvalues = tl.dot(tl.trans(scores.to(values.dtype)), upstream, input_precision=PRECISION)
-        dvalues = tl.dot((keys * to_end).to(values.dtype), dstate, dvalues, input_precision=PRECISION)
+        dvalues = tl.dot(tl.trans(scores), upstream, input_precision=PRECISION)
+        dvalues = tl.dot(keys_to_end, dstate, dvalues, input_precision=PRECISION)
         write(dv, dvalues, row, first, head, seq, heads, d_value, value, SIZE, BLOCK_V)
 
+    # Read and computed once more: kept through the loop, these would not leave registers enough for its sums.
+    queries = read(q, row, first, group, seq, groups, d_key, 0, SIZE, BLOCK_K)
+    keys = read(k, row, first, group, seq, groups, d_key, 0, SIZE, BLOCK_K)
+    document = documents(resets, row, first, seq, RESETS, SIZE)
+    from_start, to_end, kept = decays(g, document, row, first, head, seq, heads, 1, 0, SIZE, 1)
     dqueries, dkeys = dqueries * from_start, dkeys * to_end
     after = tl.sum(dkeys * keys, 1)
     dlog = tl.cumsum(tl.sum(dqueries * queries, 1), 0, reverse=True) + tl.cumsum(after, 0) - after
-    dlog += gradient_of_decays_between(dscores * scores, SIZE) + tl.sum(dkept, 0) * tl.sum(kept, 0)
-    pairs = (dscores * decay).to(queries.dtype)
+    pairs = dscores * decays_between(g, document, row, first, head, seq, heads, SIZE)
+    products = pairs * tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+    dlog += gradient_of_decays_between(products, SIZE) + tl.sum(dkept, 0) * tl.sum(kept, 0)
+    pairs = pairs.to(keys.dtype)
     dqueries = tl.dot(pairs, keys, dqueries, input_precision=PRECISION)
     dkeys = tl.dot(tl.trans(pairs), queries, dkeys, input_precision=PRECISION)
     write(dq, dqueries, row, first, head, seq, heads, d_key, 0, SIZE, BLOCK_K)
