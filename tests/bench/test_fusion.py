@@ -50,9 +50,11 @@ def test_the_last_line_is_json_and_the_table_shows_the_prediction(capsys):
     assert fusion.main(options) == 0
     *table, last = capsys.readouterr().out.splitlines()
     record = json.loads(last)
-    assert [row["predicted_mb"] * 1e6 for row in record["rows"]] == [18 * 64 * 64 * 4, 2 * 64 * 64 * 4]
-    assert record["rows"][0]["counted_mb"] == record["rows"][0]["predicted_mb"]
-    assert record["ratio"] >= 1 and any("MB by formula" in line for line in table)
+    assert [row["predicted_mb"] * 1e6 for row in record["rows"]] == [n * 64 * 64 * 4 for n in (2, 18, 2)]
+    assert all(row["counted_mb"] == row["predicted_mb"] for row in record["rows"])
+    copy = record["rows"][0]
+    assert copy["predicted_ms"] == pytest.approx(copy["measured_ms"])  # what the bandwidth is taken from
+    assert any("MB by formula" in line for line in table)
 
 
 def test_options_out_of_range_are_errors(capsys):
