@@ -22,7 +22,11 @@ def with_gradients(form, tensors, upstream, resets=None):
 
 
 def check(form, tensors, resets, tolerance, dtype, device="cpu"):
-    """Errors on the scale of the largest number of each tensor. The first three inputs are of `dtype`."""
+    """Errors on the scale of the largest number of each tensor. The first three inputs are of `dtype`.
+
+    In 16 bits on a scale of 1 at least, the size of the products that a number here is a sum of: where they cancel, as
+    in the one gradient of one decay, their rounding stays.
+    """
     tensors = [*(x.to(device, dtype) for x in tensors[:3]), *(x.to(device) for x in tensors[3:])]
     resets = None if resets is None else resets.to(device)
     upstream = [torch.randn(x.shape, device=device).to(x.dtype) for x in (tensors[2], tensors[-1])]
@@ -31,7 +35,8 @@ def check(form, tensors, resets, tolerance, dtype, device="cpu"):
     exact = with_gradients(form.reference, [x.double() for x in tensors], upstream, resets)
     for a, b, like in zip(found, exact, [tensors[2], tensors[-1], *tensors], strict=True):
         assert a.dtype == like.dtype and a.shape == b.shape
-        assert (a.double() - b).abs().max() <= tolerance * b.abs().max()
+        scale = b.abs().max().clamp(min=0.0 if dtype == torch.float32 else 1.0)
+        assert (a.double() - b).abs().max() <= tolerance * scale
 
 
 def small(seq, **options):
@@ -133,8 +138,9 @@ def test_it_is_differentiated_once(device):
     q.requires_grad_()
     with backend("triton"):
         out, _ = gated_linear_chunked(q, *rest)
-    (gradient,) = torch.autograd.grad(out.sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    upstream = torch.ones_like(out, requires_grad=True)
+    (gradient,) = torch.autograd.grad(out, q, upstream, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
         gradient.sum().backward()
 
 
