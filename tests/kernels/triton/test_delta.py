@@ -30,14 +30,14 @@ def test_documents_over_more_than_two_chunks(device):
 
 
 def test_equal_keys_which_a_product_of_powers_would_lose(device):
-    """Each token replaces what the same key stored before: the output is the newest value, exactly. The powers of
-    this system have entries of 10^18, and cancel."""
+    """Each token replaces what the same key stored before: the output is the newest value, up to the rounding of 64
+    differences that are added up. The powers of this system have entries of 10^18, and cancel."""
     k, v = torch.zeros(1, 64, 1, D_KEY), torch.randn(1, 64, 1, D_VALUE)
     k[..., 0] = 1.0
     with backend("triton"):
         out, last = gated_delta_chunked(k, k, v, torch.zeros(1, 64, 1), torch.ones(1, 64, 1))
-    torch.testing.assert_close(out, v, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(last[0, 0, 0], v[0, -1, 0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out, v, rtol=0, atol=1e-5)
+    torch.testing.assert_close(last[0, 0, 0], v[0, -1, 0], rtol=0, atol=1e-5)
 
 
 def test_one_token_after_the_other_with_the_state_between_them(device):
