@@ -22,11 +22,7 @@ def with_gradients(form, tensors, upstream, resets=None):
 
 
 def check(form, tensors, resets, tolerance, dtype, device="cpu"):
-    """Errors on the scale of the largest number of each tensor. The first three inputs are of `dtype`.
-
-    In 16 bits on a scale of 1 at least, the size of the products that a number here is a sum of: where they cancel, as
-    in the one gradient of one decay, their rounding stays.
-    """
+    """Errors on the scale of the largest number of each tensor. The first three inputs are of `dtype`."""
     tensors = [*(x.to(device, dtype) for x in tensors[:3]), *(x.to(device) for x in tensors[3:])]
     resets = None if resets is None else resets.to(device)
     upstream = [torch.randn(x.shape, device=device).to(x.dtype) for x in (tensors[2], tensors[-1])]
@@ -35,8 +31,7 @@ def check(form, tensors, resets, tolerance, dtype, device="cpu"):
     exact = with_gradients(form.reference, [x.double() for x in tensors], upstream, resets)
     for a, b, like in zip(found, exact, [tensors[2], tensors[-1], *tensors], strict=True):
         assert a.dtype == like.dtype and a.shape == b.shape
-        scale = b.abs().max().clamp(min=0.0 if dtype == torch.float32 else 1.0)
-        assert (a.double() - b).abs().max() <= tolerance * scale
+        assert (a.double() - b).abs().max() <= tolerance * b.abs().max()
 
 
 def small(seq, **options):
@@ -44,8 +39,14 @@ def small(seq, **options):
     return inputs(seq, dtype=torch.float32, batch=1, heads=2, groups=1, **options)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("seq", "documents"), [(1, False), (7, True), (41, True), (41, False)])
+# Of one token, the one gradient of its decay is a sum that may cancel: only float32 has digits to spare for that.
+CASES = [
+    (torch.float32, 1, False),
+    *((dtype, *case) for dtype in TOLERANCE for case in [(7, True), (41, True), (41, False)]),
+]
+
+
+@pytest.mark.parametrize(("dtype", "seq", "documents"), CASES)
 def test_forward_and_backward(device, dtype, seq, documents):
     tensors, resets = small(seq), starts(seq, 1) if documents else None
     check(gated_linear_chunked, tensors, resets, TOLERANCE[dtype], dtype, device)
