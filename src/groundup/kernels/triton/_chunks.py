@@ -4,7 +4,7 @@ Streams are (batch, seq, heads, width) and contiguous. A program has `SIZE` cons
 one row of the batch. As in `kernels/_chunks.py`, no exponent here is a difference of running sums: each is a sum of
 logarithms over the tokens between two places. So nothing overflows, and a decay to zero (minus infinity) is one.
 
-A decay per head is a decay per channel with one channel: its tiles are (SIZE, 1) and broadcast.
+Decays are one per head: their tiles are (SIZE, 1) and broadcast.
 """
 
 import torch
@@ -82,19 +82,20 @@ def documents(resets, row, first, seq, RESETS: tl.constexpr, SIZE: tl.constexpr)
 
 
 @triton.jit
-def decays(g, document, row, first, head, seq, heads, width, begin, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def decays(g, document, row, first, head, seq, heads, SIZE: tl.constexpr):
     """What is left of the chunk's incoming state at each token, of each token in its outgoing state, and of the one in
-    the other: (SIZE, BLOCK) twice and (BLOCK,). All are 0 across a reset."""
+    the other: (SIZE, 1) twice and (1,). All are 0 across a reset."""
+    # Sums of a masked square: a running sum along a tile of one column is more than Triton 3.6 compiles.
+    i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
     token = first + tl.arange(0, SIZE)
-    channel = begin + tl.arange(0, BLOCK)
-    where, exists = place(g, row, first, head, seq, heads, width, begin, SIZE, BLOCK)
-    own = tl.load(where, mask=exists, other=0.0).to(tl.float32)
-    has_next = (token + 1 < tl.minimum(seq, first + SIZE))[:, None] & (channel < width)[None, :]
-    following = tl.load(where + heads * width, mask=has_next, other=0.0).to(tl.float32)
+    own = tl.load(g + (row.to(tl.int64) * seq + token) * heads + head, mask=token < seq, other=0.0).to(tl.float32)
     newest = tl.max(document, 0)
-    from_start = tl.where((document == 0)[:, None], tl.exp(tl.cumsum(own, 0)), 0.0)
-    to_end = tl.where((document == newest)[:, None], tl.exp(tl.cumsum(following, 0, reverse=True)), 0.0)
-    return from_start, to_end, tl.where(newest == 0, tl.exp(tl.sum(own, 0)), 0.0)
+    from_start = tl.exp(tl.sum(tl.where(i >= j, own[None, :], 0.0), 1))
+    to_end = tl.exp(tl.sum(tl.where(i < j, own[None, :], 0.0), 1))
+    from_start = tl.where(document == 0, from_start, 0.0)
+    to_end = tl.where(document == newest, to_end, 0.0)
+    kept = tl.zeros((1,), tl.float32) + tl.where(newest == 0, tl.exp(tl.sum(own, 0)), 0.0)
+    return from_start[:, None], to_end[:, None], kept
 
 
 @triton.jit

@@ -205,7 +205,7 @@ def _solve(
     below *= decays_between(g, document, row, first, head, seq, heads, SIZE)
     found = _inverted(tl.where(i > j, below, 0.0), SIZE)
     tl.store(_place_inverse(inverse, SIZE), found)
-    from_start, _, _ = decays(g, document, row, first, head, seq, heads, 1, 0, SIZE, 1)
+    from_start, _, _ = decays(g, document, row, first, head, seq, heads, SIZE)
     reads = tl.dot(found, keys * from_start * strength, input_precision=PRECISION)
     write(w, reads, row, first, head, seq, heads, d_key, 0, SIZE, BLOCK_K)
     for value in range(0, d_value, BLOCK_V):
@@ -234,7 +234,7 @@ def _correct(
         values = values.to(reads.dtype)
         write(u, values, row, first, head, seq, heads, d_value, value, SIZE, BLOCK_V)
         document = documents(resets, row, first, seq, RESETS, SIZE)
-        _, to_end, kept = decays(g, document, row, first, head, seq, heads, 1, 0, SIZE, 1)
+        _, to_end, kept = decays(g, document, row, first, head, seq, heads, SIZE)
         keys = read(k, row, first, head // share, seq, heads // share, d_key, 0, SIZE, BLOCK_K)
         keys = (keys * to_end).to(values.dtype)
         state = tl.dot(tl.trans(keys), values, kept[:, None] * state, input_precision=PRECISION)
@@ -276,7 +276,7 @@ def _state_gradients(
         where, exists = place_state(dends, index * chunks + chunk, d_key, d_value, 0, value, BLOCK_K, BLOCK_V)
         tl.store(where, dstate, mask=exists)
         document = documents(resets, row, first, seq, RESETS, SIZE)
-        from_start, to_end, kept = decays(g, document, row, first, head, seq, heads, 1, 0, SIZE, 1)
+        from_start, to_end, kept = decays(g, document, row, first, head, seq, heads, SIZE)
         keys = read(k, row, first, head // share, seq, heads // share, d_key, 0, SIZE, BLOCK_K)
         queries = read(q, row, first, head // share, seq, heads // share, d_key, 0, SIZE, BLOCK_K)
         upstream = read(dout, row, first, head, seq, heads, d_value, value, SIZE, BLOCK_V)
@@ -302,7 +302,7 @@ def _system_gradients(
     row, head = index // heads, index % heads
     i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
     document = documents(resets, row, first, seq, RESETS, SIZE)
-    from_start, _, _ = decays(g, document, row, first, head, seq, heads, 1, 0, SIZE, 1)
+    from_start, _, _ = decays(g, document, row, first, head, seq, heads, SIZE)
     keys = read(k, row, first, head // share, seq, heads // share, d_key, 0, SIZE, BLOCK_K)
     strength = _strength(beta, row, first, head, seq, heads, SIZE)
     found = tl.load(_place_inverse(inverse, SIZE))
@@ -328,7 +328,7 @@ def _system_gradients(
     # Read and computed once more, as in the scan: registers are for the sums of the loop.
     keys = read(k, row, first, head // share, seq, heads // share, d_key, 0, SIZE, BLOCK_K)
     document = documents(resets, row, first, seq, RESETS, SIZE)
-    from_start, _, _ = decays(g, document, row, first, head, seq, heads, 1, 0, SIZE, 1)
+    from_start, _, _ = decays(g, document, row, first, head, seq, heads, SIZE)
     strength = _strength(beta, row, first, head, seq, heads, SIZE)
     decay = decays_between(g, document, row, first, head, seq, heads, SIZE)
     pairs = tl.where(i > j, dsystem * decay, 0.0)
