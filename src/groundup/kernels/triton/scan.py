@@ -59,7 +59,7 @@ class Blocks(NamedTuple):
 def blocks_for(d_key: int, d_value: int, element_bytes: int) -> Blocks:
     """Found by compiling for sm_90: the largest that spill nothing with bfloat16 (docs/kernels.md)."""
     wide = block_of(d_key) > 64
-    most = 32 if element_bytes == 4 else 64
+    most = 32 if wide or element_bytes == 4 else 64
     return Blocks(min(block_of(d_value), most), min(block_of(d_value), 16 if wide else 32), 8)
 
 
