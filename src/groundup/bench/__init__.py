@@ -13,6 +13,7 @@ REGISTRY = {
     "ngram": "Tokens per second of training a Kneser-Ney model on one core, beside KenLM's lmplz.",
     "train-step": "Tokens per second of whole training steps, beside litgpt and Hugging Face transformers.",
     "kernels": "Milliseconds of each operation, beside torch, torch.compile and Liger, and the share of the roofline.",
+    "fusion": "Bytes and time of one formula as many operations and as one: GELU, or RMSNorm of a residual sum.",
     "tokenizer-train": "Seconds to learn a vocabulary, beside gigatoken, Hugging Face tokenizers and others.",
     "tokenizer-encode": "MB of text per second to ids, beside gigatoken, tiktoken and Hugging Face tokenizers.",
     "tokenizer-decode": "MB of text per second from ids, beside the same.",

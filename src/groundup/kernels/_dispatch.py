@@ -27,7 +27,7 @@ from groundup.kernels._table import objection
 
 log = logging.getLogger(__name__)
 
-BACKENDS = ("reference", "triton", "numba")
+BACKENDS = ("reference", "triton", "numba", "cuda")
 DEFAULT = {"cuda": "triton", "cpu": "numba"}
 
 _requested: str | None = None
