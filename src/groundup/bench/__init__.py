@@ -12,6 +12,7 @@ Benchmark = Callable[[Sequence[str]], int]
 REGISTRY = {
     "ngram": "Tokens per second of training a Kneser-Ney model on one core, beside KenLM's lmplz.",
     "train-step": "Tokens per second of whole training steps, beside litgpt and Hugging Face transformers.",
+    "shakespeare": "Loss after three minutes on a CPU, character by character, beside nanoGPT's recipe.",
     "tokenizer-train": "Seconds to learn a vocabulary, beside gigatoken, Hugging Face tokenizers and others.",
     "tokenizer-encode": "MB of text per second to ids, beside gigatoken, tiktoken and Hugging Face tokenizers.",
     "tokenizer-decode": "MB of text per second from ids, beside the same.",

@@ -1,0 +1,214 @@
+"""`groundup bench shakespeare`: three minutes on a CPU, character by character, beside nanoGPT's recipe for them.
+
+Both are given the same file, the same first 90 % of it to train on, and the same seconds, which begin before the file
+is read and end with the last update: compiling counts, and every run has an empty compiler cache. Then the last 10 %
+are scored, each character once.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from groundup.bench.measure import Rates
+from groundup.bench.race import Program
+from groundup.bench.record import Record, checkout, load_average, print_table, save
+from groundup.bench.worker import Worker, WorkerFailed
+from groundup.config import nearest
+from groundup.environ import env
+from groundup.files import sha256
+from groundup.recipes import RECIPES
+
+OURS, PEER = "groundup", "nanoGPT's CPU recipe"
+RECIPE = "tinyshakespeare-cpu"
+TEXT = Path("pretrain") / "tinyshakespeare.txt"
+CHARACTERS = 1_115_394
+SECONDS = 180.0
+# Beyond the clock: imports, and the evaluation, which a busy machine makes long.
+PATIENCE = 900.0
+COLUMNS = {
+    "program": "program",
+    "seed": "seed",
+    "loss": "nats/character",
+    "sliding": "sliding",
+    "context": "context",
+    "seconds": "seconds",
+    "steps": "updates",
+    "tokens": "characters read",
+    "parameters": "parameters",
+    "note": "",
+}
+
+
+def programs() -> dict[str, Program]:
+    root = checkout()
+    peer = root / "benchmarks" / "peers" / "shakespeare_nanogpt.py" if root else None
+    return {
+        OURS: Program(Path(__file__).with_name("shakespeare_program.py"), "groundup"),
+        PEER: Program(peer, "torch"),
+    }
+
+
+def find_text(named: str | None) -> Path:
+    """The file that `--text` names, else where data for development lies. ValueError that says how to give it."""
+    if named is not None:
+        if not Path(named).is_file():
+            raise ValueError(f"--text {named}: no such file")
+        return Path(named)
+    root = checkout()
+    folders = [Path(folder) for folder in (env("GROUNDUP_DATA"), root and root.parent / "shared" / "data") if folder]
+    for folder in folders:
+        if (folder / TEXT).is_file():
+            return folder / TEXT
+    raise ValueError(
+        f"tinyshakespeare (input.txt, {CHARACTERS:,} characters) comes with neither groundup nor this machine: give it "
+        f"with --text FILE, or set GROUNDUP_DATA to a folder that has {TEXT.as_posix()}"
+    )
+
+
+def measure(program: Program, options: dict[str, Any]) -> dict[str, Any]:
+    """One training in a process of its own, with an empty compiler cache: facts and results, or a `failure`."""
+    if program.absence:
+        return {"failure": program.absence}
+    assert program.python and program.script
+    # The compiler fills this folder, and not the user's, in which an earlier run has left its work.
+    with tempfile.TemporaryDirectory() as cache:
+        options = {**options, "compiler_cache": cache}
+        try:
+            with Worker(program.python, program.script, options, timeout=options["seconds"] + PATIENCE) as worker:
+                return {**worker.facts, **worker.run(1)}
+        except WorkerFailed as error:
+            return {"failure": str(error)}
+
+
+def table(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per run."""
+    return [
+        {
+            "program": m["program"],
+            "seed": m["seed"],
+            "loss": m.get("loss"),
+            "sliding": m.get("loss_sliding"),
+            "context": m.get("context_length"),
+            "seconds": m.get("train_seconds"),
+            "steps": m.get("steps"),
+            "tokens": m.get("tokens"),
+            "parameters": m.get("parameters"),
+            "note": m.get("failure", ""),
+        }
+        for m in measured
+    ]
+
+
+def losses(measured: Sequence[dict[str, Any]], program: str, key: str = "loss") -> Rates | None:
+    """The losses of a program's seeds, None where no run of it ended."""
+    values = tuple(m[key] for m in measured if m["program"] == program and key in m)
+    return Rates(values) if values else None
+
+
+def compare(measured: Sequence[dict[str, Any]], text: Path, seconds: float) -> Record:
+    """The record of all runs: medians over seeds; `ratio` is the peer's loss over ours."""
+    ours, peer = losses(measured, OURS), losses(measured, PEER)
+    assert ours is not None
+    facts = next(m for m in measured if m["program"] == OURS and "loss" in m)
+    details = {
+        "protocol": "first 90 % of the characters to train on; the loss is the mean over all characters of the last "
+        "10 %, each predicted once, in windows of the context that share no target",
+        "seconds": seconds,
+        "recipe": RECIPE,
+        "text": {"file": text.name, "sha256": sha256(text), "validation_characters": facts["validation_characters"]},
+        "context": {m["program"]: m["context_length"] for m in measured if "loss" in m},
+        "threads": {m["program"]: m["threads"] for m in measured if "loss" in m},
+        "measured": {},
+    }
+    for name in (OURS, PEER):
+        if (of_name := losses(measured, name)) is None:
+            continue
+        sliding = losses(measured, name, "loss_sliding")
+        details["measured"][name] = {
+            "losses": of_name.values,
+            "range": [min(of_name.values), max(of_name.values)],
+            "sliding": sliding.values if sliding else (),
+        }
+    return Record(
+        name="shakespeare",
+        ours=ours.median,
+        peer=peer.median if peer else None,
+        peer_name=PEER if peer else None,
+        ratio=peer.median / ours.median if peer else None,
+        unit="nats per character",
+        device=facts["environment"]["device"],
+        rows=table(measured),
+        details=details,
+        versions={k: v for m in measured for k, v in m.get("versions", {}).items()},
+        environment=facts["environment"],
+    )
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="groundup bench shakespeare", description=main.__doc__)
+    parser.add_argument("--text", metavar="FILE", help="tinyshakespeare's input.txt (default: GROUNDUP_DATA's)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each program (default: 1)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of every run (default: 180)")
+    parser.add_argument(
+        "--programs", nargs="+", metavar="NAME", default=["groundup", "nanogpt"], help="groundup, nanogpt (default: both)"
+    )
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/shakespeare.json")
+    options = parser.parse_args(argv)
+    if options.seeds < 1 or options.seconds <= 0:
+        parser.error("--seeds and --seconds must be more than 0")
+    if unknown := [name for name in options.programs if name not in SHORT]:
+        parser.error(f"--programs {unknown[0]}{nearest(unknown[0], SHORT)}")
+    if "groundup" not in options.programs:
+        parser.error("--programs: groundup must be among them, since the record is of its loss")
+    if options.save and options.seconds != SECONDS:
+        parser.error(f"--save is of {SECONDS:g} seconds; leave out --seconds, or --save")
+    return options
+
+
+SHORT = {"groundup": OURS, "nanogpt": PEER}
+
+
+def main(argv: Sequence[str] = ()) -> int:
+    """Validation loss on tinyshakespeare after three minutes on a CPU, beside nanoGPT's recipe for a CPU."""
+    options = _arguments(argv)
+    try:
+        text = find_text(options.text)
+    except ValueError as error:
+        print(f"groundup bench shakespeare: {error}", file=sys.stderr)
+        return 1
+    load_before = load_average()
+    contestants = {SHORT[name]: programs()[SHORT[name]] for name in dict.fromkeys(options.programs)}
+    measured = []
+    for seed in range(options.seeds):
+        for name, program in contestants.items():
+            given = {"text": str(text.resolve()), "seconds": options.seconds, "seed": seed, "recipe": RECIPE}
+            measured.append({"program": name, "seed": seed, **measure(program, given)})
+            print(f"  {name}, seed {seed}: {_outcome(measured[-1])}", flush=True)
+    if losses(measured, OURS) is None:
+        print("groundup bench shakespeare: no run of groundup ended", file=sys.stderr)
+        return 1
+    record = compare(measured, text, options.seconds)
+    record.load_average = {"before": load_before, "after": load_average()}
+    print_table(f"shakespeare, {options.seconds:g} s on {record.device}", _shown(record.rows), COLUMNS)
+    if options.save:
+        print(f"saved {save(record, 'shakespeare')}")
+    print(record.line(), flush=True)
+    return 0
+
+
+def _outcome(one: dict[str, Any]) -> str:
+    if "failure" in one:
+        return one["failure"]
+    return f"{one['loss']:.4f} nats per character after {one['train_seconds']:.0f} s, {one['steps']:,} updates"
+
+
+def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Losses with four digits, where tables have two."""
+    digits = ("loss", "sliding")
+    return [
+        {key: f"{value:.4f}" if key in digits and value is not None else value for key, value in row.items()}
+        for row in rows
+    ]

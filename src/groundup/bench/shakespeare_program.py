@@ -1,0 +1,45 @@
+"""groundup's side of `bench shakespeare`: a unit of work is the recipe, from the file of text to the last update."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from groundup.device import environment, peak_memory_bytes
+from groundup.environ import env, set_default
+from groundup.recipes import find, run
+
+
+def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], dict[str, Any]]]:
+    set_default("TORCHINDUCTOR_CACHE_DIR", options["compiler_cache"])
+    recipe = replace(find(options["recipe"]), minutes=options["seconds"] / 60.0, tokens=None)
+
+    def once(units: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            result = run(
+                recipe, [options["text"]], out=Path(folder) / "run", seed=options["seed"], device="cpu", progress=False
+            )
+        return {
+            "train_seconds": result["seconds"],
+            "loss": result["loss"],
+            "loss_sliding": result["loss_sliding"],
+            "context_length": result["context_length"],
+            "validation_characters": result["validation_tokens"],
+            "steps": result["steps"],
+            "tokens": result["tokens"],
+            "parameters": result["parameters"],
+            "epochs": result["epochs"],
+            "training_loss": result["training_loss"],
+            "peak_bytes": peak_memory_bytes(torch.device("cpu")),
+        }
+
+    facts = {
+        "threads": torch.get_num_threads(),
+        "compiler_cache": "empty" if env("TORCHINDUCTOR_CACHE_DIR") == options["compiler_cache"] else "the user's",
+        "versions": {"torch": torch.__version__},
+        "environment": environment(),
+    }
+    return facts, once
