@@ -105,6 +105,7 @@ def mean_nats(model, ids, begin, stride):
 
 def prepare(options):
     """What worker.py asks for. A unit of work is a whole training; its clock begins before the text is read."""
+    torch.set_num_threads(options["threads"])
     torch.manual_seed(options["seed"])
 
     def run(units):

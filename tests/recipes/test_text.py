@@ -43,7 +43,9 @@ def test_ends_of_lines_and_spaces_at_the_ends_are_kept(tmp_path):
 
 
 def test_documents_end_with_end_of_text_which_is_predicted(tmp_path):
-    train = write(tmp_path / "train.jsonl", "".join(json.dumps({"text": f"story {i} of a fox"}) + "\n" for i in range(9)))
+    train = write(
+        tmp_path / "train.jsonl", "".join(json.dumps({"text": f"story {i} of a fox"}) + "\n" for i in range(9))
+    )
     valid = write(tmp_path / "valid.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in ("a fox", "b")))
     made = prepare(DOCUMENTS, [train], [valid], tmp_path / "data")
     end = made.tokenizer.end_of_text

@@ -16,7 +16,7 @@ from groundup.bench.measure import Rates
 from groundup.bench.race import Program
 from groundup.bench.record import Record, checkout, load_average, print_table, save
 from groundup.bench.worker import Worker, WorkerFailed
-from groundup.config import nearest
+from groundup.config import override, plural
 from groundup.environ import env
 from groundup.files import sha256
 from groundup.recipes import RECIPES
@@ -25,7 +25,7 @@ OURS, PEER = "groundup", "nanoGPT's CPU recipe"
 RECIPE = "tinyshakespeare-cpu"
 TEXT = Path("pretrain") / "tinyshakespeare.txt"
 CHARACTERS = 1_115_394
-SECONDS = 180.0
+SECONDS, THREADS = 180.0, 2
 # Beyond the clock: imports, and the evaluation, which a busy machine makes long.
 PATIENCE = 900.0
 COLUMNS = {
@@ -63,8 +63,8 @@ def find_text(named: str | None) -> Path:
         if (folder / TEXT).is_file():
             return folder / TEXT
     raise ValueError(
-        f"tinyshakespeare (input.txt, {CHARACTERS:,} characters) comes with neither groundup nor this machine: give it "
-        f"with --text FILE, or set GROUNDUP_DATA to a folder that has {TEXT.as_posix()}"
+        f"tinyshakespeare (input.txt, {CHARACTERS:,} characters) does not come with groundup: give it with --text FILE, "
+        f"or set GROUNDUP_DATA to a folder that has {TEXT.as_posix()}"
     )
 
 
@@ -152,23 +152,18 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--text", metavar="FILE", help="tinyshakespeare's input.txt (default: GROUNDUP_DATA's)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each program (default: 1)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of every run (default: 180)")
-    parser.add_argument(
-        "--programs", nargs="+", metavar="NAME", default=["groundup", "nanogpt"], help="groundup, nanogpt (default: both)"
-    )
+    parser.add_argument("--threads", type=int, default=THREADS, metavar="N", help="CPU threads (default: 2)")
+    parser.add_argument("--alone", action="store_true", help="without the peer")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/shakespeare.json")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="numbers of the recipe to try; not to be saved")
     options = parser.parse_args(argv)
     if options.seeds < 1 or options.seconds <= 0:
         parser.error("--seeds and --seconds must be more than 0")
-    if unknown := [name for name in options.programs if name not in SHORT]:
-        parser.error(f"--programs {unknown[0]}{nearest(unknown[0], SHORT)}")
-    if "groundup" not in options.programs:
-        parser.error("--programs: groundup must be among them, since the record is of its loss")
-    if options.save and options.seconds != SECONDS:
-        parser.error(f"--save is of {SECONDS:g} seconds; leave out --seconds, or --save")
+    if options.save and (options.seconds != SECONDS or options.changes):
+        parser.error(
+            f"--save is of the recipe as it is and of {SECONDS:g} seconds; leave out the other words, or --save"
+        )
     return options
-
-
-SHORT = {"groundup": OURS, "nanogpt": PEER}
 
 
 def main(argv: Sequence[str] = ()) -> int:
@@ -176,15 +171,17 @@ def main(argv: Sequence[str] = ()) -> int:
     options = _arguments(argv)
     try:
         text = find_text(options.text)
+        override(RECIPES[RECIPE], *options.changes)
     except ValueError as error:
         print(f"groundup bench shakespeare: {error}", file=sys.stderr)
         return 1
     load_before = load_average()
-    contestants = {SHORT[name]: programs()[SHORT[name]] for name in dict.fromkeys(options.programs)}
+    contestants = {name: program for name, program in programs().items() if name == OURS or not options.alone}
     measured = []
     for seed in range(options.seeds):
         for name, program in contestants.items():
-            given = {"text": str(text.resolve()), "seconds": options.seconds, "seed": seed, "recipe": RECIPE}
+            given = {"text": str(text.resolve()), "seconds": options.seconds, "seed": seed}
+            given |= {"recipe": RECIPE, "changes": options.changes, "threads": options.threads}
             measured.append({"program": name, "seed": seed, **measure(program, given)})
             print(f"  {name}, seed {seed}: {_outcome(measured[-1])}", flush=True)
     if losses(measured, OURS) is None:
@@ -193,6 +190,8 @@ def main(argv: Sequence[str] = ()) -> int:
     record = compare(measured, text, options.seconds)
     record.load_average = {"before": load_before, "after": load_average()}
     print_table(f"shakespeare, {options.seconds:g} s on {record.device}", _shown(record.rows), COLUMNS)
+    for name in contestants:
+        print(f"{name}: {_spread(losses(measured, name))}")
     if options.save:
         print(f"saved {save(record, 'shakespeare')}")
     print(record.line(), flush=True)
@@ -203,6 +202,13 @@ def _outcome(one: dict[str, Any]) -> str:
     if "failure" in one:
         return one["failure"]
     return f"{one['loss']:.4f} nats per character after {one['train_seconds']:.0f} s, {one['steps']:,} updates"
+
+
+def _spread(rates: Rates | None) -> str:
+    if rates is None:
+        return "no run ended"
+    low, high, count = min(rates.values), max(rates.values), len(rates.values)
+    return f"{rates.median:.4f} nats per character (median of {plural(count, 'seed')}, from {low:.4f} to {high:.4f})"
 
 
 def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

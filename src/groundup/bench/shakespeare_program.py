@@ -8,14 +8,18 @@ from typing import Any
 
 import torch
 
+from groundup.config import override
 from groundup.device import environment, peak_memory_bytes
 from groundup.environ import env, set_default
 from groundup.recipes import find, run
 
 
 def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], dict[str, Any]]]:
+    torch.set_num_threads(options["threads"])
     set_default("TORCHINDUCTOR_CACHE_DIR", options["compiler_cache"])
-    recipe = replace(find(options["recipe"]), minutes=options["seconds"] / 60.0, tokens=None)
+    recipe = replace(
+        override(find(options["recipe"]), *options["changes"]), minutes=options["seconds"] / 60.0, tokens=None
+    )
 
     def once(units: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:

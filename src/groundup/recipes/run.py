@@ -50,7 +50,7 @@ def run(
 
     `out` then is a model folder, with recipe.json, env.json, metrics.jsonl, curve.jsonl (scores on the way, by the
     clock) and result.json. The loss is the mean over all validation tokens, each predicted once, in windows of the
-    recipe's context that share no target; the stride of a quarter is shown beside it.
+    recipe's context that share no target.
 
     Raises ValueError where `out` holds something, and what `text.prepare` raises.
     """
@@ -197,15 +197,16 @@ def score(model: Transformer, documents: Sequence[Ids], begin: int, stride: int 
 
 
 def _scores(model: Transformer, prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
-    """Losses on the whole validation text, by a model that is not compiled."""
+    """Losses on the whole validation text, by a model that is not compiled. Of a text that was cut, which is short, also
+    with windows that advance by a quarter of the context."""
     twin = Transformer(recipe.model).to(model.device)
     twin.load_state_dict(model.state_dict())
     twin.compute_dtype = model.compute_dtype
-    loss = score(twin, prepared.validation, prepared.begin)
-    context = recipe.model.context_length
+    text, context = (prepared.validation, prepared.begin), recipe.model.context_length
+    loss = score(twin, *text)
     return {
         "loss": loss,
-        "loss_sliding": score(twin, prepared.validation, prepared.begin, max(1, context // 4)),
+        "loss_sliding": score(twin, *text, max(1, context // 4)) if recipe.tail else None,
         "nats_per_character": loss * prepared.tokens / prepared.characters,
         "validation_tokens": prepared.tokens,
         "context_length": context,

@@ -3,7 +3,7 @@
 A text in one piece is cut: its end is to validate on. Else documents come from files of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from groundup.recipes.recipe import Recipe
 from groundup.tokenizer import Tokenizer
 
 FACTS, TOKENIZER, TRAIN, VALIDATION = "prepared.json", "tokenizer.json", "train", "validation"
-# Merges are learnt from as much as this; OpenWebText's vocabulary hardly changes with more.
-VOCABULARY_BYTES = 2 * 2**30
+# Merges are learnt from as many; with more, a vocabulary of 32,000 hardly changes.
+VOCABULARY_CHARACTERS = 2 * 10**9
 
 Files = Sequence[str | Path]
 Ids = Integer[np.ndarray, "_"]
@@ -104,16 +104,19 @@ def _write_cut(recipe: Recipe, file: Path, folder: Path) -> tuple[int, int]:
 
 
 def _write_documents(recipe: Recipe, train: Files, validation: Files, folder: Path) -> tuple[int, int]:
-    texts, size = [], 0
-    for document in read_documents(train):
-        texts.append(document.text)
-        if (size := size + len(document.text)) > VOCABULARY_BYTES:
-            break
-    tokenizer = Tokenizer.train_from_iterator(texts, recipe.model.vocab_size)
-    del texts
+    tokenizer = Tokenizer.train_from_iterator(_first_texts(train, VOCABULARY_CHARACTERS), recipe.model.vocab_size)
     held_out = [document.text for document in read_documents(validation)]
     _write(tokenizer, [Path(file) for file in train], held_out, folder)
     return tokenizer.end_of_text, sum(map(len, held_out))
+
+
+def _first_texts(files: Files, most: int) -> Iterator[str]:
+    """Documents from the first on, until they have `most` characters together."""
+    size = 0
+    for document in read_documents(files):
+        yield document.text
+        if (size := size + len(document.text)) >= most:
+            return
 
 
 def _write(tokenizer: Tokenizer, train: list[str] | list[Path], validation: list[str], folder: Path) -> None:
