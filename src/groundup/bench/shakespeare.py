@@ -63,8 +63,8 @@ def find_text(named: str | None) -> Path:
         if (folder / TEXT).is_file():
             return folder / TEXT
     raise ValueError(
-        f"tinyshakespeare (input.txt, {CHARACTERS:,} characters) does not come with groundup: give it with --text FILE, "
-        f"or set GROUNDUP_DATA to a folder that has {TEXT.as_posix()}"
+        f"tinyshakespeare (input.txt, {CHARACTERS:,} characters) does not come with groundup: give it with "
+        f"--text FILE, or set GROUNDUP_DATA to a folder that has {TEXT.as_posix()}"
     )
 
 
@@ -157,12 +157,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/shakespeare.json")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="numbers of the recipe to try; not to be saved")
     options = parser.parse_args(argv)
-    if options.seeds < 1 or options.seconds <= 0:
-        parser.error("--seeds and --seconds must be more than 0")
-    if options.save and (options.seconds != SECONDS or options.changes):
-        parser.error(
-            f"--save is of the recipe as it is and of {SECONDS:g} seconds; leave out the other words, or --save"
-        )
+    if options.seeds < 1 or options.seconds <= 0 or options.threads < 1:
+        parser.error("--seeds, --seconds and --threads must be more than 0")
+    if options.save and (options.changes or (options.seconds, options.threads) != (SECONDS, THREADS)):
+        parser.error(f"--save is of the recipe as it is, {SECONDS:g} s and {THREADS} threads: leave out what differs")
     return options
 
 
@@ -176,26 +174,32 @@ def main(argv: Sequence[str] = ()) -> int:
         print(f"groundup bench shakespeare: {error}", file=sys.stderr)
         return 1
     load_before = load_average()
-    contestants = {name: program for name, program in programs().items() if name == OURS or not options.alone}
-    measured = []
-    for seed in range(options.seeds):
-        for name, program in contestants.items():
-            given = {"text": str(text.resolve()), "seconds": options.seconds, "seed": seed}
-            given |= {"recipe": RECIPE, "changes": options.changes, "threads": options.threads}
-            measured.append({"program": name, "seed": seed, **measure(program, given)})
-            print(f"  {name}, seed {seed}: {_outcome(measured[-1])}", flush=True)
+    measured = _measure_all(text, options)
     if losses(measured, OURS) is None:
         print("groundup bench shakespeare: no run of groundup ended", file=sys.stderr)
         return 1
     record = compare(measured, text, options.seconds)
     record.load_average = {"before": load_before, "after": load_average()}
     print_table(f"shakespeare, {options.seconds:g} s on {record.device}", _shown(record.rows), COLUMNS)
-    for name in contestants:
+    for name in dict.fromkeys(m["program"] for m in measured):
         print(f"{name}: {_spread(losses(measured, name))}")
     if options.save:
         print(f"saved {save(record, 'shakespeare')}")
     print(record.line(), flush=True)
     return 0
+
+
+def _measure_all(text: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seed after seed, and in each the programs in turn, so that a busy hour is nobody's alone."""
+    contestants = {name: program for name, program in programs().items() if name == OURS or not options.alone}
+    given = {"text": str(text.resolve()), "recipe": RECIPE}
+    given |= {name: getattr(options, name) for name in ("seconds", "threads", "changes")}
+    measured = []
+    for seed in range(options.seeds):
+        for name, program in contestants.items():
+            measured.append({"program": name, "seed": seed, **measure(program, {**given, "seed": seed})})
+            print(f"  {name}, seed {seed}: {_outcome(measured[-1])}", flush=True)
+    return measured
 
 
 def _outcome(one: dict[str, Any]) -> str:

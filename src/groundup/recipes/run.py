@@ -197,8 +197,10 @@ def score(model: Transformer, documents: Sequence[Ids], begin: int, stride: int 
 
 
 def _scores(model: Transformer, prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
-    """Losses on the whole validation text, by a model that is not compiled. Of a text that was cut, which is short, also
-    with windows that advance by a quarter of the context."""
+    """Losses on the whole validation text, by a model that is not compiled.
+
+    Of a text that was cut, which is short, also with windows that advance by a quarter of the context.
+    """
     twin = Transformer(recipe.model).to(model.device)
     twin.load_state_dict(model.state_dict())
     twin.compute_dtype = model.compute_dtype
