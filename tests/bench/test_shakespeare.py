@@ -126,7 +126,8 @@ def test_the_whole_benchmark_at_a_tiny_size(text, capsys):
     """Both programs in processes of their own; two seconds are too short for the peer's 2,000 steps."""
     tiny = [
         "model.num_layers=1", "model.d_model=16", "model.context_length=16", "model.blocks.0.mixer.num_heads=1",
-        "model.blocks.0.mixer.num_kv_heads=1", "model.blocks.0.mixer.d_head=16", "batch_size=4", "compile=false",
+        "model.blocks.0.mixer.num_kv_heads=1", "model.blocks.0.mixer.d_head=16", "model.blocks.0.ffn.d_ff=16",
+        "batch_size=4", "compile=false",
     ]  # fmt: skip
     assert shakespeare.main(["--text", str(text), "--seconds", "2", "--threads", "1", *tiny]) == 0
     made = json.loads(capsys.readouterr().out.splitlines()[-1])

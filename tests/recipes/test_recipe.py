@@ -16,7 +16,7 @@ def test_a_recipe_survives_json(name):
 
 
 def test_the_sizes_are_those_of_the_public_results():
-    """CS336's assignment counts about 17 M parameters beside the two tables, and 327,680,000 or 40 M tokens."""
+    """CS336's assignment counts about 17 M parameters beside the embedding, and 327,680,000 or 40 M tokens."""
     stories = RECIPES["tinystories-gpu"].model
     tables = 2 * stories.vocab_size * stories.d_model
     assert (count_parameters(stories).total - tables) / 1e6 == pytest.approx(12.5, abs=0.1)
