@@ -117,3 +117,16 @@ def test_the_rate_falls_by_steps_where_tokens_end_the_run():
     rate = schedule(recipe)
     assert recipe.steps == 100
     assert [round(rate(step), 2) for step in (0, 9, 49, 75, 99)] == [0.1, 1.0, 1.0, 0.5, 0.02]
+
+
+@pytest.mark.gpu
+def test_a_recipe_runs_compiled_on_a_gpu_with_scores_on_the_way(tmp_path):
+    recipe = RECIPES["tinyshakespeare-gpu"]
+    sizes = ["model.num_layers=2", "batch_size=8", "model.context_length=64", "warmup=10", "curve_points=2"]
+    recipe = override(recipe, *sizes, "tokens=30720", "compile=true", "precision=bf16")
+    file = tmp_path / "t.txt"
+    file.write_text(VERSE * 4, encoding="utf-8")
+    result = run(recipe, [file], out=tmp_path / "run", device="cuda", progress=False)
+    assert result["device"] == "cuda" and result["steps"] == 60
+    assert result["loss"] < 4.0
+    assert len((tmp_path / "run" / "curve.jsonl").read_text().splitlines()) == 2
