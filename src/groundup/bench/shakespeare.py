@@ -102,9 +102,9 @@ def table(measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def losses(measured: Sequence[dict[str, Any]], program: str, key: str = "loss") -> Rates | None:
+def losses(measured: Sequence[dict[str, Any]], program: str) -> Rates | None:
     """The losses of a program's seeds, None where no run of it ended."""
-    values = tuple(m[key] for m in measured if m["program"] == program and key in m)
+    values = tuple(m["loss"] for m in measured if m["program"] == program and "loss" in m)
     return Rates(values) if values else None
 
 
@@ -113,25 +113,6 @@ def compare(measured: Sequence[dict[str, Any]], text: Path, seconds: float) -> R
     ours, peer = losses(measured, OURS), losses(measured, PEER)
     assert ours is not None
     facts = next(m for m in measured if m["program"] == OURS and "loss" in m)
-    details = {
-        "protocol": "first 90 % of the characters to train on; the loss is the mean over all characters of the last "
-        "10 %, each predicted once, in windows of the context that share no target",
-        "seconds": seconds,
-        "recipe": RECIPE,
-        "text": {"file": text.name, "sha256": sha256(text), "validation_characters": facts["validation_characters"]},
-        "context": {m["program"]: m["context_length"] for m in measured if "loss" in m},
-        "threads": {m["program"]: m["threads"] for m in measured if "loss" in m},
-        "measured": {},
-    }
-    for name in (OURS, PEER):
-        if (of_name := losses(measured, name)) is None:
-            continue
-        sliding = losses(measured, name, "loss_sliding")
-        details["measured"][name] = {
-            "losses": of_name.values,
-            "range": [min(of_name.values), max(of_name.values)],
-            "sliding": sliding.values if sliding else (),
-        }
     return Record(
         name="shakespeare",
         ours=ours.median,
@@ -141,10 +122,34 @@ def compare(measured: Sequence[dict[str, Any]], text: Path, seconds: float) -> R
         unit="nats per character",
         device=facts["environment"]["device"],
         rows=table(measured),
-        details=details,
+        details=_details(measured, facts, text, seconds),
         versions={k: v for m in measured for k, v in m.get("versions", {}).items()},
         environment=facts["environment"],
     )
+
+
+def _details(measured: Sequence[dict[str, Any]], facts: dict[str, Any], text: Path, seconds: float) -> dict[str, Any]:
+    """How it was measured, and every program's loss of every seed; `facts` are those of one run of ours."""
+    ended = [m for m in measured if "loss" in m]
+    by_program = {}
+    for name in dict.fromkeys(m["program"] for m in ended):
+        of_name = [m["loss"] for m in ended if m["program"] == name]
+        by_program[name] = {
+            "losses": of_name,
+            "range": [min(of_name), max(of_name)],
+            "sliding": [m["loss_sliding"] for m in ended if m["program"] == name],
+        }
+    return {
+        "protocol": "first 90 % of the characters to train on; the loss is the mean over all characters of the last "
+        "10 %, each predicted once, in windows of the context that share no target",
+        "seconds": seconds,
+        "recipe": RECIPE,
+        "text": {"file": text.name, "sha256": sha256(text), "validation_characters": facts["validation_characters"]},
+        "compiler_cache": facts["compiler_cache"],
+        "context": {m["program"]: m["context_length"] for m in ended},
+        "threads": {m["program"]: m["threads"] for m in ended},
+        "measured": by_program,
+    }
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
