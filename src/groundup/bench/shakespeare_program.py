@@ -10,13 +10,14 @@ import torch
 
 from groundup.config import override
 from groundup.device import environment, peak_memory_bytes
-from groundup.environ import env, set_default
+from groundup.environ import put
 from groundup.recipes import find, run
 
 
 def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], dict[str, Any]]]:
     torch.set_num_threads(options["threads"])
-    set_default("TORCHINDUCTOR_CACHE_DIR", options["compiler_cache"])
+    # Not a default: importing torch's compiler in the parent has set it to the user's cache.
+    put("TORCHINDUCTOR_CACHE_DIR", options["compiler_cache"])
     recipe = replace(
         override(find(options["recipe"]), *options["changes"]), minutes=options["seconds"] / 60.0, tokens=None
     )
@@ -42,7 +43,6 @@ def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], di
 
     facts = {
         "threads": torch.get_num_threads(),
-        "compiler_cache": "empty" if env("TORCHINDUCTOR_CACHE_DIR") == options["compiler_cache"] else "the user's",
         "versions": {"torch": torch.__version__},
         "environment": environment(),
     }
