@@ -22,6 +22,7 @@ LAYERS = (
     ("evaluation", "profiling"),
     ("scaling",),
     ("alignment",),
+    ("recipes",),
     ("report", "web", "bench", "inspection"),
     ("build",),
     ("cli",),

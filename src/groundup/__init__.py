@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         parallel,
         presets,
         profiling,
+        recipes,
         report,
         scaling,
         tokenizer,
@@ -39,8 +40,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Completion", "Engine", "Loss", "ModelConfig", "Run", "SamplingParams", "Tokenizer", "Transformer",
     "accounting", "bench", "build", "config", "corpus", "data", "device", "evaluation", "inference",
-    "kernels", "model", "objectives", "optim", "parallel", "presets", "profiling", "report", "scaling",
-    "tokenizer", "train",
+    "kernels", "model", "objectives", "optim", "parallel", "presets", "profiling", "recipes", "report",
+    "scaling", "tokenizer", "train",
 ]  # fmt: skip
 
 # The names that live inside a room; every other public name is a room.

@@ -15,6 +15,11 @@ def set_default(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+def put(name: str, value: str) -> None:
+    """Set an environment variable, for this process and its children, whatever it was."""
+    os.environ[name] = value
+
+
 def cache_directory() -> Path:
     """Where this user's files are kept that can be made again: `GROUNDUP_CACHE`, else as the platform has it."""
     if named := env("GROUNDUP_CACHE"):

@@ -1,0 +1,223 @@
+"""Running a recipe: train by its numbers and its clock, score, and leave everything that a reader needs to check it."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from groundup import data, optim, train
+from groundup.accounting import training_flops_per_token
+from groundup.accounting.hardware import gemm_rate
+from groundup.config import to_dict
+from groundup.device import default_device, environment, require_device, set_seed
+from groundup.evaluation import token_nats
+from groundup.files import write_json
+from groundup.model import Transformer
+from groundup.model.pretrained import save_pretrained
+from groundup.optim.groups import split_for_muon
+from groundup.recipes.recipe import Recipe
+from groundup.recipes.text import Files, Ids, Prepared, prepare
+from groundup.train import objectives, precision
+from groundup.train.compiling import compile_blocks
+
+EMBEDDING_STD, HEAD_STD = 0.1, 0.02
+VECTOR_RATE = 0.01
+CURVE_TOKENS = 50_000
+LOOK_EVERY = 10
+PROBE_SECONDS = 0.1
+
+
+def run(
+    recipe: Recipe,
+    files: Files,
+    validation: Files = (),
+    *,
+    out: str | Path,
+    data_folder: str | Path | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run a recipe into the new folder `out`; what result.json there says.
+
+    data_folder: where the shards go, or already are, so that a second run need not write them (default: out/data).
+
+    `out` then is a model folder, with recipe.json, env.json, metrics.jsonl, curve.jsonl (scores on the way, by the
+    clock) and result.json. The loss is the mean over all validation tokens, each predicted once, in windows of the
+    recipe's context that share no target.
+
+    Raises ValueError where `out` holds something, and what `text.prepare` raises.
+    """
+    started = time.monotonic()
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out}: not empty; name a new folder")
+    set_seed(seed)
+    where = require_device(device) if device else default_device()
+    prepared = prepare(recipe, files, validation, data_folder or out / "data")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "recipe.json", to_dict(recipe))
+    write_json(out / "env.json", environment())
+    began = started if recipe.clock == "everything" else time.monotonic()
+    model = make_model(recipe, where, seed)
+    ran = _train(recipe, model, prepared, out, seed, began, progress)
+    seconds = time.monotonic() - began
+    save_pretrained(model, prepared.folder, out)
+    result = {
+        **_scores(model, prepared, recipe),
+        "seconds": seconds,
+        "clock": recipe.clock,
+        "steps": ran.step,
+        "tokens": ran.tokens,
+        "epochs": ran.epochs,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_loss": float(np.mean(ran.losses[-50:])) if ran.losses else None,
+        "target": recipe.target,
+        "seed": seed,
+        "device": where.type,
+        "stopped_by": ran.stopped_by,
+    }
+    write_json(out / "result.json", result)
+    return result
+
+
+def make_model(recipe: Recipe, device: torch.device, seed: int) -> Transformer:
+    """Every block starts as the identity; embeddings and head start small, so the first loss is log(vocabulary)."""
+    model = Transformer(recipe.model)
+    model.init_weights(seed, residual="zero")
+    with torch.no_grad():
+        model.embed.weight.mul_(EMBEDDING_STD / model.embed.weight.std())
+        if model.head is not None:
+            model.head.weight.mul_(HEAD_STD / model.head.weight.std())
+    model = model.to(device)
+    precision.apply(model, _precision(recipe, device))
+    model.dropout = recipe.dropout
+    return model
+
+
+def make_optimizer(recipe: Recipe, model: Transformer) -> optim.Optimizers:
+    """Muon for the blocks' matrices, which alone decay, and AdamW for embeddings, head and norms."""
+    matrices, rest = split_for_muon(model)
+    tables = [p for _, p in rest if p.ndim > 1]
+    vectors = [p for _, p in rest if p.ndim == 1]
+    groups = [{"params": tables}, {"params": vectors, "lr": min(recipe.adam_rate, VECTOR_RATE)}]
+    muon = optim.Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay)
+    return optim.Optimizers([muon, optim.AdamW(groups, lr=recipe.adam_rate, eps=1e-10, weight_decay=0.0)])
+
+
+def schedule(recipe: Recipe) -> Any:
+    """By the clock where it ends the run, by steps where the tokens do."""
+    if recipe.steps is None:
+        return optim.ClockDecay(recipe.warmup, recipe.decay)
+    return optim.warmup_stable_decay(min(recipe.warmup, recipe.steps // 4), recipe.steps, recipe.decay)
+
+
+def _train(
+    recipe: Recipe, model: Transformer, prepared: Prepared, out: Path, seed: int, began: float, progress: bool
+) -> train.Run:
+    if recipe.compile is not False:
+        compile_blocks(model, required=recipe.compile is True)
+    context = recipe.model.context_length
+    loader = data.Loader(
+        prepared.shards, recipe.batch_size, context, seed=seed, document_masks=False, shorten=True,
+        device=model.device, prefetch=2 if model.device.type == "cuda" else 0,
+    )  # fmt: skip
+    deadline = None if recipe.minutes is None else began + 60.0 * recipe.minutes
+    curve = Curve(out / "curve.jsonl", recipe, prepared, began, deadline)
+    return train.train(
+        model,
+        loader,
+        objectives.pretraining(model),
+        make_optimizer(recipe, model),
+        recipe.steps,
+        schedule=schedule(recipe),
+        every={LOOK_EVERY: curve.look} if recipe.curve_points else {},
+        run_dir=out,
+        deadline=deadline,
+        flops_per_token=training_flops_per_token(recipe.model, context),
+        progress=progress,
+    )
+
+
+@dataclass
+class Curve:
+    """Scores on the beginning of the validation text, at equal parts of the run; their time is the run's."""
+
+    path: Path
+    recipe: Recipe
+    prepared: Prepared
+    began: float
+    deadline: float | None
+    points: list[dict[str, float]] = field(default_factory=list)
+    twin: Transformer | None = None
+
+    def look(self, step: int, model: Any, ran: train.Run) -> None:
+        """The trainer's hook: score if the next part of the run is over."""
+        due = len(self.points) + 1
+        if due > self.recipe.curve_points or self.share(step) * (self.recipe.curve_points + 1) < due:
+            return
+        if self.twin is None:  # the trained one is compiled, for batches of one shape
+            self.twin = Transformer(self.recipe.model).to(model.device)
+        self.twin.load_state_dict(model.state_dict())
+        self.twin.compute_dtype = model.compute_dtype
+        loss = score(self.twin, first_tokens(self.prepared.validation, CURVE_TOKENS), self.prepared.begin)
+        self.points.append({"step": step, "seconds": time.monotonic() - self.began, "tokens": ran.tokens, "loss": loss})
+        self.path.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
+
+    def share(self, step: int) -> float:
+        """How much of the run is over."""
+        if self.deadline is None:
+            return step / (self.recipe.steps or math.inf)
+        return (time.monotonic() - self.began) / (self.deadline - self.began)
+
+
+def first_tokens(documents: Sequence[Ids], most: int) -> list[Ids]:
+    """The documents from the first on, as many whole ones as fit, and at least a part of the first."""
+    kept: list[Ids] = [documents[0][:most]]
+    room = most - len(kept[0])
+    for document in documents[1:]:
+        if len(document) > room:
+            break
+        kept.append(document)
+        room -= len(document)
+    return kept
+
+
+def score(model: Transformer, documents: Sequence[Ids], begin: int, stride: int | None = None) -> float:
+    """Mean nats per token. Windows advance by `stride` (default: the context, so that they share no target)."""
+    context = model.config.context_length
+    nats = token_nats(model, documents, begin=begin, context_length=context, stride=stride or context)
+    return float(np.concatenate(nats).mean())
+
+
+def _scores(model: Transformer, prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
+    """Losses on the whole validation text, by a model that is not compiled.
+
+    Of a text that was cut, which is short, also with windows that advance by a quarter of the context.
+    """
+    twin = Transformer(recipe.model).to(model.device)
+    twin.load_state_dict(model.state_dict())
+    twin.compute_dtype = model.compute_dtype
+    text, context = (prepared.validation, prepared.begin), recipe.model.context_length
+    loss = score(twin, *text)
+    return {
+        "loss": loss,
+        "loss_sliding": score(twin, *text, max(1, context // 4)) if recipe.tail else None,
+        "nats_per_character": loss * prepared.tokens / prepared.characters,
+        "validation_tokens": prepared.tokens,
+        "context_length": context,
+    }
+
+
+def _precision(recipe: Recipe, device: torch.device) -> str:
+    """What the recipe says, or the faster one here."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    threads = torch.get_num_threads()
+    return max(("fp32", "bf16"), key=lambda dtype: gemm_rate(device, dtype, threads, PROBE_SECONDS))
