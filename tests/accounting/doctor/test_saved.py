@@ -95,6 +95,7 @@ def test_a_step_takes_its_messages_longer():
     sent = 4 * slow.parameters * 2 * 7 / 8
     assert slow.communication_seconds == pytest.approx(sent / 1e9 + 20e-6)
     assert slow.update_seconds == pytest.approx(28 * slow.parameters / 2.5e12)
+    assert slow.communication_seconds is not None and slow.update_seconds is not None
     steps = slow.tokens / slow.batch_tokens
     assert (slow.seconds - fast.seconds) / steps == pytest.approx(sent / 1e9 - sent / 400e9)
     arithmetic = slow.flops / (8 * 700e12 * 0.5)

@@ -18,5 +18,5 @@ def _add(x, y, out, count, block: tl.constexpr):
 def add(x: Tensor, y: Tensor) -> Tensor:
     """x + y, of one length, on a GPU."""
     out = torch.empty_like(x)
-    _add[(triton.cdiv(x.numel(), BLOCK),)](x, y, out, x.numel(), BLOCK)  # pyright: ignore[reportIndexIssue]
+    _add[(triton.cdiv(x.numel(), BLOCK),)](x, y, out, x.numel(), BLOCK)  # pyright: ignore[reportIndexIssue, reportArgumentType]
     return out
