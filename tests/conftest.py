@@ -59,6 +59,8 @@ HAS_BEARTYPE, HAS_HYPOTHESIS = (importlib.util.find_spec(name) is not None for n
 if HAS_BEARTYPE:
     importlib.import_module("tests.typecheck")
     jaxtyping.install_import_hook("groundup", "tests.typecheck.check")
+# Before any test file can import Triton as it is for GPUs.
+importlib.import_module("tests.kernels.triton.interpreted").import_kernels()
 if HAS_HYPOTHESIS:
     import hypothesis
 

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from groundup.accounting.run_ledger import Ledger, Quantity
+from groundup.report.ablation import VARIANT_KEYS
 from groundup.report.ledger import accuracy_table, entries_of, entry_table, identity, recorded_build
 from groundup.report.tables import to_text
 from tests.test_readme import REPOSITORY
@@ -74,7 +75,8 @@ def comparison_folder(folder, settings="ablation"):
     """What `groundup ablate` leaves, as far as the ledger reads it."""
     folder.mkdir(parents=True)
     rows = [
-        {"name": name, "parameters": 100, "tokens": 960, "seconds": 2.0, "predicted": {"step_seconds": 0.05},
+        dict.fromkeys(VARIANT_KEYS)
+        | {"name": name, "parameters": 100, "tokens": 960, "seconds": 2.0, "predicted": {"step_seconds": 0.05},
          "measured": {"step_seconds": measured}}
         for name, measured in (("base", 0.055), ("wide", 0.06), ("lost", None))
     ]  # fmt: skip

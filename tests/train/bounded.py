@@ -3,7 +3,6 @@
 One step is trained without a limit and saved; then MORE_MIB are all that the process may take beyond what it has.
 """
 
-import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -18,21 +17,17 @@ from groundup.train import next_token, train
 
 CONFIG = presets.llama(vocab_size=256, d_model=64, num_layers=4, num_heads=4, num_kv_heads=2, context_length=128)
 WIDE = presets.llama(vocab_size=256, d_model=512, num_layers=4, num_heads=8, num_kv_heads=8, context_length=128)
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+
+# Blocks of 64 KiB and more go back to the system when freed, or what a first step held would be there already. These are
+# variables of glibc, which `train` leaves as they are.
+
+GIVE_BACK_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def source(steps, rows, config=CONFIG):
     generator = torch.Generator().manual_seed(0)
     shape = (rows, config.context_length + 1)
     return [{"tokens": torch.randint(config.vocab_size, shape, generator=generator)} for _ in range(steps)]
-
-
-def give_back_at_once():
-    """Blocks of 64 KiB and more go back to the system when freed, or what a first step held would be there already."""
-    library = ctypes.CDLL(None)
-    library.mallopt(M_MMAP_THRESHOLD, 1 << 16)
-    library.mallopt(M_TRIM_THRESHOLD, 1 << 16)
-    library.malloc_trim(0)
 
 
 def limit(more_mib):
@@ -43,7 +38,6 @@ def limit(more_mib):
 
 def main(run_dir, more_mib, steps, micro_batches, where):
     torch.set_num_threads(1)
-    give_back_at_once()
     wide = where == "optimizer"
     model = Transformer(WIDE if wide else CONFIG)
     optimizer = AdamW(model, lr=1e-3)

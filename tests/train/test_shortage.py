@@ -1,5 +1,6 @@
 """Out of memory: real, in processes that may not grow, and made up, to the same loss."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from groundup.optim import AdamW
 from groundup.train import AtLeast, OutOfMemory, checkpoint, next_token, rehearse, room, train
 from groundup.train.room import Memory, fewest_micro_batches
 from groundup.train.shortage import Rehearsals, fewest, shortage_of
-from tests.train.bounded import CONFIG, source
+from tests.train.bounded import CONFIG, GIVE_BACK_AT_ONCE, source
 from tests.train.small import Batches, batch, same_weights, tiny_model
 
 CPU_TEXT = (
@@ -27,7 +28,7 @@ bounded_only_on_linux = pytest.mark.skipif(sys.platform != "linux", reason="RLIM
 def bounded(folder, more_mib, steps, micro_batches, where="forward"):
     words = [folder, more_mib, steps, micro_batches, where]
     command = [sys.executable, "-m", "tests.train.bounded", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | GIVE_BACK_AT_ONCE)
 
 
 @bounded_only_on_linux
