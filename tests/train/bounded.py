@@ -18,9 +18,8 @@ from groundup.train import next_token, train
 CONFIG = presets.llama(vocab_size=256, d_model=64, num_layers=4, num_heads=4, num_kv_heads=2, context_length=128)
 WIDE = presets.llama(vocab_size=256, d_model=512, num_layers=4, num_heads=8, num_kv_heads=8, context_length=128)
 
-# Blocks of 64 KiB and more go back to the system when freed, or what a first step held would be there already. These are
-# variables of glibc, which `train` leaves as they are.
-
+# Blocks of 64 KiB and more go back to the system when freed, or what a first step held would be there already. glibc's
+# variables, which `train` leaves as they are.
 GIVE_BACK_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
