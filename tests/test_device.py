@@ -85,11 +85,16 @@ def test_the_environment_is_enough_to_repeat_a_run():
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to keep freed memory")
 def test_freed_memory_is_used_again_without_page_faults():
     program = """
-import resource, torch
+import ctypes, resource
 from groundup.device import keep_memory
-def faults_of_a_block():
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+def faults_of_a_block(size=2**26):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)  # 64 MB, freed at once
+    block = library.malloc(size)
+    ctypes.memset(block, 1, size)
+    library.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults_of_a_block()
 given_back = faults_of_a_block()
