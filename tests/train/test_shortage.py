@@ -142,7 +142,7 @@ def test_an_objective_that_cannot_be_rehearsed_does_not_hide_the_shortage():
 def test_the_optimizer_too():
     model = tiny_model()
     optimizer = AdamW(model, lr=1e-2)
-    optimizer._ensure_state = lambda params: (_ for _ in ()).throw(MemoryError())
+    optimizer.new_state = lambda p, group: (_ for _ in ()).throw(MemoryError())
     with pytest.raises(OutOfMemory, match="in its optimizer some bytes more"):
         train(model, Batches(), next_token, optimizer, 1, micro_batches="auto", progress=False)
 

@@ -25,7 +25,7 @@ from groundup.build.reserve import Reserve, reserve_for
 from groundup.build.settings import BuildSettings
 from groundup.build.trial import Trial, try_out
 from groundup.config import from_dict, to_dict
-from groundup.device import keep_memory, use_onednn_fp32
+from groundup.device import use_onednn_fp32
 from groundup.train.checkpoint import SHARD_BYTES
 
 PROBE_SHARE, MOST_PROBE_SECONDS = 0.02, 3.0
@@ -110,7 +110,6 @@ def decide(facts: TextFacts, settings: BuildSettings, device: torch.device, spen
     """
     began = time.monotonic() - spent
     use_onednn_fp32()
-    keep_memory()
     machine = fixed(probe(device, min(MOST_PROBE_SECONDS, PROBE_SHARE * settings.budget_seconds)), settings)
     preparing = max(LEAST_PREPARE_SECONDS, PREPARE_SECONDS_PER_MB * facts.train_bytes / 1e6)
     costs = {"reading": spent, "measuring this machine": time.monotonic() - began - spent, "the tokenizer": preparing}
@@ -204,7 +203,6 @@ def decision_from_json(stored: dict[str, Any], device: torch.device | None) -> D
         raise ValueError(f"this run was planned for {machine.device}, so it cannot go on on {device}")
     if machine.device == "cpu":
         use_onednn_fp32()
-        keep_memory()
         torch.set_num_threads(machine.threads)
     return Decision(
         plan=made,

@@ -1,14 +1,14 @@
 """AdamW: Adam with decoupled weight decay, as a readable reference and as one fused pass over memory."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from groundup import kernels
-from groundup.optim.groups import groups
+from groundup.optim.stepping import Stepping
 
 
 def adamw_(
@@ -43,7 +43,7 @@ def adamw_(
     param.addcdiv_(exp_avg, denominator, value=-(lr / (1 - beta1**step)))
 
 
-class AdamW(torch.optim.Optimizer):
+class AdamW(Stepping):
     """AdamW over a model, parameters, or parameter groups.
 
     A model is split by `groups`: no decay on norms, biases and embeddings. State per parameter: `exp_avg`,
@@ -52,7 +52,8 @@ class AdamW(torch.optim.Optimizer):
     fused: one kernel per (device, dtype) instead of seven passes over memory; `False` runs the reference.
     """
 
-    supports_skip = True
+    fast_option = "fused"
+    chunk_bytes = math.inf  # the kernel has no temporaries
 
     def __init__(
         self,
@@ -68,74 +69,49 @@ class AdamW(torch.optim.Optimizer):
                 raise ValueError(f"AdamW {name}={value}: expected a finite number, at least 0")
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"AdamW betas={betas}: expected two numbers in [0, 1)")
-        defaults = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=fused)
-        super().__init__(groups(params, weight_decay) if isinstance(params, nn.Module) else params, defaults)
+        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=fused))
 
     @staticmethod
     def state_shapes(p: Tensor, group: dict[str, Any]) -> dict[str, torch.Size]:
         """The states of one parameter by name."""
         return {"exp_avg": p.shape, "exp_avg_sq": p.shape, "step": torch.Size()}
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, skip: Tensor | None = None) -> Any:
-        """Update every parameter that has a gradient.
-
-        skip: a scalar on the parameters' device; where it is 1 nothing changes, not even the step count.
-        The decision never visits the host, so an accelerator's queue is not drained.
-        """
-        result = None
-        if closure is not None:
-            with torch.enable_grad():
-                result = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            self._ensure_state(params)
-            (self._fused_step if group["fused"] else self._reference_step)(group, params, skip)
-        return result
-
-    def _ensure_state(self, params: list[Tensor]) -> None:
-        for p in params:
-            assert p.grad is not None and not p.grad.is_sparse, "AdamW needs dense gradients"
-            if not self.state[p]:
-                self.state[p] = {
-                    "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
-                    "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
-                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                }
-
-    def _reference_step(self, group: dict[str, Any], params: list[Tensor], skip: Tensor | None) -> None:
-        if skip is not None and bool(skip):
-            return
+    def reference(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-        for p in params:
-            assert p.grad is not None
-            state = self.state[p]
-            state["step"] += 1
-            adamw_(p, p.grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]), **options)
+        state["step"] += 1
+        adamw_(p, grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]), **options)
 
-    def _fused_step(self, group: dict[str, Any], params: list[Tensor], skip: Tensor | None) -> None:
-        for tensors in _by_device_and_dtype(params):
-            states = [self.state[p] for p in tensors]
-            steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
-            kernels.adamw_step(
-                tensors,
-                [p.grad for p in tensors if p.grad is not None],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                steps,
-                lr=group["lr"],
-                betas=group["betas"],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                skip=skip,
-            )
-            if skip is not None:
-                torch._foreach_sub_(steps, [skip] * len(steps))  # pyright: ignore[reportPrivateImportUsage]
+    def fast(self, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], group: Any) -> None:
+        self._kernel(params, grads, states, group, None)
 
+    def skipping(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Tensor]],
+        group: dict[str, Any],
+        skip: Tensor,
+    ) -> None:
+        """The kernel skips by itself, but for the count."""
+        self._kernel(params, grads, states, group, skip)
+        steps = [state["step"] for state in states]
+        torch._foreach_sub_(steps, [skip] * len(steps))  # pyright: ignore[reportPrivateImportUsage]
 
-def _by_device_and_dtype(params: list[Tensor]) -> list[list[Tensor]]:
-    table = defaultdict(list)
-    for p in params:
-        table[p.device, p.dtype].append(p)
-    return list(table.values())
+    @staticmethod
+    def _kernel(
+        params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], group: Any, skip: Tensor | None
+    ) -> None:
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+        kernels.adamw_step(
+            params,
+            grads,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            steps,
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            skip=skip,
+        )

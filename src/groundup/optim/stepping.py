@@ -22,11 +22,15 @@ class Stepping(torch.optim.Optimizer):
 
     `reference` is the formula and visits the host where that is simpler. `fast` does the same to lists of tensors of
     one device and dtype with `torch._foreach_*` and never reads a value. `foreach=False` in a group runs the first.
+    One whose fast path is a kernel names another option (`fast_option`), and may take whole lists (`chunk_bytes`) and
+    skip by itself (`skipping`).
 
     Raises ValueError for a group with an option that the optimizer does not know, naming the nearest.
     """
 
     supports_skip = True
+    fast_option = "foreach"
+    chunk_bytes: float = CHUNK_BYTES
 
     def __init__(self, params: nn.Module | Iterable[Any], defaults: dict[str, Any]):
         given = groups(params, defaults["weight_decay"]) if isinstance(params, nn.Module) else params
@@ -44,11 +48,27 @@ class Stepping(torch.optim.Optimizer):
         raise NotImplementedError
 
     def new_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        """Zeros, and the step count as a float32 scalar on the parameter's device."""
-        return {
-            name: torch.zeros(shape, dtype=torch.float32 if name == "step" else p.dtype, device=p.device)
-            for name, shape in self.state_shapes(p, group).items()
-        }
+        """Zeros, in the parameter's layout where they have its shape; the step count is a float32 scalar beside it."""
+        states = {}
+        for name, shape in self.state_shapes(p, group).items():
+            dtype = torch.float32 if name == "step" else p.dtype
+            alike = shape == p.shape and dtype == p.dtype
+            states[name] = torch.zeros_like(p) if alike else torch.zeros(shape, dtype=dtype, device=p.device)
+        return states
+
+    def skipping(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Tensor]],
+        group: dict[str, Any],
+        skip: Tensor,
+    ) -> None:
+        """`fast`, and where `skip` is 1 what was there is put back."""
+        changing = [*params, *(t for state in states for t in state.values())]
+        before = [t.clone() for t in changing]
+        self.fast(params, grads, states, group)
+        put_back(changing, before, skip)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         for name in param_group.keys() - self.defaults.keys() - set(_BESIDE):
@@ -76,7 +96,7 @@ class Stepping(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = closure()
         for group in self.param_groups:
-            for params in chunks([p for p in group["params"] if p.grad is not None]):
+            for params in chunks([p for p in group["params"] if p.grad is not None], self.chunk_bytes):
                 self._step_chunk(params, group, skip)
         return result
 
@@ -87,12 +107,10 @@ class Stepping(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p] = self.new_state(p, group)
         states = [self.state[p] for p in params]
-        if group["foreach"]:
-            changing = [] if skip is None else [*params, *(t for state in states for t in state.values())]
-            before = [t.clone() for t in changing]
+        if group[self.fast_option] and skip is not None:
+            self.skipping(params, grads, states, group, skip)
+        elif group[self.fast_option]:
             self.fast(params, grads, states, group)
-            if skip is not None:
-                put_back(changing, before, skip)
         elif skip is None or not bool(skip):
             for p, grad, state in zip(params, grads, states, strict=True):
                 self.reference(p, grad, state, group)
@@ -108,7 +126,7 @@ def put_back(tensors: Sequence[Tensor], before: Sequence[Tensor], skip: Tensor) 
         now.copy_(torch.where(skip > 0, old, now))
 
 
-def chunks(params: Iterable[Tensor], most_bytes: int = CHUNK_BYTES) -> Iterator[list[Tensor]]:
+def chunks(params: Iterable[Tensor], most_bytes: float = CHUNK_BYTES) -> Iterator[list[Tensor]]:
     """Lists of one device and dtype, of at most so many bytes (or one tensor)."""
     table = defaultdict(list)
     for p in params:

@@ -8,6 +8,10 @@ _SHAKESPEARE = "tinyshakespeare, input.txt of 1,115,394 characters (github.com/k
 _STORIES = "TinyStories, V2-GPT4 train and valid .txt (Eldan & Li 2023, arXiv:2305.07759)"
 _WEB = "OpenWebText, a sample for training and one for validation (Gokaslan & Cohen 2019)"
 
+_STORIES_17M = llama(
+    vocab_size=10_000, num_layers=4, d_model=512, num_heads=16, d_ff=1344, context_length=256, qk_norm=True
+)
+
 RECIPES = {
     "tinyshakespeare-cpu": Recipe(
         summary="three minutes on two CPU cores, character by character",
@@ -39,9 +43,7 @@ RECIPES = {
         text=_STORIES,
         goal="CS336 (Stanford), assignment 1: a validation loss of at most 1.45 on one H100",
         target=1.45,
-        model=llama(
-            vocab_size=10_000, num_layers=4, d_model=512, num_heads=16, d_ff=1344, context_length=256, qk_norm=True
-        ),
+        model=_STORIES_17M,
         batch_size=128, tokens=327_680_000,
         muon_rate=0.02, adam_rate=0.004, warmup=200,
     ),
@@ -50,9 +52,7 @@ RECIPES = {
         text=_STORIES,
         goal="CS336 (Stanford), assignment 1: a validation loss of at most 2.00 with 40 M tokens",
         target=2.00,
-        model=llama(
-            vocab_size=10_000, num_layers=4, d_model=512, num_heads=16, d_ff=1344, context_length=256, qk_norm=True
-        ),
+        model=_STORIES_17M,
         batch_size=32, tokens=40_960_000,
         muon_rate=0.02, adam_rate=0.006, warmup=50,
     ),
