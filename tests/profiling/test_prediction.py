@@ -46,7 +46,7 @@ def test_the_slower_half_is_left_out():
 def test_memory_comes_as_predicted(changes):
     settings = StepSettings(**{"batch_size": 4, "context_length": 32, **changes})
     found = predict_step(SMALL, settings, CPU)
-    assert sorted(found.seconds) == sorted(found.peaks) == [1, 2]  # and never the whole model
+    assert sorted(found.seconds) == sorted(found.peaks) == [1, 4]  # and never the whole model
     measured = perform(SMALL, settings, CPU, steps=1)
     assert found.cost.peak_bytes == pytest.approx(measured.peak_bytes, rel=0.02)
     assert found.cost.seconds > 0
@@ -64,6 +64,6 @@ def test_a_pattern_is_continued_as_a_whole():
     dense = SMALL.blocks[0]
     mixed = replace(SMALL, blocks=(dense, replace(dense, ffn=MoEConfig(4, 2, 16)), replace(dense, ffn=MLPConfig(64))))
     settings = StepSettings(batch_size=4, context_length=32)
-    assert sorted(predict_step(replace(mixed, num_layers=12), settings, CPU).seconds) == [1, 2]
+    assert sorted(predict_step(replace(mixed, num_layers=12), settings, CPU).seconds) == [1, 3]
     with pytest.raises(ValueError, match="num_layers=7: expected a multiple of the 3 blocks"):
         predict_step(replace(mixed, num_layers=7), settings, CPU)

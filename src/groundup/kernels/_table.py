@@ -36,6 +36,7 @@ UNTIL_MEASURED = {
 
 FUSED_BY_COMPILER = frozenset(
     ("rmsnorm", "layernorm", "add_rmsnorm", "add_layernorm", "gated", "rotate", "softmax", "log_softmax")
+    + ("causal_convolution", "quantize_tensor", "quantize_rows", "quantize_blocks")
 )
 """In a compiled graph, the compiler fuses these with their neighbours, which it cannot do with a kernel of ours."""
 

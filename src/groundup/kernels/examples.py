@@ -159,6 +159,19 @@ def causal_convolution(draw: Draw, size: Size) -> Example:
     return Example((x, weight, draw.normal(size.d_model), draw.normal(size.batch, 3, size.d_model, grad=False)))
 
 
+def causal_convolution_of_documents(draw: Draw, size: Size) -> Example:
+    resets = torch.arange(size.seq, device=draw.device).expand(size.batch, -1) % 17 == 5
+    return Example((*causal_convolution(draw, size).args, resets))
+
+
+def quantize(draw: Draw, size: Size) -> Example:
+    return Example((draw.normal(size.tokens, size.d_model, grad=False),))
+
+
+def quantize_to_int8(draw: Draw, size: Size) -> Example:
+    return Example((*quantize(draw, size).args, torch.int8))
+
+
 def adamw_step(draw: Draw, size: Size) -> Example:
     """Two tensors, at different steps. Updates in place, and returns nothing."""
     shapes = [(size.d_ff, size.d_model), (size.d_model,)]
@@ -195,7 +208,10 @@ EXAMPLES: dict[str, tuple[Builder, ...]] = {
     "gated_linear_parallel": (gated_linear,),
     "gated_delta_recurrent": (gated_delta,),
     "gated_delta_chunked": (gated_delta,),
-    "causal_convolution": (causal_convolution,),
+    "causal_convolution": (causal_convolution, causal_convolution_of_documents),
+    "quantize_tensor": (quantize, quantize_to_int8),
+    "quantize_rows": (quantize, quantize_to_int8),
+    "quantize_blocks": (quantize,),
 }
 """By the name of the operation, most important first."""
 

@@ -1,8 +1,10 @@
-"""Numbers of eight bits and a scale: float8 values with one scale per tensor, per row, or per block of 32 (MX).
+"""Numbers of eight bits and a scale: float8 or int8, with one scale per tensor or per row, or float8 in blocks of 32 (MX).
 
 Scales are chosen from the numbers at hand ("dynamic"), so that the largest one just fits. Nothing overflows to
 infinity: what is too large saturates. What was not finite before does not come out finite: its scale is NaN or
 infinite, and so is what it multiplies.
+
+int8 has the same step everywhere, a 127th of the largest number; float8's grows with the number.
 
 The formats: Micikevicius et al. 2022 (arXiv:2209.05433), e4m3 for values, e5m2 for gradients; blocks with power-of-two
 scales: Rouhani et al. 2023, "Microscaling data formats" (arXiv:2310.10537).
@@ -17,7 +19,7 @@ from torch import Tensor
 from groundup.kernels._dispatch import op
 
 E4M3, E5M2, E8M0 = torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu
-LARGEST = {E4M3: 448.0, E5M2: 57_344.0}
+LARGEST = {E4M3: 448.0, E5M2: 57_344.0, torch.int8: 127.0}
 LARGEST_EXPONENT = {E4M3: 8, E5M2: 15}
 """Of a normal number: 448 = 1.75 x 2^8. Microscaling, table 1, calls it emax_elem."""
 MX_BLOCK = 32
@@ -69,9 +71,11 @@ def _or_one(amax: Tensor) -> Tensor:
 def saturate(x: Float[Tensor, "*shape"], dtype: torch.dtype) -> Tensor:
     """Rounded to the nearest number of `dtype`, ties to even; beyond the largest one it is that one. NaN stays NaN.
 
-    torch's own cast makes e5m2 infinite there, and e4m3 NaN on some devices.
+    torch's own cast makes e5m2 infinite there, and e4m3 NaN on some devices. It makes whole numbers by cutting off, and
+    any of NaN.
     """
-    return x.clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
+    whole = x if dtype.is_floating_point else x.round()
+    return whole.clamp(-LARGEST[dtype], LARGEST[dtype]).to(dtype)
 
 
 @op

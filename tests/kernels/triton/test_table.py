@@ -187,6 +187,7 @@ def test_an_example_runs_and_gives_the_same_twice(name):
     for build in EXAMPLES[name]:
         one, two = (outcome(op.reference, build(Draw("cpu", torch.float32), small)) for _ in range(2))
         assert one and all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        one = [t.double() for t in one]  # there is no maximum of float8
         assert any(bool(t.abs().max() > 0) for t in one)
         leaves = build(Draw("cpu", torch.float32), small).leaves()
         assert len(one) >= len(leaves) and all(t.isfinite().all() for t in one)

@@ -3,12 +3,28 @@
 import pytest
 import torch
 
+import groundup.kernels
 from groundup.bench import kernel_tuning, kernels
 from groundup.bench.kernel_tuning import tune
 from groundup.bench.kernels import SIZES, Case, remember
 from groundup.kernels import _table, gated, rmsnorm
-from groundup.kernels.examples import EXAMPLES, Draw, Size
-from groundup.kernels.triton import _support, adamw, glu, muon, norm, rope
+from groundup.kernels._dispatch import find_twin
+from groundup.kernels.examples import EXAMPLES, Draw, Size, outcome
+from groundup.kernels.triton import (
+    _support,
+    adamw,
+    attention,
+    convolution,
+    cross_entropy,
+    delta,
+    glu,
+    grouped_matmul,
+    muon,
+    norm,
+    quantize,
+    rope,
+    scan,
+)
 from groundup.kernels.triton._support import INTERPRETED, tuned
 
 pytest.importorskip("triton")
@@ -58,11 +74,37 @@ def test_a_kernel_that_refuses_is_not_tuned(table):
     assert tune(glu, gated, lambda: EXAMPLES["gated"][0](Draw("cpu", torch.float64), TINY), CPU) == {}
 
 
-@pytest.mark.parametrize("twin", [adamw, glu, muon, norm, rope])
+TWINS = [adamw, attention, convolution, cross_entropy, delta, glu, grouped_matmul, muon, norm, quantize, rope, scan]
+
+
+@pytest.mark.parametrize("twin", TWINS)
 def test_candidates_are_of_what_the_launcher_knows(twin):
-    known = {"BLOCK", "INNER", "PAIRS", "warps", "stages"}
+    known = {"BLOCK", "INNER", "PAIRS", "TOKENS", "CHANNELS", "warps", "stages"}
+    known |= {"queries", "keys", "rows", "columns", "inner", "value", "sums"}
     for options in twin.CANDIDATES.values():
         assert len(options) > 3 and all(blocks.keys() <= known for blocks in options)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["attention", "linear_cross_entropy", "grouped_matmul", "gated_linear_chunked", "gated_delta_chunked"]
+    + ["causal_convolution", "quantize_tensor", "quantize_rows", "quantize_blocks"],
+)
+def test_a_launcher_uses_the_blocks_that_are_being_tried(name, device):
+    """Each asks for its own, and what it asks for changes nothing but the speed."""
+    op = getattr(groundup.kernels, name)
+    twin = find_twin(op.reference.__module__, "triton")
+    build = EXAMPLES[name][0]
+    _support.asked.clear()
+    expected = outcome(getattr(twin, name), build(Draw(device, torch.float32), Size()))
+    asked = [launcher for launcher in twin.CANDIDATES if _support.asked.pop(launcher, None)]
+    assert asked, twin.CANDIDATES
+    for launcher in asked:
+        with _support.trying(launcher, {"warps": 2}):
+            got = outcome(getattr(twin, name), build(Draw(device, torch.float32), Size()))
+        assert launcher in _support.asked
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a.float(), b.float(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu

@@ -30,7 +30,7 @@ from groundup.kernels.attention import _offsets
 from groundup.kernels.triton import _flash
 from groundup.kernels.triton._decode import decode, is_decode
 from groundup.kernels.triton._math import LOG2_E, ceil_div, channel_block, differentiable_once, product_precision
-from groundup.kernels.triton._support import refuses_device
+from groundup.kernels.triton._support import refuses_device, tuned
 from groundup.kernels.triton._tiles import Mask, Tiles, tiles_of_keys, tiles_of_queries
 
 MOST_CHANNELS = 256
@@ -44,6 +44,16 @@ class Blocks(NamedTuple):
     keys: int
     warps: int
     stages: int
+
+
+CANDIDATES = {
+    f"attention_{kernel}": [
+        Blocks(*numbers)._asdict()
+        for numbers in ((64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 4, 2), (128, 64, 4, 3), (128, 64, 8, 2))
+        + ((128, 128, 8, 2), (32, 128, 4, 2), (128, 32, 4, 3))
+    ]
+    for kernel in ("forward", "keys", "queries")
+}
 
 
 def refuses_attention(
@@ -204,7 +214,7 @@ def launch_forward(
     mask: Mask, scale: float, softcap: float | None, blocks: Blocks | None = None,
 ) -> None:  # fmt: skip
     """Fills `out` (contiguous) and `lse`. `blocks` are other ones than the default's."""
-    shape = blocks or default_blocks("forward", _channels(q, v), q.element_size())
+    shape = blocks or _blocks("forward", q, v)
     tiles = tiles_of_queries(mask, q.device, shape.queries, shape.keys)
     if out.numel():
         _flash.forward[(ceil_div(q.shape[1], shape.queries), q.shape[0] * q.shape[2])](
@@ -218,7 +228,7 @@ def launch_keys(
     slopes: Tensor | None, mask: Mask, scale: float, softcap: float | None, blocks: Blocks | None = None,
 ) -> None:  # fmt: skip
     """Fills `dk` and `dv`, both contiguous."""
-    shape = blocks or default_blocks("keys", _channels(q, v), q.element_size())
+    shape = blocks or _blocks("keys", q, v)
     tiles = tiles_of_keys(mask, q.device, shape.queries, shape.keys)
     if k.numel():
         _flash.backward_keys[(ceil_div(k.shape[1], shape.keys), k.shape[0] * k.shape[2])](
@@ -232,7 +242,7 @@ def launch_queries(
     slopes: Tensor | None, mask: Mask, scale: float, softcap: float | None, blocks: Blocks | None = None,
 ) -> Tensor | None:  # fmt: skip
     """Fills `dq`, contiguous; returns the gradient of the slopes."""
-    shape = blocks or default_blocks("queries", _channels(q, v), q.element_size())
+    shape = blocks or _blocks("queries", q, v)
     tiles = tiles_of_queries(mask, q.device, shape.queries, shape.keys)
     grid = (ceil_div(q.shape[1], shape.queries), q.shape[0] * q.shape[2])
     # A number per program, added up afterwards: the sum is in the same order each time.
@@ -245,8 +255,10 @@ def launch_queries(
     return None if slopes is None or falls is None else falls.sum((0, 2)).to(slopes.dtype)
 
 
-def _channels(q: Tensor, v: Tensor) -> int:
-    return channel_block(max(q.shape[3], v.shape[3]))
+def _blocks(kernel: str, q: Tensor, v: Tensor) -> Blocks:
+    channels = channel_block(max(q.shape[3], v.shape[3]))
+    default = default_blocks(kernel, channels, q.element_size())
+    return Blocks(**tuned(f"attention_{kernel}", (q.dtype, channels), default._asdict()))
 
 
 def _constants(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> dict[str, Any]:

@@ -23,11 +23,18 @@ import triton.language as tl
 from torch import Tensor
 
 from groundup.kernels.triton._math import LOG2_E, LOG_2, differentiable_once, tanh
-from groundup.kernels.triton._support import refuses_device, row_block, row_warps, rows_of
+from groundup.kernels.triton._support import refuses_device, row_block, row_warps, rows_of, tuned
 
 LOGITS_BYTES = 2**30
 """Of one chunk of logits. Per chunk, weight's gradient (float32) is read and written once beside the matrix products:
 on an H200 (4 TB/s, 0.7 PFLOP/s in practice) that takes as long as the products of 290 tokens, hence long chunks."""
+
+CANDIDATES = {
+    "cross_entropy": [
+        {"BLOCK": block, "warps": warps}
+        for block, warps in ((2048, 4), (2048, 8), (4096, 4), (4096, 8), (4096, 16), (8192, 8), (8192, 32))
+    ]
+}
 
 CHUNKS = (256, 8192)
 """Fewest and most tokens of a chunk: fewer do not fill a GPU, more save nothing."""
@@ -176,7 +183,11 @@ def launch(
     blocks: elements per tile and warps, instead of the default
     """
     tokens, vocab = logits.shape
-    block, warps = blocks or (row_block(vocab), row_warps(row_block(vocab)))
+    default = {"BLOCK": row_block(vocab), "warps": row_warps(row_block(vocab))}
+    if blocks is None:
+        chosen = tuned("cross_entropy", (logits.dtype, vocab), default)
+        blocks = chosen["BLOCK"], chosen["warps"]
+    block, warps = blocks
     if tokens:
         _rows[(tokens,)](
             logits, gradient, targets, shares, losses, lse, vocab, softcap, z_loss, BLOCK=block, num_warps=warps

@@ -47,6 +47,9 @@ from groundup.kernels.triton._chunks import (
 )
 from groundup.kernels.triton.scan import Blocks, Streams
 
+LAUNCHER = "gated_delta"
+CANDIDATES = {LAUNCHER: scan.CANDIDATES["gated_linear"]}
+
 
 def refuses_gated_delta_chunked(
     q: Tensor,
@@ -121,7 +124,7 @@ class _GatedDelta(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(q, k, v, g, beta, initial, *([] if resets is None else [resets]))
         ctx.size, ctx.blocks = size, blocks
-        streams = scan.streams_of(q, k, v, g[..., None], resets, size, blocks)
+        streams = scan.streams_of(q, k, v, g[..., None], resets, size, blocks, LAUNCHER)
         corrected, starts, last, _, _ = _corrections(streams, beta.contiguous(), initial.contiguous())
         out = torch.empty_like(v, memory_format=torch.contiguous_format)
         return scan.outputs_of(corrected, starts, out), last
@@ -130,7 +133,7 @@ class _GatedDelta(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, g, beta, initial, *resets = ctx.saved_tensors
-        streams = scan.streams_of(q, k, v, g[..., None], resets[0] if resets else None, ctx.size, ctx.blocks)
+        streams = scan.streams_of(q, k, v, g[..., None], resets[0] if resets else None, ctx.size, ctx.blocks, LAUNCHER)
         beta_, dout, dlast = beta.contiguous(), upstream[0].to(streams.v.dtype).contiguous(), upstream[1].contiguous()
         corrected, starts, _, inverse, w = _corrections(streams, beta_, initial.contiguous())
         dends, dinitial = _state_gradients_of(corrected, w, dout, dlast)

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from groundup.kernels.triton._support import refuses_device
+from groundup.kernels.triton._support import refuses_device, tuned
 
 PANEL = 8
 """Tiles of rows that share a tile of weights one after another, while the L2 cache still has it."""
@@ -35,6 +35,16 @@ class Blocks(NamedTuple):
     stages: int
 
 
+CANDIDATES = {
+    launcher: [
+        {"columns": columns, "inner": inner, "warps": warps, "stages": stages}
+        for columns, inner, warps, stages in ((64, 64, 4, 3), (64, 64, 4, 4), (128, 32, 4, 4), (128, 64, 4, 3))
+        + ((128, 64, 8, 4), (256, 64, 8, 3), (256, 32, 8, 4))
+    ]
+    for launcher in ("grouped_product", "grouped_weights")
+}
+
+
 def blocks_for(rows: int, experts: int, element_bytes: int) -> Blocks:
     """Tiles as high as an expert's even share of the rows, so that few rows do not compute with padding.
 
@@ -46,6 +56,11 @@ def blocks_for(rows: int, experts: int, element_bytes: int) -> Blocks:
         return Blocks(min(64, max(16, share)), 64, 32, 4, 2)
     high = min(128, max(16, share))
     return Blocks(high, 128, 64, 8 if high == 128 else 4, 3)
+
+
+def _blocks(launcher: str, rows: Tensor, experts: int) -> Blocks:
+    default = blocks_for(len(rows), experts, rows.element_size())
+    return Blocks(**tuned(launcher, (rows.dtype, default.rows, rows.shape[1]), default._asdict()))
 
 
 def refuses(rows: Tensor, weights: Tensor, ends: Tensor) -> str | None:
@@ -93,7 +108,7 @@ def _product(rows: Tensor, weights: Tensor, ends: Tensor, blocks: Blocks | None)
     (n, d_in), (experts, d_out, _) = rows.shape, weights.shape
     out = rows.new_empty(n, d_out)
     if n and d_out:
-        block = blocks or blocks_for(n, experts, rows.element_size())
+        block = blocks or _blocks("grouped_product", rows, experts)
         table, tiles = tile_table(ends, n, block.rows)
         _multiply[(tiles * triton.cdiv(d_out, block.columns),)](
             rows, weights, out, table, tiles, d_in, d_out, experts, *weights.stride(),
@@ -127,7 +142,7 @@ def _weight_gradient(dy: Tensor, rows: Tensor, ends: Tensor, blocks: Blocks | No
     (n, d_in), d_out, experts = rows.shape, dy.shape[1], len(ends)
     dw = rows.new_empty(experts, d_out, d_in)
     if dw.numel():
-        block = blocks or blocks_for(n, 1, rows.element_size())
+        block = blocks or _blocks("grouped_weights", rows, 1)
         # A tile of dW is `columns` high and wide; the rows, which are summed over, go through in steps.
         grid = (triton.cdiv(d_out, block.columns) * triton.cdiv(d_in, block.columns), experts)
         _multiply_transposed[grid](

@@ -45,6 +45,7 @@ from groundup.kernels.triton._chunks import (
     refuses_streams,
     write,
 )
+from groundup.kernels.triton._support import tuned
 
 
 class Blocks(NamedTuple):
@@ -54,6 +55,14 @@ class Blocks(NamedTuple):
     value: int
     sums: int
     warps: int
+
+
+CANDIDATES = {
+    "gated_linear": [
+        {"value": value, "sums": sums, "warps": warps}
+        for value, sums, warps in ((16, 16, 4), (32, 16, 4), (32, 32, 4), (32, 32, 8), (64, 32, 4), (64, 32, 8))
+    ]
+}
 
 
 def blocks_for(d_key: int, d_value: int, element_bytes: int) -> Blocks:
@@ -163,13 +172,16 @@ class Streams(NamedTuple):
 
 
 def streams_of(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, resets: Tensor | None, size: int, blocks: Blocks | None
-) -> Streams:
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, resets: Tensor | None, size: int, blocks: Blocks | None,
+    launcher: str = "gated_linear",
+) -> Streams:  # fmt: skip
     """Products are of the widest type among q, k and v: Mamba's v = dt x is float32 beside bfloat16 keys."""
     half = any(x.element_size() == 2 for x in (q, k, v))
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     q, k, v = (x.to(dtype).contiguous() for x in (q, k, v))
-    blocks = blocks or blocks_for(k.shape[3], v.shape[3], v.element_size())
+    if blocks is None:
+        default = blocks_for(k.shape[3], v.shape[3], v.element_size())
+        blocks = Blocks(**tuned(launcher, (dtype, k.shape[3], v.shape[3]), default._asdict()))
     resets = None if resets is None else resets.contiguous().view(torch.uint8)
     return Streams(q, k, v, g.contiguous(), resets, size, block_of(k.shape[3]), blocks, precision(half))
 
