@@ -1,4 +1,4 @@
-"""Numbers of eight bits and a scale: float8 or int8, with one scale per tensor or per row, or float8 in blocks of 32 (MX).
+"""Numbers of eight bits and a scale: float8 or int8 with one per tensor or per row, or float8 in blocks of 32 (MX).
 
 Scales are chosen from the numbers at hand ("dynamic"), so that the largest one just fits. Nothing overflows to
 infinity: what is too large saturates. What was not finite before does not come out finite: its scale is NaN or

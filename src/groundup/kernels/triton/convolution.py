@@ -115,7 +115,7 @@ def _forward(
     total = tl.zeros((TOKENS, CHANNELS), tl.float32)
     if bias is not None:
         total += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)[None]
-    for i in tl.static_range(KERNEL):
+    for i in tl.static_range(KERNEL):  # pyright: ignore[reportGeneralTypeIssues]
         tap = _row(x, before, token + i, channel, seq, channels, KERNEL)
         if documents is not None:
             mine = _document(documents + sequence * seq, token, seq)
@@ -147,7 +147,7 @@ def _backward(
     ).to(tl.float32)
     tl.store(part + KERNEL * channels, tl.sum(own, 0), mask=channel < channels)
     total = tl.zeros((TOKENS, CHANNELS), tl.float32)
-    for i in tl.static_range(KERNEL):
+    for i in tl.static_range(KERNEL):  # pyright: ignore[reportGeneralTypeIssues]
         reader = row - i  # the token to which this row is tap i
         up = tl.load(
             dy + reader.to(tl.int64)[:, None] * channels + channel[None],

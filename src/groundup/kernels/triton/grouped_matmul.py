@@ -139,7 +139,7 @@ def tile_table(ends: Tensor, rows: int, height: int) -> tuple[Tensor, int]:
 
 
 def _weight_gradient(dy: Tensor, rows: Tensor, ends: Tensor, blocks: Blocks | None) -> Tensor:
-    (n, d_in), d_out, experts = rows.shape, dy.shape[1], len(ends)
+    d_in, d_out, experts = rows.shape[1], dy.shape[1], len(ends)
     dw = rows.new_empty(experts, d_out, d_in)
     if dw.numel():
         block = blocks or _blocks("grouped_weights", rows, 1)
