@@ -26,12 +26,19 @@ def outcome(function, tensors, resets, upstream):
     return [y.detach(), *nothing]
 
 
-def check(tensors, resets=None):
-    dtype, upstream = tensors[0].dtype, torch.randn_like(tensors[0])
+def every_other(function):
+    """Of channels: views with gaps."""
+    return lambda x, w, b, before, resets: function(x[..., ::2], w[::2], b[::2], before[..., ::2], resets)
+
+
+def check(tensors, resets=None, view=lambda function: function):
+    dtype = tensors[0].dtype
+    with torch.no_grad():
+        upstream = torch.randn_like(view(causal_convolution.reference)(*tensors, resets))
     with backend("triton"):
-        got = outcome(causal_convolution, tensors, resets, upstream)
+        got = outcome(view(causal_convolution), tensors, resets, upstream)
     wide = [None if t is None else t.double() for t in tensors]
-    exact = outcome(causal_convolution.reference, wide, resets, upstream.double())
+    exact = outcome(view(causal_convolution.reference), wide, resets, upstream.double())
     for a, b in zip(got, exact, strict=True):
         assert a.dtype == dtype
         tolerance = TOLERANCE[dtype] * max(1.0, float(b.abs().max()) if b.numel() else 0.0)
@@ -58,8 +65,15 @@ def test_documents_do_not_see_each_other(device, starts):
 
 
 def test_strides(device):
-    x, weight, bias, before = inputs(device, torch.float32, 2, 12, 10, 4)
-    check((x[:, ::2, ::2], weight[::2], bias[::2], before[..., ::2]))
+    check(inputs(device, torch.float32, 2, 12, 10, 4), view=every_other)
+
+
+def test_a_second_gradient_is_refused_and_not_zero(device):
+    x, weight, bias, before = (t.requires_grad_() for t in inputs(device, torch.float32, 1, 4, 3, 2))
+    with backend("triton"):
+        y = causal_convolution(x, weight, bias, before).square().sum()
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(y, x, create_graph=True)
 
 
 @pytest.mark.gpu

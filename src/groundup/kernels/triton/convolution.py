@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from groundup.kernels.triton._math import differentiable_once
 from groundup.kernels.triton._support import refuses_device, tuned
 
 BLOCKS = {"TOKENS": 32, "CHANNELS": 64, "warps": 4}
@@ -49,6 +50,7 @@ class _Convolution(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor, documents: Tensor | None
     ) -> Tensor:
         x, before, weight = x.contiguous(), before.contiguous(), weight.contiguous()
+        bias = None if bias is None else bias.contiguous()
         y = torch.empty_like(x)
         if y.numel():
             shape, grid = _tiles(x, x.shape[1])
@@ -61,6 +63,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        differentiable_once(ctx)
         x, weight, before, documents = ctx.saved_tensors
         kernel, channels = weight.shape[1], x.shape[2]
         dx, dbefore = torch.empty_like(x), torch.empty_like(before)
