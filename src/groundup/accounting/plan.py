@@ -33,7 +33,7 @@ SHAPES = (
 VOCABULARIES = ((300_000, 512), (1_500_000, 1024), (5_000_000, 2048), (60_000_000, 4096), (math.inf, 8192))
 """(training bytes up to, vocabulary): a token should be seen often enough to be learnt."""
 
-EFFICIENCY = ((64, 0.29), (128, 0.41), (192, 0.465), (256, 0.50), (512, 0.49), (1024, 0.39))
+EFFICIENCY = ((64, 0.29), (128, 0.41), (192, 0.465), (256, 0.50), (512, 0.49), (1024, 0.40))
 """(d_model, share of the measured matmul rate that a compiled training step reaches), before it is timed.
 
 Of steps of 4,096 tokens with Muon, whose own products are of the order d_model^3 and take a growing part of wide models

@@ -99,8 +99,11 @@ def cases(device: torch.device, dtype: torch.dtype, names: Sequence[str], sizes:
 
 
 def run_case(case: Case, machine: Machine, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Tune, measure and remember, the first and the last where there is a kernel."""
-    if options.tune and case.twin is not None:
+    """Tune, measure and remember, the first and the last where there is a kernel.
+
+    Blocks are chosen on an operation's first example: what they are kept under does not tell it from the others.
+    """
+    if options.tune and case.twin is not None and case.build is EXAMPLES[case.name][0]:
         tune(case.twin, case.op, lambda: case.build(Draw(case.device, case.dtype), case.size), case.device)
     rows = measure(case, machine, options)
     if case.twin is not None:

@@ -59,7 +59,8 @@ def quantize_rows(x: Float[Tensor, "*rows d"], dtype: torch.dtype = E4M3) -> Qua
 
 
 def _quantize(x: Tensor, amax: Tensor, dtype: torch.dtype) -> Quantized:
-    scales = _or_one(amax.float()) / LARGEST[dtype]
+    # Times the reciprocal, as divided by a number GPUs and CPUs of torch round differently.
+    scales = _or_one(amax.float()) * (1 / LARGEST[dtype])
     return Quantized(saturate(x.float() / scales, dtype), scales)
 
 

@@ -50,6 +50,8 @@ class AdamW(Stepping):
     `exp_avg_sq` (its shape and dtype) and `step` (a scalar), so 8 bytes per fp32 parameter.
 
     fused: one kernel per (device, dtype) instead of seven passes over memory; `False` runs the reference.
+
+    Raises ValueError for a group with an option that AdamW does not know.
     """
 
     fast_option = "fused"

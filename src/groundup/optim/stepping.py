@@ -96,16 +96,21 @@ class Stepping(torch.optim.Optimizer):
             with torch.enable_grad():
                 result = closure()
         for group in self.param_groups:
-            for params in chunks([p for p in group["params"] if p.grad is not None], self.chunk_bytes):
-                self._step_chunk(params, group, skip)
+            params = [p for p in group["params"] if p.grad is not None]
+            self._prepare(params, group)
+            for chunk in chunks(params, self.chunk_bytes):
+                self._step_chunk(chunk, group, skip)
         return result
+
+    def _prepare(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """All that can fail, before anything of the group moves."""
+        for p in params:
+            assert p.grad is not None and not p.grad.is_sparse, f"{type(self).__name__} needs dense gradients"
+            if not self.state[p]:
+                self.state[p] = self.new_state(p, group)
 
     def _step_chunk(self, params: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
         grads = [p.grad for p in params if p.grad is not None]
-        assert not any(g.is_sparse for g in grads), f"{type(self).__name__} needs dense gradients"
-        for p in params:
-            if not self.state[p]:
-                self.state[p] = self.new_state(p, group)
         states = [self.state[p] for p in params]
         if group[self.fast_option] and skip is not None:
             self.skipping(params, grads, states, group, skip)

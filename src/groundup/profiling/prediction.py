@@ -4,7 +4,7 @@ A model repeats its pattern of blocks. Whatever one more round of the pattern co
 update, what it keeps for the backward pass) the next one costs again, so both time and memory are straight lines in the
 number of rounds. Two shallow models fix the lines: one of a single round, one of just over half of all. The rest of the
 step (embedding, head, loss) is in both, at its full size. The shallow models take turns, so that a machine that changes
-its speed changes both. What noise is left grows on the way to all rounds: less than twofold from half of them.
+its speed changes both. What noise is left grows on the way to all rounds: at most twofold from half of them.
 
 Memory is what the allocator hands out, not what is resident: the profiler's record of one step. Its peak may lie in the
 forward pass of a shallow model and in the update of a deep one, so each phase has a line of its own.

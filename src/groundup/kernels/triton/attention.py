@@ -256,9 +256,9 @@ def launch_queries(
 
 
 def _blocks(kernel: str, q: Tensor, v: Tensor) -> Blocks:
-    channels = channel_block(max(q.shape[3], v.shape[3]))
-    default = default_blocks(kernel, channels, q.element_size())
-    return Blocks(**tuned(f"attention_{kernel}", (q.dtype, channels), default._asdict()))
+    channels = channel_block(q.shape[3]), channel_block(v.shape[3])
+    default = default_blocks(kernel, max(channels), q.element_size())
+    return Blocks(**tuned(f"attention_{kernel}", (q.dtype, *channels), default._asdict()))
 
 
 def _constants(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> dict[str, Any]:

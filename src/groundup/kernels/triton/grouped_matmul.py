@@ -58,9 +58,11 @@ def blocks_for(rows: int, experts: int, element_bytes: int) -> Blocks:
     return Blocks(high, 128, 64, 8 if high == 128 else 4, 3)
 
 
-def _blocks(launcher: str, rows: Tensor, experts: int) -> Blocks:
+def _blocks(launcher: str, rows: Tensor, other: int, experts: int) -> Blocks:
+    """`other`: the side of the weights that is not summed over. Forward, and backward for the rows, share an answer."""
     default = blocks_for(len(rows), experts, rows.element_size())
-    return Blocks(**tuned(launcher, (rows.dtype, default.rows, rows.shape[1]), default._asdict()))
+    sides = sorted((rows.shape[1], other))
+    return Blocks(**tuned(launcher, (rows.dtype, default.rows, *sides), default._asdict()))
 
 
 def refuses(rows: Tensor, weights: Tensor, ends: Tensor) -> str | None:
@@ -108,7 +110,7 @@ def _product(rows: Tensor, weights: Tensor, ends: Tensor, blocks: Blocks | None)
     (n, d_in), (experts, d_out, _) = rows.shape, weights.shape
     out = rows.new_empty(n, d_out)
     if n and d_out:
-        block = blocks or _blocks("grouped_product", rows, experts)
+        block = blocks or _blocks("grouped_product", rows, d_out, experts)
         table, tiles = tile_table(ends, n, block.rows)
         _multiply[(tiles * triton.cdiv(d_out, block.columns),)](
             rows, weights, out, table, tiles, d_in, d_out, experts, *weights.stride(),
@@ -142,7 +144,7 @@ def _weight_gradient(dy: Tensor, rows: Tensor, ends: Tensor, blocks: Blocks | No
     d_in, d_out, experts = rows.shape[1], dy.shape[1], len(ends)
     dw = rows.new_empty(experts, d_out, d_in)
     if dw.numel():
-        block = blocks or _blocks("grouped_weights", rows, 1)
+        block = blocks or _blocks("grouped_weights", rows, d_out, 1)
         # A tile of dW is `columns` high and wide; the rows, which are summed over, go through in steps.
         grid = (triton.cdiv(d_out, block.columns) * triton.cdiv(d_in, block.columns), experts)
         _multiply_transposed[grid](

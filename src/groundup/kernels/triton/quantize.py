@@ -96,7 +96,7 @@ def _format(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _scale_of(amax: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.where(amax < SMALLEST_AMAX, 1.0, amax) / LARGEST[dtype]
+    return torch.where(amax < SMALLEST_AMAX, 1.0, amax) * (1 / LARGEST[dtype])
 
 
 @triton.jit
@@ -158,7 +158,7 @@ def _rows(x, values, scales, n, FORMAT: tl.constexpr, LARGEST: tl.constexpr, BLO
         tile = tl.load(x + start + begin + columns, mask=begin + columns < n, other=0.0).to(tl.float32)
         here = _amax(tile)
         amax = tl.where((here != here) | (here > amax), here, amax)
-    scale = tl.div_rn(tl.where(amax < _SMALLEST, 1.0, amax), tl.full((), LARGEST, tl.float32))
+    scale = tl.where(amax < _SMALLEST, 1.0, amax) * (1 / LARGEST)
     tl.store(scales + row, scale)
     for begin in range(0, n, BLOCK):
         inside = begin + columns < n
