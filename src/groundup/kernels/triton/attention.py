@@ -258,7 +258,9 @@ def launch_queries(
 def _blocks(kernel: str, q: Tensor, v: Tensor) -> Blocks:
     channels = channel_block(q.shape[3]), channel_block(v.shape[3])
     default = default_blocks(kernel, max(channels), q.element_size())
-    return Blocks(**tuned(f"attention_{kernel}", (q.dtype, *channels), default._asdict()))
+    named = {"queries": default.queries, "keys": default.keys, "warps": default.warps, "stages": default.stages}
+    chosen = tuned(f"attention_{kernel}", (q.dtype, *channels), named)
+    return Blocks(chosen["queries"], chosen["keys"], chosen["warps"], chosen["stages"])
 
 
 def _constants(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> dict[str, Any]:

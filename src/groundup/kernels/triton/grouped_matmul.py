@@ -62,7 +62,10 @@ def _blocks(launcher: str, rows: Tensor, other: int, experts: int) -> Blocks:
     """`other`: the side of the weights that is not summed over. Forward, and backward for the rows, share an answer."""
     default = blocks_for(len(rows), experts, rows.element_size())
     sides = sorted((rows.shape[1], other))
-    return Blocks(**tuned(launcher, (rows.dtype, default.rows, *sides), default._asdict()))
+    high, wide, inner, warps, stages = default
+    named = {"rows": high, "columns": wide, "inner": inner, "warps": warps, "stages": stages}
+    chosen = tuned(launcher, (rows.dtype, default.rows, *sides), named)
+    return Blocks(chosen["rows"], chosen["columns"], chosen["inner"], chosen["warps"], chosen["stages"])
 
 
 def refuses(rows: Tensor, weights: Tensor, ends: Tensor) -> str | None:
