@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from groundup import kernels
-from groundup.optim.stepping import Stepping
+from groundup.optim.stepping import States, Stepping
 
 
 def adamw_(
@@ -83,25 +83,8 @@ class AdamW(Stepping):
         state["step"] += 1
         adamw_(p, grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]), **options)
 
-    def fast(self, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], group: Any) -> None:
-        self._kernel(params, grads, states, group, None)
-
-    def skipping(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[dict[str, Tensor]],
-        group: dict[str, Any],
-        skip: Tensor,
-    ) -> None:
-        """The kernel skips by itself, but for the count."""
-        self._kernel(params, grads, states, group, skip)
-        steps = [state["step"] for state in states]
-        torch._foreach_sub_(steps, [skip] * len(steps))  # pyright: ignore[reportPrivateImportUsage]
-
-    @staticmethod
-    def _kernel(
-        params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], group: Any, skip: Tensor | None
+    def fast(
+        self, params: list[Tensor], grads: list[Tensor], states: States, group: Any, skip: Tensor | None = None
     ) -> None:
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
@@ -117,3 +100,8 @@ class AdamW(Stepping):
             weight_decay=group["weight_decay"],
             skip=skip,
         )
+        if skip is not None:  # the kernel skips by itself, but for the count
+            torch._foreach_sub_(steps, [skip] * len(steps))  # pyright: ignore[reportPrivateImportUsage]
+
+    def skipping(self, params: list[Tensor], grads: list[Tensor], states: States, group: Any, skip: Tensor) -> None:
+        self.fast(params, grads, states, group, skip)

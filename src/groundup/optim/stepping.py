@@ -16,6 +16,9 @@ CHUNK_BYTES = 64 << 20
 # What schedulers, the trainer and people who name their groups put beside an optimizer's own options.
 _BESIDE = ("params", "name", "base_lr", "initial_lr", "param_names")
 
+States = list[dict[str, Tensor]]
+"""Of several parameters, in their order."""
+
 
 class Stepping(torch.optim.Optimizer):
     """An optimizer is three methods: which states a parameter has, the formula on one tensor, and the same on many.
@@ -44,7 +47,7 @@ class Stepping(torch.optim.Optimizer):
     def reference(self, p: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         raise NotImplementedError
 
-    def fast(self, params: list[Tensor], grads: list[Tensor], states: list[dict[str, Tensor]], group: Any) -> None:
+    def fast(self, params: list[Tensor], grads: list[Tensor], states: States, group: Any) -> None:
         raise NotImplementedError
 
     def new_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -56,14 +59,7 @@ class Stepping(torch.optim.Optimizer):
             states[name] = torch.zeros_like(p) if alike else torch.zeros(shape, dtype=dtype, device=p.device)
         return states
 
-    def skipping(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: list[dict[str, Tensor]],
-        group: dict[str, Any],
-        skip: Tensor,
-    ) -> None:
+    def skipping(self, params: list[Tensor], grads: list[Tensor], states: States, group: Any, skip: Tensor) -> None:
         """`fast`, and where `skip` is 1 what was there is put back."""
         changing = [*params, *(t for state in states for t in state.values())]
         before = [t.clone() for t in changing]

@@ -9,7 +9,7 @@ variable TRITON_INTERPRET=1 was set before this module was imported. It is for t
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -59,6 +59,8 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
+Blocks = TypeVar("Blocks", bound=tuple[int, ...])
+
 _trying: dict[str, dict[str, int]] = {}
 
 asked: dict[str, tuple[Any, ...]] = {}
@@ -88,6 +90,13 @@ def tuned(launcher: str, shape: tuple[Any, ...], default: dict[str, int]) -> dic
         return default
     known = table_of(torch.device("cuda", torch.cuda.current_device())).blocks
     return default | known.get(blocks_key(launcher, shape), {})
+
+
+def tuned_tuple(launcher: str, shape: tuple[Any, ...], default: Blocks) -> Blocks:
+    """`tuned` for a launcher whose blocks are a named tuple. Without `**`, which torch.compile cannot trace here."""
+    names: tuple[str, ...] = default._fields  # type: ignore[attr-defined]
+    chosen = tuned(launcher, shape, dict(zip(names, default, strict=True)))
+    return type(default)(*[chosen[name] for name in names])
 
 
 def blocks_key(launcher: str, shape: tuple[Any, ...]) -> str:

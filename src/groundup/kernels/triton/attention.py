@@ -30,7 +30,7 @@ from groundup.kernels.attention import _offsets
 from groundup.kernels.triton import _flash
 from groundup.kernels.triton._decode import decode, is_decode
 from groundup.kernels.triton._math import LOG2_E, ceil_div, channel_block, differentiable_once, product_precision
-from groundup.kernels.triton._support import refuses_device, tuned
+from groundup.kernels.triton._support import refuses_device, tuned_tuple
 from groundup.kernels.triton._tiles import Mask, Tiles, tiles_of_keys, tiles_of_queries
 
 MOST_CHANNELS = 256
@@ -258,9 +258,7 @@ def launch_queries(
 def _blocks(kernel: str, q: Tensor, v: Tensor) -> Blocks:
     channels = channel_block(q.shape[3]), channel_block(v.shape[3])
     default = default_blocks(kernel, max(channels), q.element_size())
-    named = {"queries": default.queries, "keys": default.keys, "warps": default.warps, "stages": default.stages}
-    chosen = tuned(f"attention_{kernel}", (q.dtype, *channels), named)
-    return Blocks(chosen["queries"], chosen["keys"], chosen["warps"], chosen["stages"])
+    return tuned_tuple(f"attention_{kernel}", (q.dtype, *channels), default)
 
 
 def _constants(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> dict[str, Any]:

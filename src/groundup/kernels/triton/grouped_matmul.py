@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from groundup.kernels.triton._support import refuses_device, tuned
+from groundup.kernels.triton._support import refuses_device, tuned_tuple
 
 PANEL = 8
 """Tiles of rows that share a tile of weights one after another, while the L2 cache still has it."""
@@ -62,10 +62,7 @@ def _blocks(launcher: str, rows: Tensor, other: int, experts: int) -> Blocks:
     """`other`: the side of the weights that is not summed over. Forward, and backward for the rows, share an answer."""
     default = blocks_for(len(rows), experts, rows.element_size())
     sides = sorted((rows.shape[1], other))
-    high, wide, inner, warps, stages = default
-    named = {"rows": high, "columns": wide, "inner": inner, "warps": warps, "stages": stages}
-    chosen = tuned(launcher, (rows.dtype, default.rows, *sides), named)
-    return Blocks(chosen["rows"], chosen["columns"], chosen["inner"], chosen["warps"], chosen["stages"])
+    return tuned_tuple(launcher, (rows.dtype, default.rows, *sides), default)
 
 
 def refuses(rows: Tensor, weights: Tensor, ends: Tensor) -> str | None:

@@ -45,7 +45,7 @@ from groundup.kernels.triton._chunks import (
     refuses_streams,
     write,
 )
-from groundup.kernels.triton._support import tuned
+from groundup.kernels.triton._support import tuned_tuple
 
 
 class Blocks(NamedTuple):
@@ -181,9 +181,7 @@ def streams_of(
     q, k, v = (x.to(dtype).contiguous() for x in (q, k, v))
     if blocks is None:
         default = blocks_for(k.shape[3], v.shape[3], v.element_size())
-        named = {"value": default.value, "sums": default.sums, "warps": default.warps}
-        chosen = tuned(launcher, (dtype, k.shape[3], v.shape[3]), named)
-        blocks = Blocks(chosen["value"], chosen["sums"], chosen["warps"])
+        blocks = tuned_tuple(launcher, (dtype, k.shape[3], v.shape[3]), default)
     resets = None if resets is None else resets.contiguous().view(torch.uint8)
     return Streams(q, k, v, g.contiguous(), resets, size, block_of(k.shape[3]), blocks, precision(half))
 
