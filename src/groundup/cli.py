@@ -22,6 +22,7 @@ from groundup import (
     cli_report,
     cli_sweep,
     cli_tokenizer,
+    cli_train,
 )
 from groundup.cli_parts import (
     Arguments,
@@ -282,6 +283,8 @@ def _bench(options: Arguments) -> int:
 VERBS = {
     "build": Verb("raw text and a time budget in; a trained, measured, chat-able model and its report out",
                   _build_options, _build),
+    "train": Verb("pretrain a model of your own shape on your text, on one or several processes",
+                  cli_train.options, cli_train.run),
     "plan": Verb("what a budget buys before anything is trained: here, or on accelerators elsewhere",
                  cli_plan.options, cli_plan.run),
     "generate": Verb("continue a prompt with a model", _generate_options, _generate),

@@ -32,3 +32,8 @@ def cache_directory() -> Path:
         return Path(env("XDG_CACHE_HOME") or Path.home() / ".cache") / "groundup"
     except RuntimeError:  # a user without a home: nothing can be kept, and a shared folder is not to be trusted
         return Path(os.devnull) / "groundup"
+
+
+def for_child(changes: dict[str, str]) -> dict[str, str]:
+    """The environment of a process to be started: this one's, with `changes`."""
+    return {**os.environ, **changes}

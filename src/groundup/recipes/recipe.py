@@ -13,10 +13,11 @@ class Recipe:
     summary: one line for a list of recipes
     text: the text that it is meant for, and who publishes it
     goal: the public result, with its source
-    target: loss in nats per token (of a vocabulary of bytes: per byte) on the validation text, at most
+    target: loss in nats per token (of a vocabulary of bytes: per byte) on validation text, at most; null: none set
     measured: what came of it, on what machine; empty: not yet measured
     model: the architecture; its vocab_size is the size of the vocabulary that is learnt, at least 257
-    tail: share of the text's end to validate on, for a text that is one file; 0: validation files are given
+    tail: share of the text's end to validate on, for a text that is one file; 0: documents are validated on
+    held_out: share of the documents to validate on where no files are given for it; 0: they must be given
     batch_size: rows of context_length tokens in an update
     tokens: how many to train on; null: as many as `minutes` allow
     minutes: wall-clock time; null: however long `tokens` take
@@ -35,7 +36,7 @@ class Recipe:
     summary: str
     text: str
     goal: str
-    target: float
+    target: float | None
     model: ModelConfig
     batch_size: int
     muon_rate: float
@@ -44,6 +45,7 @@ class Recipe:
     minutes: float | None = None
     measured: str = ""
     tail: float = 0.0
+    held_out: float = 0.0
     clock: Literal["training", "everything"] = "training"
     weight_decay: float = 0.05
     warmup: int = 20
@@ -62,9 +64,14 @@ class Recipe:
         for name in ("tokens", "minutes", "batch_size", "warmup"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ValueError(f"recipe: {name}={value}; expected more than 0")
-        for name, below in (("tail", 1.0), ("dropout", 1.0)):
+        for name, below in (("tail", 1.0), ("held_out", 0.5), ("dropout", 1.0)):
             if not 0 <= getattr(self, name) < below:
                 raise ValueError(f"recipe: {name}={getattr(self, name)}; expected 0, or more and below {below:g}")
+        if self.tail and self.held_out:
+            raise ValueError(
+                f"recipe: tail={self.tail}, held_out={self.held_out}; a text is cut at its end or by documents: "
+                "give 0 for one of them"
+            )
         if not 0 < self.decay < 1:
             raise ValueError(f"recipe: decay={self.decay}; expected a share of the run, above 0 and below 1")
         if self.model.vocab_size < 257:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,16 +16,18 @@ from groundup import data, optim, train
 from groundup.accounting import training_flops_per_token
 from groundup.accounting.hardware import gemm_rate
 from groundup.config import to_dict
-from groundup.device import default_device, environment, require_device, set_seed
+from groundup.device import default_device, environment, rank, require_device, set_seed, world_size
 from groundup.evaluation import token_nats
-from groundup.files import write_json
+from groundup.files import read_json, write_json
 from groundup.model import Transformer
 from groundup.model.pretrained import save_pretrained
 from groundup.optim.groups import split_for_muon
+from groundup.parallel import joined, orthogonalize_on_ranks
 from groundup.recipes.recipe import Recipe
-from groundup.recipes.text import Files, Ids, Prepared, prepare
-from groundup.train import objectives, precision
+from groundup.recipes.text import Files, Ids, Prepared, await_prepared, prepare
+from groundup.train import checkpoint, objectives, precision
 from groundup.train.compiling import compile_blocks
+from groundup.train.ranks import texts_of_ranks
 
 EMBEDDING_STD, HEAD_STD = 0.1, 0.02
 VECTOR_RATE = 0.01
@@ -43,34 +46,47 @@ def run(
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    timeout: float = 600.0,
+) -> dict[str, Any] | None:
     """Run a recipe into the new folder `out`; what result.json there says.
 
     data_folder: where the shards go, or already are, so that a second run need not write them (default: out/data).
+    checkpoint_every: updates between two checkpoints (null: only at the end). A run that is interrupted is then left as
+    it is, to be gone on with; else what was learnt so far is scored and kept.
+    resume: go on with the newest whole checkpoint in `out`, if there is one; on any number of ranks.
+    timeout: seconds in one collective that are a hang (see `parallel.joined`).
 
     `out` then is a model folder, with recipe.json, env.json, metrics.jsonl, curve.jsonl (scores on the way, by the
     clock) and result.json. The loss is the mean over all validation tokens, each predicted once, in windows of the
     recipe's context that share no target.
 
+    Among several ranks (`parallel.launch`, torchrun) each trains on its rows of every batch. The first alone writes,
+    and scores at the end, when nobody waits for it any more; the others get None.
+
     Raises ValueError where `out` holds something, and what `text.prepare` raises.
     """
     started = time.monotonic()
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
+    if not resume and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: not empty; name a new folder")
     set_seed(seed)
     where = require_device(device) if device else default_device()
-    prepared = prepare(recipe, files, validation, data_folder or out / "data")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "recipe.json", to_dict(recipe))
-    write_json(out / "env.json", environment())
-    began = started if recipe.clock == "everything" else time.monotonic()
-    model = make_model(recipe, where, seed)
-    ran = _train(recipe, model, prepared, out, seed, began, progress)
+    prepared = _prepared(recipe, files, validation, Path(data_folder or out / "data"))
+    if rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "recipe.json", to_dict(recipe))
+        write_json(out / "env.json", environment())
+    began = (started if recipe.clock == "everything" else time.monotonic()) - seconds_trained(out)
+    keeping = {"checkpoint_every": checkpoint_every, "resume": resume}
+    with joined(timeout) as place:
+        model = make_model(recipe, where, seed)
+        ran = _train(recipe, model, prepared, out, seed, began, progress, keeping)
+    if place.rank != 0:
+        return None
     seconds = time.monotonic() - began
-    save_pretrained(model, prepared.folder, out)
     result = {
-        **_scores(model, prepared, recipe),
         "seconds": seconds,
         "clock": recipe.clock,
         "steps": ran.step,
@@ -81,10 +97,27 @@ def run(
         "target": recipe.target,
         "seed": seed,
         "device": where.type,
+        "ranks": place.size,
         "stopped_by": ran.stopped_by,
     }
+    if ran.stopped_by == "interrupt" and checkpoint_every is not None:
+        return result
+    save_pretrained(model, prepared.folder, out)
+    result = {**_scores(model, prepared, recipe), **result}
     write_json(out / "result.json", result)
     return result
+
+
+def _prepared(recipe: Recipe, files: Files, validation: Files, folder: Path) -> Prepared:
+    if rank() == 0:
+        return prepare(recipe, files, validation, folder)
+    return await_prepared(recipe, folder, lambda text: print(f"rank {rank()}: {text}", file=sys.stderr, flush=True))
+
+
+def seconds_trained(out: Path) -> float:
+    """Seconds of training that the newest whole checkpoint of a run stands for; 0 where there is none."""
+    path = checkpoint.latest(out / "checkpoints")
+    return 0.0 if path is None else float(read_json(path / checkpoint.STATE)["run"]["seconds"])
 
 
 def make_model(recipe: Recipe, device: torch.device, seed: int) -> Transformer:
@@ -104,10 +137,11 @@ def make_model(recipe: Recipe, device: torch.device, seed: int) -> Transformer:
 def make_optimizer(recipe: Recipe, model: Transformer) -> optim.Optimizers:
     """Muon for the blocks' matrices, which alone decay, and AdamW for embeddings, head and norms."""
     matrices, rest = split_for_muon(model)
+    together = orthogonalize_on_ranks if world_size() > 1 else None
     tables = [p for _, p in rest if p.ndim > 1]
     vectors = [p for _, p in rest if p.ndim == 1]
     groups = [{"params": tables}, {"params": vectors, "lr": min(recipe.adam_rate, VECTOR_RATE)}]
-    muon = optim.Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay)
+    muon = optim.Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay, together=together)
     return optim.Optimizers([muon, optim.AdamW(groups, lr=recipe.adam_rate, eps=1e-10, weight_decay=0.0)])
 
 
@@ -119,13 +153,21 @@ def schedule(recipe: Recipe) -> Any:
 
 
 def _train(
-    recipe: Recipe, model: Transformer, prepared: Prepared, out: Path, seed: int, began: float, progress: bool
+    recipe: Recipe,
+    model: Transformer,
+    prepared: Prepared,
+    out: Path,
+    seed: int,
+    began: float,
+    progress: bool,
+    keeping: dict[str, Any],
 ) -> train.Run:
     if recipe.compile is not False:
         compile_blocks(model, required=recipe.compile is True)
     context = recipe.model.context_length
     loader = data.Loader(
-        prepared.shards, recipe.batch_size, context, seed=seed, document_masks=False, shorten=True,
+        prepared.shards, recipe.batch_size, context, seed=seed, rank=rank(), world_size=world_size(),
+        document_masks=False, shorten=True,
         device=model.device, prefetch=2 if model.device.type == "cuda" else 0,
     )  # fmt: skip
     deadline = None if recipe.minutes is None else began + 60.0 * recipe.minutes
@@ -142,6 +184,7 @@ def _train(
         deadline=deadline,
         flops_per_token=training_flops_per_token(recipe.model, context),
         progress=progress,
+        **keeping,
     )
 
 
@@ -157,8 +200,13 @@ class Curve:
     points: list[dict[str, float]] = field(default_factory=list)
     twin: Transformer | None = None
 
+    def __post_init__(self) -> None:
+        if self.path.exists():  # a run that is gone on with
+            self.points = [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
+
     def look(self, step: int, model: Any, ran: train.Run) -> None:
         """The trainer's hook: score if the next part of the run is over."""
+        self.points = [point for point in self.points if point["step"] < step]
         due = len(self.points) + 1
         if due > self.recipe.curve_points or self.share(step) * (self.recipe.curve_points + 1) < due:
             return
@@ -168,7 +216,8 @@ class Curve:
         self.twin.compute_dtype = model.compute_dtype
         loss = score(self.twin, first_tokens(self.prepared.validation, CURVE_TOKENS), self.prepared.begin)
         self.points.append({"step": step, "seconds": time.monotonic() - self.began, "tokens": ran.tokens, "loss": loss})
-        self.path.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
+        if rank() == 0:  # all ranks score, as none could go on meanwhile: nobody waits in a collective
+            self.path.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
 
     def share(self, step: int) -> float:
         """How much of the run is over."""
@@ -216,8 +265,9 @@ def _scores(model: Transformer, prepared: Prepared, recipe: Recipe) -> dict[str,
 
 
 def _precision(recipe: Recipe, device: torch.device) -> str:
-    """What the recipe says, or the faster one here."""
+    """What the recipe says, or the faster one here; of several ranks, as the first finds."""
     if recipe.precision != "auto":
         return recipe.precision
     threads = torch.get_num_threads()
-    return max(("fp32", "bf16"), key=lambda dtype: gemm_rate(device, dtype, threads, PROBE_SECONDS))
+    faster = max(("fp32", "bf16"), key=lambda dtype: gemm_rate(device, dtype, threads, PROBE_SECONDS))
+    return texts_of_ranks(faster, device)[0]

@@ -3,7 +3,8 @@
 A text in one piece is cut: its end is to validate on. Else documents come from files of their own.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from groundup.config import plural
-from groundup.corpus import read_documents
+from groundup.corpus import discover, read_documents, split_held_out
 from groundup.data import ShardSet, write_shards
 from groundup.files import naming, read_json, write_json
 from groundup.recipes.recipe import Recipe
@@ -20,6 +21,8 @@ from groundup.tokenizer import Tokenizer
 FACTS, TOKENIZER, TRAIN, VALIDATION = "prepared.json", "tokenizer.json", "train", "validation"
 # Merges are learnt from as many; with more, a vocabulary of 32,000 hardly changes.
 VOCABULARY_CHARACTERS = 2 * 10**9
+MOST_SPLIT_BYTES = 4 * 10**9
+SAY_EVERY = 60.0
 
 Files = Sequence[str | Path]
 Ids = Integer[np.ndarray, "_"]
@@ -54,7 +57,7 @@ def prepare(recipe: Recipe, train: Files, validation: Files, folder: str | Path)
     Raises ValueError where files are missing or too many, and OSError for one that cannot be read.
     """
     folder = Path(folder)
-    wanted = {"vocab_size": recipe.model.vocab_size, "tail": recipe.tail}
+    wanted = _wanted(recipe)
     if (folder / FACTS).exists():
         return _open(folder, wanted)
     _check_files(recipe, train, validation)
@@ -68,13 +71,32 @@ def prepare(recipe: Recipe, train: Files, validation: Files, folder: str | Path)
     return _open(folder, wanted)
 
 
+def await_prepared(recipe: Recipe, folder: str | Path, say: Callable[[str], None]) -> Prepared:
+    """What another process prepares: opened as soon as it is there, however long that takes.
+
+    For ranks that nobody prepared for. Ranks that wait in a collective instead would take a long text for a hang.
+    """
+    began, told = time.monotonic(), 0.0
+    while not (Path(folder) / FACTS).exists():
+        time.sleep(0.2)
+        if (waited := time.monotonic() - began) > told + SAY_EVERY:
+            told = waited
+            say(f"waiting for rank 0 to prepare {folder}: {waited:.0f} s")
+    return _open(Path(folder), _wanted(recipe))
+
+
+def _wanted(recipe: Recipe) -> dict[str, float]:
+    by_documents = {"held_out": recipe.held_out} if recipe.held_out else {}
+    return {"vocab_size": recipe.model.vocab_size, "tail": recipe.tail, **by_documents}
+
+
 def _check_files(recipe: Recipe, train: Files, validation: Files) -> None:
     if recipe.tail and (len(train) != 1 or validation):
         raise ValueError(
             f"this recipe validates on the last {recipe.tail:.0%} of one text: give one file and no --valid "
             f"(given: {plural(len(train), 'file')}, {len(validation)} to validate on); the text is {recipe.text}"
         )
-    if not recipe.tail and not (train and validation):
+    if not recipe.tail and not (train and (validation or recipe.held_out)):
         raise ValueError(
             f"this recipe needs files to train on and --valid FILE to validate on (given: {len(train)} and "
             f"{len(validation)}); the text is {recipe.text}"
@@ -104,9 +126,26 @@ def _write_cut(recipe: Recipe, file: Path, folder: Path) -> tuple[int, int]:
 
 
 def _write_documents(recipe: Recipe, train: Files, validation: Files, folder: Path) -> tuple[int, int]:
+    if not validation:
+        return _write_split(recipe, train, folder)
     tokenizer = Tokenizer.train_from_iterator(_first_texts(train, VOCABULARY_CHARACTERS), recipe.model.vocab_size)
     held_out = [document.text for document in read_documents(validation)]
     _write(tokenizer, [Path(file) for file in train], held_out, folder)
+    return tokenizer.end_of_text, sum(map(len, held_out))
+
+
+def _write_split(recipe: Recipe, files: Files, folder: Path) -> tuple[int, int]:
+    """Documents of the same files to train and to validate on; all of them are read into memory for it."""
+    size = sum(path.stat().st_size for path in discover(files))
+    if size > MOST_SPLIT_BYTES:
+        raise ValueError(
+            f"{size / 1e9:.1f} GB of text: too much to choose what to validate on from all of it; name files for that "
+            "with --valid FILE"
+        )
+    split = split_held_out(read_documents(files), recipe.held_out)
+    learnt, held_out = ([document.text for document in part] for part in (split.train, split.held_out))
+    tokenizer = Tokenizer.train_from_iterator(learnt, recipe.model.vocab_size)
+    _write(tokenizer, learnt, held_out, folder)
     return tokenizer.end_of_text, sum(map(len, held_out))
 
 
