@@ -262,8 +262,8 @@ def _train(options: Arguments, recipe: "Recipe", facts: dict[str, Any], out: Pat
         recipe, _files(facts), facts["valid"], out=out, data_folder=facts["data"], seed=facts["seed"],
         device=options.device, checkpoint_every=facts["checkpoint_every"], resume=True, timeout=options.timeout,
     )  # fmt: skip
-    if result is None:
-        return 0
+    if result["rank"] != 0:
+        return 130 if result["stopped_by"] == "interrupt" else 0
     trained = f"{result['seconds']:.0f} s, {result['tokens']:,} tokens in {plural(result['steps'], 'update')}"
     if "loss" not in result:
         print(f"stopped after {trained}; go on with: groundup train --resume {out}", file=sys.stderr)

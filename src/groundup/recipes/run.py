@@ -49,7 +49,7 @@ def run(
     checkpoint_every: int | None = None,
     resume: bool = False,
     timeout: float = 600.0,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Run a recipe into the new folder `out`; what result.json there says.
 
     data_folder: where the shards go, or already are, so that a second run need not write them (default: out/data).
@@ -63,7 +63,7 @@ def run(
     recipe's context that share no target.
 
     Among several ranks (`parallel.launch`, torchrun) each trains on its rows of every batch. The first alone writes,
-    and scores at the end, when nobody waits for it any more; the others get None.
+    and scores at the end, when nobody waits for it any more; the others say only how their training ended.
 
     Raises ValueError where `out` holds something, and what `text.prepare` raises.
     """
@@ -84,7 +84,7 @@ def run(
         model = make_model(recipe, where, seed)
         ran = _train(recipe, model, prepared, out, seed, began, progress, keeping)
     if place.rank != 0:
-        return None
+        return {"rank": place.rank, "stopped_by": ran.stopped_by}
     seconds = time.monotonic() - began
     result = {
         "seconds": seconds,
@@ -97,6 +97,7 @@ def run(
         "target": recipe.target,
         "seed": seed,
         "device": where.type,
+        "rank": 0,
         "ranks": place.size,
         "stopped_by": ran.stopped_by,
     }
