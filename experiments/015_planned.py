@@ -1,9 +1,9 @@
 """Entry 015: does the planner's first choice beat its runners-up, when all are really run?
 
-    python experiments/015_planned.py [TEXT ...] [--budget 10m] [--seed N]
+    python experiments/015_planned.py [TEXT ...] [--budget 10m] [--seed N] [--first RUN]
 
-builds what the planner chooses for the budget, then, with the same budget, the shapes that its plan.json names as
-runners-up. Every result goes to 015_planned.jsonl beside this file: a line per build, appended, so that seeds and texts
+builds what the planner chooses for the budget (or takes a finished build of it), then, with the same budget, the shapes
+that its plan.json names as runners-up. Every result goes to 015_planned.jsonl beside this file: a line per build, appended, so that seeds and texts
 add up. Takes three budgets; use the machine for nothing else meanwhile.
 """
 
@@ -44,10 +44,12 @@ def main() -> None:
     parser.add_argument("text", nargs="*")
     parser.add_argument("--budget", default="10m")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=Path, help="a finished build of the same text, budget and seed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        first = Path(scratch, "first")
-        record(options, first, 1, build(options, first))
+        first = options.first or Path(scratch, "first")
+        done = json.loads((first / "result.json").read_text("utf-8")) if options.first else build(options, first)
+        record(options, first, 1, done)
         others = json.loads((first / "plan.json").read_text("utf-8"))["runners_up"]
         for rank, other in enumerate(others, start=2):
             folder = Path(scratch, str(rank))
