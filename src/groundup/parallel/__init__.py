@@ -8,12 +8,15 @@ from groundup.parallel.collectives import (
     scatter_sum_to_ranks,
     sum_over_ranks,
 )
+from groundup.parallel.ddp import DDP, sum_gradients_flat, sum_gradients_naive
 from groundup.parallel.muon import orthogonalize_on_ranks
 from groundup.parallel.rank_order import sum_in_rank_order
+from groundup.parallel.replicate import check_alike, replicate
 from groundup.parallel.tensor import Cut, cuts, full_parameters, tensor_parallel
 
 __all__ = [
     "Cut",
+    "DDP",
     "check_alike",
     "copy_to_ranks",
     "cuts",
@@ -21,8 +24,11 @@ __all__ = [
     "full_parameters",
     "gather_from_ranks",
     "orthogonalize_on_ranks",
+    "replicate",
     "ring",
     "scatter_sum_to_ranks",
+    "sum_gradients_flat",
+    "sum_gradients_naive",
     "sum_in_rank_order",
     "sum_over_ranks",
     "tensor_parallel",
