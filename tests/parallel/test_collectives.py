@@ -1,9 +1,10 @@
 """Sums and copies over ranks, and what their gradients do; `test_tensor` uses them in whole models."""
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from groundup.parallel.collectives import copy_to_ranks, sum_over_ranks
+from groundup.parallel import copy_to_ranks, exchange, gather_from_ranks, scatter_sum_to_ranks, sum_over_ranks
 from tests.distributed import run_ranks
 
 
@@ -66,3 +67,65 @@ def within_a_group(rank, size):
 
 def test_only_the_ranks_of_a_group_take_part():
     assert run_ranks(within_a_group, 3) == [(3.0, 2.0), (3.0, 2.0), (3.0, 1.0)]
+
+
+def gradient_of(function, x, upstream):
+    x = x.clone().requires_grad_()
+    result = function(x)
+    result.backward(upstream)
+    return result.detach(), x.grad
+
+
+def whole_numbers(rank, *shape):
+    return torch.randint(-9, 9, shape, generator=torch.Generator().manual_seed(rank)).double()
+
+
+def gathered_and_scattered(rank, size):
+    """Against all ranks' tensors, which each rank can make for itself."""
+    for dim, shape in ((0, (3, 2)), (1, (2, 3)), (-1, (2, 1, 4)), (0, (0, 2))):
+        wide = list(shape)
+        wide[dim] *= size
+        parts = [whole_numbers(r, *shape) for r in range(size)]
+        wholes = [whole_numbers(50 + r, *wide) for r in range(size)]
+        own = sum(wholes).chunk(size, dim)[rank]
+
+        found, gradient = gradient_of(lambda x, d=dim: gather_from_ranks(x, d), parts[rank], wholes[rank])
+        assert torch.equal(found, torch.cat(parts, dim)) and torch.equal(gradient, own)
+
+        found, gradient = gradient_of(lambda x, d=dim: scatter_sum_to_ranks(x, d), wholes[rank], parts[rank])
+        assert torch.equal(found, own) and torch.equal(gradient, torch.cat(parts, dim))
+
+    strided = whole_numbers(rank, 4, 2 * size).T
+    assert torch.equal(scatter_sum_to_ranks(gather_from_ranks(strided)), size * strided)
+    if size > 1:
+        with pytest.raises(ValueError, match="cannot be divided"):
+            scatter_sum_to_ranks(torch.zeros(2 * size + 1))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_gathering_and_scattering_are_each_others_gradient(size):
+    run_ranks(gathered_and_scattered, size)
+
+
+def exchanged(rank, size):
+    rows = [[(a + 2 * b) % 3 for b in range(size)] for a in range(size)]  # rows[a][b]: how many go from a to b
+    sent, received = rows[rank], [row[rank] for row in rows]
+    xs = [whole_numbers(r, sum(rows[r]), 2) for r in range(size)]
+    upstreams = [whole_numbers(50 + r, sum(row[r] for row in rows), 2) for r in range(size)]
+
+    found, gradient = gradient_of(lambda x: exchange(x, sent, received), xs[rank], upstreams[rank])
+    assert torch.equal(found, torch.cat([xs[r].split(rows[r])[rank] for r in range(size)]))
+    back = [upstreams[r].split([row[r] for row in rows])[rank] for r in range(size)]
+    assert torch.equal(gradient, torch.cat(back))
+    with pytest.raises(ValueError, match="a number per rank"):
+        exchange(xs[rank], [*sent[:-1], sent[-1] + 1], received)
+
+    x = xs[rank].clone().requires_grad_()  # a gradient of a gradient goes there and back once more
+    (first,) = torch.autograd.grad(exchange(x, sent, received).pow(3).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    assert torch.equal(second, 6 * x)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_what_is_exchanged_goes_back_as_gradient(size):
+    run_ranks(exchanged, size)
