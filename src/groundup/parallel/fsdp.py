@@ -18,7 +18,7 @@ ZeRO stage 3 (Rajbhandari et al. 2019, arXiv:1910.02054); FSDP (Zhao et al. 2023
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from typing import Any
@@ -75,17 +75,22 @@ def fully_shard(
     return model
 
 
-def gathered(model: nn.Module) -> AbstractContextManager[None]:
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
     """Within it the parameters that are in no unit are whole, for code that uses a model otherwise than by calling it:
 
         with gathered(model):
             loss = linear_cross_entropy(model.hidden(tokens), model.head_weight, targets)
             loss.backward()
 
-    With the backward pass inside they are gathered once, instead of twice. Without one they stay whole until it has
-    come, or until they are needed next.
+    With the backward pass inside they are gathered once, instead of twice. Without one they stay whole until they are
+    needed next, since it may come later.
     """
-    return sharding(model).root.whole(stays=torch.is_grad_enabled())
+    state = sharding(model)
+    with state.root.whole():
+        before = state.backwards
+        yield
+        state.root.stays = torch.is_grad_enabled() and state.backwards == before
 
 
 def sharding(model: nn.Module) -> "_Sharding":
@@ -104,7 +109,7 @@ class _Sharding:
         self.trace: list[_Unit] = []
         self.after: dict[_Unit, _Unit] = {}
         self.before: dict[_Unit, _Unit] = {}
-        self.finishing = False
+        self.finishing, self.backwards = False, 0
         groups = assign_parameters(model, modules)
         self.units = [_Unit(self, entries) for entries in groups]
         self.root = self.units[0]
@@ -126,15 +131,19 @@ class _Sharding:
 
     def finish(self) -> None:
         self.finishing = False
+        self.backwards += 1
         for unit in self.units:
-            unit.backwards, unit.stays = 0, False
+            unit.backwards = 0
             for flat in unit.flats:
                 flat.settle()
             unit.release()
 
 
 class _Unit:
-    """Parameters that are gathered, freed and reduced together: whole while somebody is inside, or going back."""
+    """Parameters that are gathered, freed and reduced together: whole while somebody is inside, or going back.
+
+    `stays`: a backward pass may begin without notice, so they are whole until the next forward pass.
+    """
 
     def __init__(self, sharding: _Sharding, entries: list[Entry]) -> None:
         self.sharding = sharding
@@ -157,11 +166,9 @@ class _Unit:
                         module._flat_weights = [getattr(module, each) for each in module._flat_weights_names]
 
     @contextmanager
-    def whole(self, stays: bool = False) -> Iterator[None]:
-        """Whole within, and `stays`: until the next backward pass has ended."""
+    def whole(self) -> Iterator[None]:
         if not self.inside:
             self._enter()
-            self.stays = stays
         self.inside += 1
         try:
             yield
@@ -174,7 +181,7 @@ class _Unit:
         sharding, going_back = self.sharding, _going_back()
         if sharding.finishing and not going_back:  # the last backward pass failed halfway
             sharding.finish()
-        if self.stays and not going_back:  # there was none, and an optimizer may have stepped since
+        if self.stays and not going_back:  # an optimizer may have stepped since
             self.stays = False
             self.release()
         for flat in self.flats:
@@ -240,7 +247,6 @@ class _Unit:
             flat.reduce(gradients[start : start + len(flat.slots)])
             start += len(flat.slots)
         self.backwards = max(0, self.backwards - 1)
-        self.stays = False
         self.release()
         earlier = self.sharding.before.get(self)
         if earlier is not None and earlier.backwards:  # it has begun already, as happens where this one is frozen
@@ -271,9 +277,10 @@ def _going_back() -> bool:
 
 
 def _wrap(module: nn.Module, unit: _Unit) -> None:
-    inner = module.forward
+    compiled = module._compiled_call_impl is not None
+    inner = module._compiled_call_impl if compiled else module.forward
 
-    @functools.wraps(inner)
+    @functools.wraps(module.forward)
     def forward(*args: Any, **kwargs: Any) -> Any:
         before = list(_tensors((args, kwargs)))
         known = {id(t) for t in before}
@@ -284,7 +291,7 @@ def _wrap(module: nn.Module, unit: _Unit) -> None:
             unit.watch([t for t in before if t.requires_grad and not t.is_leaf], [t for t in made if t.requires_grad])
         return results
 
-    module.forward = forward
+    setattr(module, "_compiled_call_impl" if compiled else "forward", forward)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
