@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from groundup.parallel.agreement import texts_of_ranks
 from groundup.parallel.messages import Mailbox
+from groundup.parallel.replicate import texts_of_ranks
 from groundup.parallel.schedules import Action, Span, schedule
 
 Loss = Callable[[Any, int], Tensor]
@@ -69,7 +69,7 @@ class Pipeline:
     def _find_shared(self, plan: str, shared: Sequence[str]) -> list[tuple[nn.Parameter, list[int]]]:
         """(parameter, the ranks that hold it) for each shared one of this rank, in the same order everywhere."""
         own = {name: p for chunk in self.chunks for name, p in chunk.named_parameters() if name in shared}
-        told = [text.split("\n") for text in texts_of_ranks("\n".join([plan, *own]), self.group, self.device)]
+        told = [text.split("\n") for text in texts_of_ranks("\n".join([plan, *own]), self.device, self.group)]
         for rank, (other, *_) in enumerate(told):
             if other != told[0][0]:
                 raise ValueError(f"pipeline: rank {rank} runs {other}, rank 0 {told[0][0]}")
