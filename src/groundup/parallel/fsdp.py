@@ -277,8 +277,8 @@ def _going_back() -> bool:
 
 
 def _wrap(module: nn.Module, unit: _Unit) -> None:
-    compiled = module._compiled_call_impl is not None
-    inner = module._compiled_call_impl if compiled else module.forward
+    compiled = module._compiled_call_impl
+    inner = module.forward if compiled is None else compiled
 
     @functools.wraps(module.forward)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -291,7 +291,7 @@ def _wrap(module: nn.Module, unit: _Unit) -> None:
             unit.watch([t for t in before if t.requires_grad and not t.is_leaf], [t for t in made if t.requires_grad])
         return results
 
-    setattr(module, "_compiled_call_impl" if compiled else "forward", forward)
+    setattr(module, "forward" if compiled is None else "_compiled_call_impl", forward)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
