@@ -13,10 +13,12 @@ from groundup.parallel.muon import orthogonalize_on_ranks
 from groundup.parallel.rank_order import sum_in_rank_order
 from groundup.parallel.replicate import check_alike, replicate
 from groundup.parallel.tensor import Cut, cuts, full_parameters, tensor_parallel
+from groundup.parallel.zero import ZeRO
 
 __all__ = [
     "Cut",
     "DDP",
+    "ZeRO",
     "check_alike",
     "copy_to_ranks",
     "cuts",
