@@ -20,6 +20,7 @@ from groundup.parallel.schedules import Action, Timeline, bubble_fraction, sched
 from groundup.parallel.split import split_blocks
 from groundup.parallel.tensor import Cut, cuts, full_parameters, tensor_parallel
 from groundup.parallel.whole import full_state_dict, full_tensors, grad_norm, load_full
+from groundup.parallel.zero import ZeRO
 
 __all__ = [
     "DDP",
@@ -29,6 +30,7 @@ __all__ = [
     "Pipeline",
     "Place",
     "Timeline",
+    "ZeRO",
     "bubble_fraction",
     "check_alike",
     "copy_to_ranks",
