@@ -41,14 +41,14 @@ def visible(
         mask = (q_pos >= 0)[:, :, None] & (k_pos >= 0)[:, None, :]
     if window is not None:
         near = distance < window
-        mask = mask & (near | (_offsets(k_pos, k_segments) < sink_tokens)[:, None, :] if sink_tokens else near)
+        mask = mask & (near | (document_offsets(k_pos, k_segments) < sink_tokens)[:, None, :] if sink_tokens else near)
     if q_segments is not None:
         assert k_segments is not None, "segments of the queries need segments of the keys"
         mask = mask & (q_segments[:, :, None] == k_segments[:, None, :])
     return mask
 
 
-def _offsets(positions: Int[Tensor, "#batch seq"], segments: Int[Tensor, "#batch seq"] | None) -> Tensor:
+def document_offsets(positions: Int[Tensor, "#batch seq"], segments: Int[Tensor, "#batch seq"] | None) -> Tensor:
     """How far each token is from the start of its document: positions may run on from one to the next."""
     if segments is None:
         return positions

@@ -1,5 +1,6 @@
 """Multi-head, multi-query and grouped-query attention, windows, sinks, ALiBi, QK-norm, soft cap: one code path."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -91,7 +92,8 @@ class Attention(nn.Module):
 
     Head counts are read from the weights, so a slice of heads runs unchanged.
     `shard` tells tensor parallelism how to cut, see `parallel.tensor`. A norm over all heads' channels needs all of
-    them on one rank, so with it nothing is cut.
+    them on one rank, so with it nothing is cut. `attend` is what context parallelism replaces, as it has to fetch the
+    keys of other ranks.
     """
 
     shard: dict[str, str]
@@ -100,6 +102,7 @@ class Attention(nn.Module):
     def __init__(self, config: AttentionConfig, d_model: int, norm_eps: float = 1e-5) -> None:
         super().__init__()
         self.config = config
+        self.attend: Callable[..., Tensor] = kernels.attention
         whole = config.qk_norm == "whole"
         self.shard = {} if whole else SHARD
         d_q, d_kv = config.num_heads * config.d_head, config.num_kv_heads * config.d_head
@@ -128,7 +131,7 @@ class Attention(nn.Module):
         else:
             refuse_cache(cache)
             k_pos = layout.positions
-        out = kernels.attention(
+        out = self.attend(
             q, k, v, layout.positions, k_pos,
             causal=config.causal, window=config.window, sink_tokens=config.sink_tokens,
             q_segments=layout.segments, k_segments=layout.segments, softcap=config.softcap, scale=config.scale,

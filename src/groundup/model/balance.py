@@ -3,6 +3,7 @@
 Without any of it a router that slightly prefers an expert trains that expert more, hence prefers it more.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from groundup.model.router import Router, TopKRouter
+
+Sum = Callable[[Tensor], Tensor]
+"""Adds up a tensor over the processes that hold other tokens; on one process that is `alone`."""
+
+
+def alone(x: Tensor) -> Tensor:
+    """x itself: the sum over one process."""
+    return x
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ def load_balancing_loss(
     scores: Float[Tensor, "rows tokens experts"],
     chosen: Float[Tensor, "rows tokens experts"],
     valid: Bool[Tensor, "rows tokens"],
+    sum_rows: Sum = alone,
+    sum_batch: Sum = alone,
 ) -> Float[Tensor, ""]:
     r"""N sum_i f_i P_i for each row, averaged over rows by their numbers of tokens; 1 when all is even.
 
@@ -45,19 +56,39 @@ def load_balancing_loss(
     (arXiv:2412.19437) with a row per sequence. Implementations that divide choices by tokens instead of by choices
     have top_k times as much. One row is not linear in its tokens, so micro-batches change this loss a little; with
     rows for sequences they do not.
+
+    On several processes `sum_rows` adds up what they have of the same rows, and `sum_batch` the rows' losses, in which
+    a row may count for each process that has a part of it. Every process then gets the loss of all tokens.
     """
-    counts = (chosen * valid[..., None]).sum(1)
-    tokens = valid.sum(1, dtype=scores.dtype)
+    counts, sums, tokens = _row_sums(scores, chosen, valid, sum_rows)
     share = counts / counts.sum(-1, keepdim=True).clamp(min=1)
-    mean = (scores * valid[..., None]).sum(1) / tokens.clamp(min=1)[:, None]
+    mean = sums / tokens.clamp(min=1)[:, None]
     loss = scores.shape[-1] * (share * mean).sum(-1)
-    return (loss * tokens).sum() / tokens.sum().clamp(min=1)
+    total, weight = sum_batch(torch.stack([(loss * tokens).sum(), tokens.sum()])).unbind()
+    return total / weight.clamp(min=1)
 
 
-def router_z_loss(logits: Float[Tensor, "tokens experts"], valid: Bool[Tensor, " tokens"]) -> Float[Tensor, ""]:
+def _row_sums(scores: Tensor, chosen: Tensor, valid: Tensor, sum_rows: Sum) -> tuple[Tensor, Tensor, Tensor]:
+    """(choices per expert, sums of scores per expert, tokens) of each row, by one sum."""
+    parts = [chosen * valid[..., None], scores * valid[..., None], valid[..., None].to(scores.dtype)]
+    experts = scores.shape[-1]
+    counts, sums, tokens = sum_rows(torch.cat([part.sum(1) for part in parts], -1)).split([experts, experts, 1], -1)
+    return counts, sums, tokens[:, 0]
+
+
+def router_z_loss(
+    logits: Float[Tensor, "tokens experts"], valid: Bool[Tensor, " tokens"], sum_batch: Sum = alone
+) -> Float[Tensor, ""]:
     """Mean over tokens of (log sum_i exp logit_i)^2. Zoph et al. 2022, eq. 5 (arXiv:2202.08906)."""
-    squares = logits.logsumexp(-1).square()
-    return (squares * valid).sum() / valid.sum().clamp(min=1)
+    return mean_over_tokens(logits.logsumexp(-1).square(), valid, sum_batch)
+
+
+def mean_over_tokens(
+    values: Float[Tensor, " tokens"], valid: Bool[Tensor, " tokens"], sum_batch: Sum = alone
+) -> Float[Tensor, ""]:
+    """The mean over valid tokens, of all processes that `sum_batch` reaches."""
+    total, weight = sum_batch(torch.stack([(values * valid).sum(), valid.sum(dtype=values.dtype)])).unbind()
+    return total / weight.clamp(min=1)
 
 
 def routers(model: nn.Module) -> dict[str, Router]:

@@ -1,7 +1,7 @@
 """One residual block for every norm placement: x <- out(x + post(f(pre(x)))), for mixer and feed-forward."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -118,8 +118,11 @@ class Block(nn.Module):
     none                          no norm but the final one: diverges unless kept shallow or slow
 
     `dropout` is the share of each branch's output that training sets to zero (Srivastava et al. 2014); no part of
-    the architecture, so not of its config.
+    the architecture, so not of its config. `reads` says of each branch what it reads: the other tokens of its sequence,
+    a source, or one token at a time; parallelism along the sequence goes by it.
     """
+
+    reads: ClassVar[dict[str, str]] = {"mixer": "sequence", "cross": "source", "ffn": "token"}
 
     mixer_norm: nn.Module
     mixer_post_norm: nn.Module

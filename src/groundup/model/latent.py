@@ -5,6 +5,7 @@ thing: expand the latents to keys and values (training), or move that expansion 
 that every head attends to the latents themselves (decoding).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -75,6 +76,7 @@ class LatentAttention(nn.Module):
     def __init__(self, config: LatentAttentionConfig, d_model: int, norm_eps: float = 1e-5) -> None:
         super().__init__()
         self.config = config
+        self.attend: Callable[..., Tensor] = kernels.attention
         d_qk, d_kv = config.d_nope + config.d_rope, config.d_nope + config.d_value
         self.head_widths = {"wq": d_qk, "wq_up": d_qk, "wkv_up": d_kv, "wo": config.d_value}
         self.wq = self.wq_down = self.wq_up = self.q_norm = None
@@ -157,7 +159,7 @@ class LatentAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, k_pos: Tensor, layout: Layout) -> Tensor:
         scale = self.config.scale or (self.config.d_nope + self.config.d_rope) ** -0.5
-        return kernels.attention(
+        return self.attend(
             q, k, v, layout.positions, k_pos,
             window=self.config.window, q_segments=layout.segments, k_segments=layout.segments,
             scale=scale, causal_from_zero=layout.causal_from_zero,

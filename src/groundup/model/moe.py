@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from groundup import kernels
 from groundup.config import nearest
 from groundup.model import hard_choice
-from groundup.model.balance import Balance, load_balancing_loss, router_z_loss
+from groundup.model.balance import Balance, Sum, alone, load_balancing_loss, mean_over_tokens, router_z_loss
 from groundup.model.feedforward import MLP, Activation, MLPConfig
 from groundup.model.hard_choice import Choice, ReinforceRouter
 from groundup.model.linear import truncated_normal_
@@ -120,8 +120,12 @@ class GroupedLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """The experts' MLPs, as stacks: row e of each stack is expert e."""
+    """The experts' MLPs, as stacks: row e of each stack is expert e.
 
+    `expert_stacks` names them for expert parallelism, which sends rows to the ranks that have their experts.
+    """
+
+    expert_stacks: ClassVar[tuple[str, ...]] = ("gate", "up", "down")
     residual_outputs: ClassVar[tuple[str, ...]] = ("down",)
 
     def __init__(self, config: MoEConfig, d_model: int) -> None:
@@ -140,7 +144,12 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Route, limit to capacity, dispatch, combine; add the shared experts; leave the balancing losses behind."""
+    """Route, limit to capacity, dispatch, combine; add the shared experts; leave the balancing losses behind.
+
+    The losses are over all tokens of the batch. Where other processes hold some of them, `sum_batch` is replaced from
+    outside by a sum over all of those, and `sum_rows` by one over those that hold other parts of the same rows. The
+    capacity is of the tokens here.
+    """
 
     def __init__(self, config: MoEConfig, d_model: int) -> None:
         super().__init__()
@@ -148,6 +157,8 @@ class MoE(nn.Module):
         self.router = Router(config.router, config.num_experts, config.top_k, d_model)
         self.experts = Experts(config, d_model)
         self.shared = None if config.shared is None else MLP(config.shared, d_model)
+        self.sum_rows: Sum = alone
+        self.sum_batch: Sum = alone
 
     def forward(self, x: Float[Tensor, "batch seq d_model"], layout: Layout) -> Float[Tensor, "batch seq d_model"]:
         valid = layout.positions >= 0
@@ -212,18 +223,22 @@ class MoE(nn.Module):
         if routing.scores is None or routing.logits is None:
             return losses
         if balance.load or balance.sequence:
-            choices = routing.experts.view(valid.numel(), -1)
+            choices = routing.experts.view(valid.numel(), self.config.top_k)
             chosen = torch.zeros_like(routing.scores).new_zeros(len(choices), self.config.num_experts + 1)
             chosen = chosen.scatter(1, choices, 1.0)[:, :-1]
-            for coefficient, rows in ((balance.load, 1), (balance.sequence, len(valid))):
-                if coefficient:
-                    parts = [t.unflatten(0, (rows, -1)) for t in (routing.scores, chosen, valid.flatten())]
-                    losses.append(coefficient * load_balancing_loss(*parts))
+            scores = routing.scores
+            if balance.load:
+                batch = (scores[None], chosen[None], valid.reshape(1, -1))
+                losses.append(balance.load * load_balancing_loss(*batch, sum_rows=self.sum_batch))
+            if balance.sequence:
+                rows = (scores.unflatten(0, valid.shape), chosen.unflatten(0, valid.shape), valid)
+                sums = {"sum_rows": self.sum_rows, "sum_batch": self.sum_batch}
+                losses.append(balance.sequence * load_balancing_loss(*rows, **sums))
         if balance.z:
-            losses.append(balance.z * router_z_loss(routing.logits, valid.flatten()))
+            losses.append(balance.z * router_z_loss(routing.logits, valid.flatten(), self.sum_batch))
         if isinstance(router := self.config.router, ReinforceRouter) and router.entropy:
-            sums = (hard_choice.entropy(routing.logits) * valid.flatten()).sum()
-            losses.append(-router.entropy * sums / valid.sum().clamp(min=1))
+            entropy = hard_choice.entropy(routing.logits)
+            losses.append(-router.entropy * mean_over_tokens(entropy, valid.flatten(), self.sum_batch))
         return losses
 
     @torch.no_grad()

@@ -8,7 +8,16 @@ from groundup.parallel.collectives import (
     scatter_sum_to_ranks,
     sum_over_ranks,
 )
+from groundup.parallel.context import context_batch, context_parallel, own_part, whole_sequence
+from groundup.parallel.context_ring import ring_attention
 from groundup.parallel.ddp import DDP, sum_gradients_flat, sum_gradients_naive
+from groundup.parallel.expert import (
+    all_to_all,
+    dealt_parameters,
+    expert_parallel,
+    share_balance,
+    sum_replicated_gradients,
+)
 from groundup.parallel.fsdp import fully_shard, gathered
 from groundup.parallel.group import Place, joined
 from groundup.parallel.launch import launch
@@ -31,11 +40,18 @@ __all__ = [
     "Place",
     "Timeline",
     "ZeRO",
+    "all_to_all",
     "bubble_fraction",
     "check_alike",
+    "context_batch",
+    "context_parallel",
+    "copy_to_ranks",
     "copy_to_ranks",
     "cuts",
+    "cuts",
+    "dealt_parameters",
     "exchange",
+    "expert_parallel",
     "full_parameters",
     "full_state_dict",
     "full_tensors",
@@ -49,16 +65,21 @@ __all__ = [
     "measured_bubble",
     "orthogonalize_on_ranks",
     "orthogonalize_on_ranks",
+    "own_part",
     "replicate",
     "ring",
+    "ring_attention",
     "scatter_sum_to_ranks",
     "schedule",
+    "share_balance",
     "simulate",
     "split_blocks",
     "sum_gradients_flat",
     "sum_gradients_naive",
     "sum_in_rank_order",
     "sum_over_ranks",
+    "sum_replicated_gradients",
     "tensor_parallel",
     "tree",
+    "whole_sequence",
 ]

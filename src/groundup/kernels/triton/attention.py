@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from groundup.kernels import _dispatch
-from groundup.kernels.attention import _offsets
+from groundup.kernels.attention import document_offsets
 from groundup.kernels.triton import _flash
 from groundup.kernels.triton._decode import decode, is_decode
 from groundup.kernels.triton._math import LOG2_E, ceil_div, channel_block, differentiable_once, product_precision
@@ -164,7 +164,7 @@ def _integers(x: Tensor | None) -> Tensor | None:
 def _anchors(k_pos: Tensor, k_segments: Tensor | None, sink_tokens: int, counted: bool) -> Tensor:
     """The first `sink_tokens` of each document, which a window does not hide."""
     k_pos = k_pos[:1] if counted and k_segments is None else k_pos
-    return (_offsets(k_pos, k_segments) < sink_tokens).to(torch.int8).contiguous()
+    return (document_offsets(k_pos, k_segments) < sink_tokens).to(torch.int8).contiguous()
 
 
 class _Attention(torch.autograd.Function):
