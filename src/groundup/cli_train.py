@@ -40,7 +40,7 @@ def options(parser: Parser) -> None:
     add("--model", metavar="NAME", help=f"{', '.join(PRESETS)}, whose sizes are settings, or a published model, whose "
         "vocabulary is learnt anew (default: qwen3)")  # fmt: skip
     add("--valid", action="append", default=[], metavar="FILE", help="text to validate on; may be repeated (default: "
-        f"{HELD_OUT:.0%} of the documents)")  # fmt: skip
+        f"{100 * HELD_OUT:g} in 100 documents)")  # fmt: skip
     add("--minutes", type=number, metavar="X", help="train for so long, by the clock (default: 10)")
     add("--tokens", type=count, metavar="N", help="train on so many tokens, instead of --minutes")
     add("--ranks", type=whole_number, default=1, metavar="N",

@@ -86,7 +86,6 @@ def train_sharded(rank, size, dtype, steps, tied, fused):
         (2, torch.float64, False, 20),
         pytest.param(2, torch.float32, True, 200, marks=pytest.mark.slow),
         pytest.param(4, torch.float64, False, 200, marks=pytest.mark.slow),
-        pytest.param(4, torch.float32, True, 200, marks=pytest.mark.slow),
     ],
 )
 def test_training_equals_accumulation_to_the_bit(size, dtype, tied, steps):
