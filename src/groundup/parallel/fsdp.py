@@ -160,6 +160,7 @@ class _Unit:
         """Put these in the parameters' places."""
         for flat in self.flats:
             for slot, tensor in zip(flat.slots, tensors(flat), strict=True):
+                tensor._is_param = True  # type: ignore[attr-defined]  # for those who ask isinstance(_, nn.Parameter)
                 for module, name in slot.owners:
                     module._parameters[name] = tensor  # type: ignore[assignment]
                     if isinstance(module, nn.RNNBase):  # it reads its weights from a list of its own
@@ -277,8 +278,8 @@ def _going_back() -> bool:
 
 
 def _wrap(module: nn.Module, unit: _Unit) -> None:
-    compiled = module._compiled_call_impl is not None
-    inner = module._compiled_call_impl if compiled else module.forward
+    compiled = module._compiled_call_impl  # what a call runs where the module was compiled
+    inner = module.forward if compiled is None else compiled
 
     @functools.wraps(module.forward)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -291,7 +292,7 @@ def _wrap(module: nn.Module, unit: _Unit) -> None:
             unit.watch([t for t in before if t.requires_grad and not t.is_leaf], [t for t in made if t.requires_grad])
         return results
 
-    setattr(module, "_compiled_call_impl" if compiled else "forward", forward)
+    setattr(module, "forward" if compiled is None else "_compiled_call_impl", forward)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
