@@ -160,6 +160,7 @@ class _Unit:
         """Put these in the parameters' places."""
         for flat in self.flats:
             for slot, tensor in zip(flat.slots, tensors(flat), strict=True):
+                tensor._is_param = True  # type: ignore[attr-defined]  # for those who ask isinstance(_, nn.Parameter)
                 for module, name in slot.owners:
                     module._parameters[name] = tensor  # type: ignore[assignment]
                     if isinstance(module, nn.RNNBase):  # it reads its weights from a list of its own
@@ -277,7 +278,11 @@ def _going_back() -> bool:
 
 
 def _wrap(module: nn.Module, unit: _Unit) -> None:
+<<<<<<< HEAD
     compiled = module._compiled_call_impl
+=======
+    compiled = module._compiled_call_impl  # what a call runs where the module was compiled
+>>>>>>> 16226e6a4f5118fcd4d02d85a69cd040d002138e
     inner = module.forward if compiled is None else compiled
 
     @functools.wraps(module.forward)
