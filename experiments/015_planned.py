@@ -3,7 +3,8 @@
     python experiments/015_planned.py [TEXT ...] [--budget 10m] [--seed N] [--first RUN]
 
 builds what the planner chooses for the budget (or takes a finished build of it), then, with the same budget, the shapes
-that its plan.json names as runners-up. Every result goes to 015_planned.jsonl beside this file: a line per build, appended, so that seeds and texts
+that its plan.json names as runners-up.
+Every result goes to 015_planned.jsonl beside this file: a line per build, appended, so that seeds and texts
 add up. Takes three budgets; use the machine for nothing else meanwhile.
 """
 

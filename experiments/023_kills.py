@@ -3,7 +3,7 @@
     python experiments/023_kills.py [--kills 100] [--ranks 2] [--seed N]
 
 Trains a small model twice with `groundup train`: once in peace, once with a random rank killed (SIGKILL) at random
-moments, from the first seconds of a start, before there is any step, to the writing of a checkpoint. Prints one JSON line.
+moments, from the first seconds of a start, before there is any step, to the writing of a checkpoint. Prints a JSON line.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from groundup.tensorfile import read_tensors
 
-SHAPE = ["vocab_size=270", "num_layers=2", "d_model=32", "num_heads=2", "d_head=16", "context_length=32", "batch_size=4",
-         "compile=false", "precision=fp32", "curve_points=0"]  # fmt: skip
+SHAPE = ["vocab_size=270", "num_layers=2", "d_model=32", "num_heads=2", "d_head=16", "context_length=32",
+         "batch_size=4", "compile=false", "precision=fp32", "curve_points=0"]  # fmt: skip
 STEPS_PER_KILL = 60
 
 

@@ -98,7 +98,7 @@ def test_pieces_equal_the_regex_module_on_all_short_strings_of_key_characters(pa
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_pieces_equal_the_regex_module_on_many_fuzzed_strings(pattern):
-    """Half a million in all; for more: `python -m tests.tokenizer.exactness --reference regex:gpt2 --strings 1000000`."""
+    """Half a million; for more: `python -m tests.tokenizer.exactness --reference regex:gpt2 --strings 1000000`."""
     assert_exact(compare_fuzzed(pieces_trial(pattern), 3, 85_000), 85_000)
 
 

@@ -14,8 +14,8 @@ models and objectives need no change (`context_batch`). What a query sees is dec
 (see `kernels.attention`), which every rank gets of all; so windows and packed documents just work, and a block where
 nothing is visible is skipped.
 
-    ring     keys and values go round, N - 1 steps of one rank's share (`context_ring.py`). Only two shares are in memory
-             at a time. Liu et al. 2023 (arXiv:2310.01889)
+    ring     keys and values go round, N - 1 steps of one rank's share (`context_ring.py`). Only two shares are in
+             memory at a time. Liu et al. 2023 (arXiv:2310.01889)
     gather   all keys and values are gathered at once, and the usual kernel runs. Fewer bytes in the backward pass,
              more memory. Llama 3 (Grattafiori et al. 2024, section 3.3.2, arXiv:2407.21783), with the same two chunks
 

@@ -278,11 +278,7 @@ def _going_back() -> bool:
 
 
 def _wrap(module: nn.Module, unit: _Unit) -> None:
-<<<<<<< HEAD
-    compiled = module._compiled_call_impl
-=======
     compiled = module._compiled_call_impl  # what a call runs where the module was compiled
->>>>>>> 16226e6a4f5118fcd4d02d85a69cd040d002138e
     inner = module.forward if compiled is None else compiled
 
     @functools.wraps(module.forward)
