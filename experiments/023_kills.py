@@ -3,7 +3,7 @@
     python experiments/023_kills.py [--kills 100] [--ranks 2] [--seed N]
 
 Trains a small model twice with `groundup train`: once in peace, once with a random rank killed (SIGKILL) at random
-moments, from the first seconds of a start, before there is any step, to the writing of a checkpoint. Prints a JSON line.
+moments, from the first seconds of a start, before any step, to the writing of a checkpoint. Prints a JSON line.
 """
 
 import argparse
