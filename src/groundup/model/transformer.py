@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,11 @@ class Transformer(nn.Module):
     Weights are float32 masters; `compute_dtype` is the activations' type. `recompute` is the number of
     blocks (True: all) whose activations are recomputed in the backward pass instead of kept; gradients
     are the same bit for bit. `compiled` says that the blocks were compiled, so that the loss may be, too.
+
+    `stream` is the list that the residual stream runs through; sequence parallelism cuts it there.
     """
+
+    stream: ClassVar[str] = "blocks"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ from groundup.parallel.pipeline import Pipeline, measured_bubble
 from groundup.parallel.rank_order import sum_in_rank_order
 from groundup.parallel.replicate import check_alike, replicate
 from groundup.parallel.schedules import Action, Timeline, bubble_fraction, schedule, simulate
+from groundup.parallel.sequence import join_sequence, sequence_parallel, split_sequence
 from groundup.parallel.split import split_blocks
 from groundup.parallel.tensor import Cut, cuts, full_parameters, tensor_parallel
 from groundup.parallel.whole import full_state_dict, full_tensors, grad_norm, load_full
@@ -59,6 +60,7 @@ __all__ = [
     "gather_from_ranks",
     "gathered",
     "grad_norm",
+    "join_sequence",
     "joined",
     "launch",
     "load_full",
@@ -71,9 +73,12 @@ __all__ = [
     "ring_attention",
     "scatter_sum_to_ranks",
     "schedule",
+    "sequence_parallel",
+    "share_balance",
     "share_balance",
     "simulate",
     "split_blocks",
+    "split_sequence",
     "sum_gradients_flat",
     "sum_gradients_naive",
     "sum_in_rank_order",

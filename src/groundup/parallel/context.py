@@ -115,6 +115,7 @@ def own_part(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return torch.cat([chunks[chunk] for chunk in chunks_of(rank, size)])
 
 
+@torch.compiler.disable()
 def whole_sequence(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """(batch, seq, ...) in the order of the sequence, from each rank's (2 batch, seq / 2N, ...).
 

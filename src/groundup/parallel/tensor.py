@@ -80,20 +80,26 @@ def tensor_parallel(model: nn.Module, group: dist.ProcessGroup | None = None) ->
 
     Build optimizers afterwards: the parameters are new objects. Raises ValueError as `cuts` does.
     """
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    size = dist.get_world_size(group)
     for cut in cuts(model, size):
-        match cut.word:
-            case "col":
-                _keep_rows(cut.child, rank, size, group)
-            case "row":
-                _keep_columns(cut.child, rank, size, group)
-            case "shared":
-                _share_output(cut, rank, size, group)
-            case "partial":
-                _sum_gradients(cut.child, group)
-            case "heads":
-                _keep_heads(cut.child, rank, size)
+        keep_slice(cut, dist.get_rank(group), size)
+        communicate(cut, group)
     return model
+
+
+def communicate(cut: Cut, group: dist.ProcessGroup | None = None) -> None:
+    """What the child has to send, once its weights are cut; see the words above."""
+    match cut.word:
+        case "col":
+            cut.child.register_forward_pre_hook(lambda _, inputs: (copy_to_ranks(inputs[0], group), *inputs[1:]))
+        case "row":
+            reduce_output(cut.child, lambda x: sum_over_ranks(x, group))
+        case "shared":
+            rank, size = dist.get_rank(group), dist.get_world_size(group)
+            cut.child.register_forward_hook(lambda _, inputs, y: own_head(cut, copy_to_ranks(y, group), rank, size))
+        case "partial":
+            for parameter in cut.child.parameters():
+                sum_gradient(parameter, group)
 
 
 def full_parameters(
@@ -120,36 +126,36 @@ def full_parameters(
         yield name, local
 
 
-def _slice(parameter: nn.Parameter, dim: int, rank: int, size: int) -> nn.Parameter:
-    return nn.Parameter(parameter.detach().chunk(size, dim)[rank].clone(), parameter.requires_grad)
+def keep_slice(cut: Cut, rank: int, size: int) -> None:
+    """Leave the child this rank's part of its weights."""
+    child: Any = cut.child
+    match cut.word:
+        case "col":
+            _slice(child, dict.fromkeys(dict(child.named_parameters(recurse=False)), 0), rank, size)
+        case "row":
+            _slice(child, {"weight": 1}, rank, size)
+        case "heads" if hasattr(child, "values"):  # fixed, so not a parameter
+            share = len(child.values) // size
+            child.values = child.values[rank * share : (rank + 1) * share]
+        case "heads":
+            _slice(child, {"weight": 0}, rank, size)
 
 
-def _keep_rows(linear: Any, rank: int, size: int, group: dist.ProcessGroup | None) -> None:
-    linear.cut_dims = dict.fromkeys(dict(linear.named_parameters(recurse=False)), 0)
-    for name in linear.cut_dims:
-        setattr(linear, name, _slice(getattr(linear, name), 0, rank, size))
-    linear.register_forward_pre_hook(lambda _, inputs: (copy_to_ranks(inputs[0], group), *inputs[1:]))
+def _slice(module: Any, dims: dict[str, int], rank: int, size: int) -> None:
+    module.cut_dims = dims
+    for name, dim in dims.items():
+        whole = getattr(module, name)
+        setattr(module, name, nn.Parameter(whole.detach().chunk(size, dim)[rank].clone(), whole.requires_grad))
 
 
-def _keep_heads(numbers: Any, rank: int, size: int) -> None:
-    if hasattr(numbers, "values"):  # fixed, so not a parameter
-        share = len(numbers.values) // size
-        numbers.values = numbers.values[rank * share : (rank + 1) * share]
-    else:
-        numbers.cut_dims = {"weight": 0}
-        numbers.weight = _slice(numbers.weight, 0, rank, size)
-
-
-def _keep_columns(linear: Any, rank: int, size: int, group: dist.ProcessGroup | None) -> None:
-    linear.cut_dims = {"weight": 1}
-    linear.weight = _slice(linear.weight, 1, rank, size)
+def reduce_output(linear: Any, reduce: Callable[[Tensor], Tensor]) -> None:
+    """Make the layer's output reduce(x W^T) + b: every rank would add the bias once, so it is added after the sum."""
     inner = linear.forward
 
     def forward(x: Tensor) -> Tensor:
-        # Every rank would add the bias once, so it is taken out of the sum and added after it.
         bias, linear.bias = linear.bias, None
         try:
-            total = sum_over_ranks(inner(x), group)
+            total = reduce(inner(x))
         finally:
             linear.bias = bias
         return total if bias is None else total + bias.to(total.dtype)
@@ -157,22 +163,21 @@ def _keep_columns(linear: Any, rank: int, size: int, group: dist.ProcessGroup | 
     linear.forward = forward
 
 
-def _share_output(cut: Cut, rank: int, size: int, group: dist.ProcessGroup | None) -> None:
-    def hook(child: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        output = copy_to_ranks(output, group)
-        if cut.head == 1:
-            return output
-        heads = output.shape[-1] // cut.head
-        return output.narrow(-1, rank * heads // size * cut.head, cut.head)
-
-    cut.child.register_forward_hook(hook)
+def own_head(cut: Cut, output: Tensor, rank: int, size: int) -> Tensor:
+    """Of a child that stays whole because it has fewer heads than there are ranks, the head that this rank needs."""
+    if cut.head == 1:
+        return output
+    heads = output.shape[-1] // cut.head
+    return output.narrow(-1, rank * heads // size * cut.head, cut.head)
 
 
-def _sum_gradients(module: nn.Module, group: dist.ProcessGroup | None) -> None:
+def sum_gradient(parameter: nn.Parameter, group: dist.ProcessGroup | None = None) -> None:
+    """From now on its gradient is the sum over ranks, each of which has a part of it."""
+
     def total(gradient: Tensor) -> Tensor:
         result = gradient.contiguous().clone()
         dist.all_reduce(result, group=group)
         return result
 
-    for parameter in module.parameters():
+    if parameter.requires_grad:
         parameter.register_hook(total)
