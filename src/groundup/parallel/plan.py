@@ -132,7 +132,8 @@ class Mesh:
         self.plan, self.rank = plan, dist.get_rank()
         self.place = plan.coordinates(self.rank)
         self._groups: dict[frozenset[str], dist.ProcessGroup] = {}
-        for axes in [(axis,) for axis in AXES] + [ROWS, TOKENS, ("data", "expert"), ("data", "expert", "context")]:
+        several = [ROWS, TOKENS, ("data", "expert"), ("data", "context"), ("expert", "context"), ("data", "expert", "context")]  # fmt: skip
+        for axes in [*((axis,) for axis in AXES), *several]:
             self._make(axes)
 
     def group(self, *axes: str) -> dist.ProcessGroup:
