@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig, MoEConfig, Transformer
 from groundup.model.balance import Balance
-from groundup.optim import SGD, clip_by_global_norm
+from groundup.optim import AdamW, clip_by_global_norm
 from groundup.parallel.plan import ParallelPlan
 
 ENGINES = {"groundup": "groundup.parallel.apply", "torch": "groundup.parallel.torch_engine"}
@@ -19,13 +19,17 @@ CLIP = 0.75
 ATTENTION = AttentionConfig(num_heads=4, num_kv_heads=2, d_head=4, qk_norm=True)
 
 
+LAYERS = {"dense": 2, "tied": 2, "experts": 2, "deep": 4}
+
+
 def transformer(kind: str, dtype: torch.dtype) -> Transformer:
-    """"dense", "tied", or "experts", with a balancing loss."""
+    """Of LAYERS. "tied" and "deep" have tied embeddings, "experts" a mixture of them with balancing losses."""
     ffn: Any = MLPConfig(24)
     if kind == "experts":
         ffn = MoEConfig(4, 2, 12, num_shared=1, balance=Balance(load=0.02, z=0.001))
-    config = ModelConfig(VOCAB, 16, 2 if kind == "experts" else 4, (BlockConfig(ATTENTION, ffn),), tie_embeddings=kind == "tied")  # fmt: skip
-    model = Transformer(config).to(dtype)
+    block = BlockConfig(ATTENTION, ffn)
+    model = Transformer(ModelConfig(VOCAB, 16, LAYERS[kind], (block,), tie_embeddings=kind in ("tied", "deep")))
+    model = model.to(dtype)
     model.compute_dtype = dtype
     return model
 
@@ -50,7 +54,7 @@ def nats(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def optimizer_over(params: Any) -> Any:
-    return SGD(params, lr=0.05, momentum=0.9)
+    return AdamW(params, lr=5e-4, eps=1e-3)
 
 
 def accumulated(kind: str, parts: int, steps: int, dtype: torch.dtype) -> tuple[list[float], dict[str, Tensor]]:
@@ -74,7 +78,9 @@ def accumulated(kind: str, parts: int, steps: int, dtype: torch.dtype) -> tuple[
     return losses, {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def trained(engine: str, plan: ParallelPlan, kind: str, steps: int, dtype: torch.dtype) -> tuple[list[float], dict[str, Tensor]]:  # fmt: skip
+def trained(
+    engine: str, plan: ParallelPlan, kind: str, steps: int, dtype: torch.dtype
+) -> tuple[list[float], dict[str, Tensor]]:
     """The same under a plan."""
     room = importlib.import_module(ENGINES[engine])
     ranks = room.apply_plan(transformer(kind, dtype), plan)

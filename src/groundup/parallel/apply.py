@@ -215,7 +215,7 @@ class GroundupEngine:
         return self.slices.full_state_dict()
 
     def load_full(self, tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
-        """Take this rank's part of each whole tensor. ValueError for unknown names, other shapes, and what is missing."""
+        """Take this rank's part of each whole tensor. ValueError for unknown names, other shapes, missing ones."""
         self.slices.load(tensors)
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:

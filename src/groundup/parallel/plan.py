@@ -34,7 +34,11 @@ ROWS = ("data", "shard", "expert")
 TOKENS = (*ROWS, "context")
 """Axes along which ranks have other tokens, so that gradients are summed over them."""
 
-_NEEDS = {"zero": "data", "sequence": "tensor", "microbatches": "pipeline", "chunks": "pipeline"}
+_NEEDS = {
+    "zero": "data", "sequence": "tensor", "microbatches": "pipeline", "schedule": "pipeline", "chunks": "pipeline",
+    "method": "context",
+}  # fmt: skip
+_METHODS = ("ring", "gather")
 _TOGETHER = (
     ROWS,
     TOKENS,
@@ -79,6 +83,8 @@ class ParallelPlan:
                 raise ValueError(f"plan: {name}={getattr(self, name)}; expected at least 1")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"plan: schedule {self.schedule!r} is unknown{nearest(self.schedule, SCHEDULES)}")
+        if self.method not in _METHODS:
+            raise ValueError(f"plan: method {self.method!r} is unknown{nearest(self.method, _METHODS)}")
         if self.zero not in (0, 1, 2):
             raise ValueError(f"plan: zero={self.zero}; expected 0, 1 or 2 (stage 3 is shard=N)")
         for name, axis in _NEEDS.items():
@@ -169,7 +175,12 @@ class Mesh:
         return index
 
     def _make(self, axes: tuple[str, ...]) -> None:
-        for ranks in self.plan.groups(axes):
+        parts = self.plan.groups(axes)
+        for known, group in self._groups.items():
+            if self.plan.groups(known) == parts:
+                self._groups[frozenset(axes)] = group
+                return
+        for ranks in parts:
             group = dist.new_group(ranks)
             if self.rank in ranks:
                 self._groups[frozenset(axes)] = group  # type: ignore[assignment]
