@@ -32,7 +32,7 @@ def gather_state(
     optimizer: Any, owners: Owners, names: Names, group: dist.ProcessGroup | None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(name, states by key) of every parameter with any, on every rank, each sent by its owner when its turn comes."""
-    rank, own = dist.get_rank(group), _own_states(optimizer)
+    rank, own = dist.get_rank(group), own_states(optimizer)
     described = {names[p]: {k: [list(t.shape), _name(t.dtype)] for k, t in states.items()} for p, states in own.items()}
     device = next((p.device for p in owners), torch.device("cpu"))
     shapes = {}
@@ -85,7 +85,8 @@ def load_groups(optimizer: Any, groups: list[dict[str, Any]]) -> None:
         group.update({key: value for key, value in given.items() if key != "params"})
 
 
-def _own_states(optimizer: Any) -> dict[nn.Parameter, dict[str, Tensor]]:
+def own_states(optimizer: Any) -> dict[nn.Parameter, dict[str, Tensor]]:
+    """The states of each parameter that has any, by name."""
     return {
         p: {key: torch.as_tensor(value) for key, value in states.items() if value is not None}
         for member in members(optimizer)
@@ -101,7 +102,7 @@ def _check_shapes(member: Any, p: Tensor, group: dict[str, Any], name: str, stat
 
 
 def place_state(member: Any, p: Tensor, group: dict[str, Any], key: str, value: Tensor) -> Tensor:
-    """A copy of one state of p, where its optimizer keeps it."""
+    """A copy of a state, where the optimizer expects it."""
     # torch's own optimizers keep an unfused step count on the host; ours can skip a step on the device.
     ours = getattr(member, "supports_skip", False)
     on_host = key == "step" and not (ours or group.get("fused") or group.get("capturable"))
