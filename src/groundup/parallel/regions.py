@@ -5,9 +5,9 @@
     . . . . . .          . . x x x x              . . x x x x          the end of a row, whole rows, the start of one
     . . . . . .          . . x x x x              . . x . . .
 
-A box is what cutting by rows, columns, heads or experts leaves; a run is what `fully_shard` leaves of that, since it cuts
-a flat buffer wherever a shard ends. A run of a box of n axes is at most 2 n - 1 blocks, which are boxes again, so parts
-of any two layouts are compared block by block.
+A box is what cutting by rows, columns, heads or experts leaves; a run is what `fully_shard` leaves of that, since it
+cuts a flat buffer wherever a shard ends. A run of a box of n axes is at most 2 n - 1 blocks, which are boxes again, so
+parts of any two layouts are compared block by block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -109,14 +109,14 @@ def check_cover(shape: Sequence[int], regions: Sequence[Region]) -> None:
 
 
 def _check_inside(shape: Sequence[int], region: Region) -> None:
-    if len(region.box) != len(shape) or not all(0 <= a <= b <= size for (a, b), size in zip(region.box, shape, strict=True)):  # fmt: skip
+    if len(region.box) != len(shape) or not all(0 <= a <= b <= n for (a, b), n in zip(region.box, shape, strict=True)):
         raise ValueError(f"a part at {_text(region.box)} is not inside of shape {tuple(shape)}")
     if region.run is not None and not 0 <= region.run[0] <= region.run[1] <= volume(region.box):
         raise ValueError(f"a part is the elements {list(region.run)} of a box of {volume(region.box)}")
 
 
 def _neighbours(boxes: Sequence[Box]) -> Iterator[Range]:
-    """Pairs of boxes that have something in common along the axis with the most different starts: only they can overlap."""
+    """Pairs of boxes that meet along the axis with the most different starts: no others can overlap."""
     if len(boxes) < 2 or not boxes[0]:
         return iter([(0, 1)] if len(boxes) > 1 else [])
     bounds = np.array(boxes, dtype=np.int64)

@@ -76,7 +76,9 @@ def load_state(
     for member in members(optimizer):
         member.state.clear()
     for member, p, group, states in mine:
-        member.state[p] = {key: _place(member, p, group, key, value) for key, value in states.items()}
+        member.state[p] = {
+            key: value.to(state_device(member, p, group, key), copy=True) for key, value in states.items()
+        }
 
 
 def load_groups(optimizer: Any, groups: list[dict[str, Any]]) -> None:
@@ -100,11 +102,12 @@ def _check_shapes(member: Any, p: Tensor, group: dict[str, Any], name: str, stat
             raise ValueError(f"{key} of {name} has shape {tuple(value.shape)}, not {tuple(expected[key])}")
 
 
-def _place(member: Any, p: Tensor, group: dict[str, Any], key: str, value: Tensor) -> Tensor:
+def state_device(member: Any, p: Tensor, group: dict[str, Any], key: str) -> torch.device:
+    """Where an optimizer keeps a state of p."""
     # torch's own optimizers keep an unfused step count on the host; ours can skip a step on the device.
     ours = getattr(member, "supports_skip", False)
     on_host = key == "step" and not (ours or group.get("fused") or group.get("capturable"))
-    return value.clone() if on_host else value.to(p.device, copy=True)
+    return torch.device("cpu") if on_host else p.device
 
 
 def _name(dtype: torch.dtype) -> str:
