@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
-from groundup.parallel.agreement import require_same_model
+from groundup.parallel.agreement import check_alike
 from groundup.parallel.flat import Entry, FlatShard, Meter, Wire
 from groundup.parallel.units import Units, assign_parameters, choose_units
 
@@ -69,7 +69,7 @@ def fully_shard(
         raise ValueError("fully_shard: this model is cut already")
     if device is None and any(p.is_meta for p in model.parameters()):
         raise ValueError("fully_shard: parameters are on the meta device; say where the shards go with device=...")
-    require_same_model(model, group)
+    check_alike(model, group, values=True)
     wire = Wire(group, compute_dtype, reduce_dtype, average, None if device is None else torch.device(device))
     model._sharding = _Sharding(model, choose_units(model, units), wire)  # type: ignore[assignment]
     return model

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from groundup.parallel.replicate import texts_of_ranks
+from groundup.parallel.agreement import texts_of_ranks
 
 Names = Mapping[nn.Parameter, str]
 Owners = Mapping[nn.Parameter, int]

@@ -1,5 +1,15 @@
 """Tensor parallelism applied from outside: each rank keeps the slices that modules' `shard` tables name.
 
+    rank 0      f  up[:h/2]   act  down[:, :h/2]  \\
+            x                                       g  y       h hidden channels, half of them on each rank:
+    rank 1      f  up[h/2:]   act  down[:, h/2:]  /            nothing is sent between up and down
+
+    forward     f passes x on              g sums the partial outputs over ranks
+    backward    f sums the gradients of x  g passes the gradient on
+
+So a layer sends two all-reduces of its activations forward, after attention and after the feed-forward layer, and two
+backward. Attention is cut the same way, with heads for channels.
+
 A module declares what may be cut in a class attribute: {"wq": "col", ..., "wo": "row"}. Per word, what
 becomes of that child:
 

@@ -114,6 +114,7 @@ class Training:
                 self.run.stopped_by, self.run.epochs = reason, self.feed.epochs
                 self.run.peak_memory_bytes = peak_memory_bytes(self.device)
                 self.run.micro_batches = self.memory.micro_batches
+                self.parts.check_copies()
                 self.saver.save(self.parts, self.log)
         finally:
             self.close(was_training)
@@ -253,6 +254,8 @@ class Training:
         for hook in (hook for n, hook in self.every.items() if step % n == 0):
             hook(step, self.model, self.run)
             self.model.train()
+        if self.saver.on_time(step):
+            self.parts.check_copies()
         if self.saver.due(step):
             self.saver.save(self.parts, self.log)
         self.pace.pause_done()

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from groundup.optim.schedule import ClockDecay
+from groundup.parallel import check_copies
 from groundup.train import checkpoint, snapshot
 from groundup.train.feed import Feed
 from groundup.train.guard import Guard, first_non_finite_weight
 from groundup.train.log import MetricsLog
 from groundup.train.noise import NoiseScale
-from groundup.train.ranks import is_main
+from groundup.train.ranks import is_main, world_size
 from groundup.train.room import Memory
 from groundup.train.run import Run
 from groundup.train.scaler import LossScaler
@@ -38,6 +39,12 @@ class Resumable:
     def tensors(self) -> dict[str, Tensor]:
         losses = torch.tensor(self.run.losses, dtype=torch.float64)
         return snapshot.capture(self.model, self.optimizer) | {"run.losses": losses}
+
+    def check_copies(self) -> None:
+        """Before anything is saved: RuntimeError where a rank has other weights or optimizer state than the rest."""
+        if world_size() > 1:
+            tensors = snapshot.capture(self.model, self.optimizer)
+            check_copies({name: tensor for name, tensor in tensors.items() if not name.startswith("rng.")})
 
     def state(self) -> dict[str, Any]:
         return {
@@ -82,9 +89,12 @@ class Saver:
         self.last_step = -1
         self._retry_at: int | None = None
 
+    def on_time(self, step: int) -> bool:
+        """Whether every rank knows that a save is due."""
+        return self.every is not None and step % self.every == 0
+
     def due(self, step: int) -> bool:
-        on_time = self.every is not None and step % self.every == 0
-        return on_time or (self._retry_at is not None and step >= self._retry_at)
+        return self.on_time(step) or (self._retry_at is not None and step >= self._retry_at)
 
     def save(self, parts: Resumable, log: MetricsLog) -> None:
         """A checkpoint of this moment. Weights that are not finite are never saved over good ones."""
