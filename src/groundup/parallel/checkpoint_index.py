@@ -1,8 +1,8 @@
 """What a checkpoint of many ranks holds: each tensor's parts, in which file each lies, and what its bytes have to be.
 
-    step-1200/index.json               {"blocks.0.ffn.up.weight": shape (256, 64), float32,
-    step-1200/rank-00000.safetensors       rows 0 to 128 are in rank-00000, rows 128 to 256 in rank-00001}
-    step-1200/rank-00001.safetensors
+    step-1200/index.json                   {"blocks.0.ffn.up.weight": shape (256, 64), float32,
+    step-1200/rank-00000-00001.safetensors     rows 0 to 128 are in rank-00000's, rows 128 to 256 in rank-00001's}
+    step-1200/rank-00001-00001.safetensors
 
 The index speaks of whole tensors under the model's names, so it does not matter which plan they were saved under. It
 is a JSON object with a hash of itself, and has a hash of each file's header and a CRC-32 of every megabyte of each
@@ -34,7 +34,7 @@ INDEX = "index.json"
 CHUNK_BYTES = 1 << 20
 """Bytes of a part under one CRC-32: what is read at least to check what is used."""
 
-_FILE = re.compile(r"rank-\d{5}(-\d{5})?\.safetensors")
+_FILE = re.compile(r"rank-\d{5}-\d{5}\.safetensors")
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}  # float32, ...
 
 
@@ -150,7 +150,7 @@ def _index(body: dict[str, Any]) -> Index:
 
 def _file(name: str, value: Any) -> File:
     if not _FILE.fullmatch(name):
-        raise ValueError(f"file name {name!r:.100}; expected one like rank-00000.safetensors")
+        raise ValueError(f"file name {name!r:.100}; expected one like rank-00000-00001.safetensors")
     _keys(value, "bytes", "header_sha256")
     _require(_is_size(value["bytes"]), f"bytes of {name}", value["bytes"])
     _require(isinstance(value["header_sha256"], str), f"header_sha256 of {name}", value["header_sha256"])

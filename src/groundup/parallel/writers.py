@@ -27,14 +27,14 @@ class Whole:
 
 @dataclass(frozen=True)
 class Division:
-    """The whole tensors, and for each the parts with the rank that writes it."""
+    """The whole tensors, and what each rank writes of them: {name: {rank: its part}}."""
 
     tensors: dict[str, Whole]
-    writers: dict[str, dict[Region, int]]
+    parts: dict[str, dict[int, Region]]
 
     def of(self, rank: int) -> list[str]:
         """The names of the tensors of which this rank writes its part."""
-        return [name for name, parts in self.writers.items() if rank in parts.values()]
+        return [name for name, parts in self.parts.items() if rank in parts]
 
 
 def describe(pieces: Mapping[str, Piece]) -> str:
@@ -72,17 +72,17 @@ def divide(descriptions: Sequence[str]) -> Division:
 
 def _balance(
     tensors: Mapping[str, Whole], holders: Mapping[str, Mapping[Region, Sequence[int]]], ranks: int
-) -> dict[str, dict[Region, int]]:
-    """What one rank alone has is its own; the rest goes, from large to small, to whoever has least of those that have it."""
+) -> dict[str, dict[int, Region]]:
+    """What one rank alone has is its own; the rest goes, from large to small, to those that have it and least to do."""
     load = [0] * ranks
     parts = [
         (region.numel * tensors[name].dtype.itemsize, name, region, have)
         for name, regions in holders.items()
         for region, have in regions.items()
     ]
-    writers: dict[str, dict[Region, int]] = {name: {} for name in tensors}
+    division: dict[str, dict[int, Region]] = {name: {} for name in tensors}
     for size, name, region, have in sorted(parts, key=lambda part: (len(part[3]) > 1, -part[0])):
         rank = min(have, key=lambda rank: (load[rank], rank))
         load[rank] += size
-        writers[name][region] = rank
-    return writers
+        division[name][rank] = region
+    return division
