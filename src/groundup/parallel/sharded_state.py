@@ -32,7 +32,7 @@ def gather_state(
     optimizer: Any, owners: Owners, names: Names, group: dist.ProcessGroup | None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(name, states by key) of every parameter with any, on every rank, each sent by its owner when its turn comes."""
-    rank, own = dist.get_rank(group), _own_states(optimizer)
+    rank, own = dist.get_rank(group), own_states(optimizer)
     described = {names[p]: {k: [list(t.shape), _name(t.dtype)] for k, t in states.items()} for p, states in own.items()}
     device = next((p.device for p in owners), torch.device("cpu"))
     shapes = {}
@@ -76,9 +76,7 @@ def load_state(
     for member in members(optimizer):
         member.state.clear()
     for member, p, group, states in mine:
-        member.state[p] = {
-            key: value.to(state_device(member, p, group, key), copy=True) for key, value in states.items()
-        }
+        member.state[p] = {key: place_state(member, p, group, key, value) for key, value in states.items()}
 
 
 def load_groups(optimizer: Any, groups: list[dict[str, Any]]) -> None:
@@ -87,7 +85,8 @@ def load_groups(optimizer: Any, groups: list[dict[str, Any]]) -> None:
         group.update({key: value for key, value in given.items() if key != "params"})
 
 
-def _own_states(optimizer: Any) -> dict[nn.Parameter, dict[str, Tensor]]:
+def own_states(optimizer: Any) -> dict[nn.Parameter, dict[str, Tensor]]:
+    """The states of each parameter that has any, by name."""
     return {
         p: {key: torch.as_tensor(value) for key, value in states.items() if value is not None}
         for member in members(optimizer)
@@ -100,6 +99,11 @@ def _check_shapes(member: Any, p: Tensor, group: dict[str, Any], name: str, stat
     for key, value in states.items():
         if value.shape != expected.get(key, value.shape):
             raise ValueError(f"{key} of {name} has shape {tuple(value.shape)}, not {tuple(expected[key])}")
+
+
+def place_state(member: Any, p: Tensor, group: dict[str, Any], key: str, value: Tensor) -> Tensor:
+    """A copy of a state, where the optimizer expects it."""
+    return value.to(state_device(member, p, group, key), copy=True)
 
 
 def state_device(member: Any, p: Tensor, group: dict[str, Any], key: str) -> torch.device:
