@@ -163,11 +163,12 @@ def reduce_output(linear: Any, reduce: Callable[[Tensor], Tensor]) -> None:
     inner = linear.forward
 
     def forward(x: Tensor) -> Tensor:
-        bias, linear.bias = linear.bias, None
+        bias = linear.bias
+        linear._parameters["bias"] = None  # past the check that it is a leaf, which a gathered one is not
         try:
             total = reduce(inner(x))
         finally:
-            linear.bias = bias
+            linear._parameters["bias"] = bias
         return total if bias is None else total + bias.to(total.dtype)
 
     linear.forward = forward
