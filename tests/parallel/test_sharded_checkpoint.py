@@ -1,18 +1,11 @@
 """Checkpoints of many ranks: what is loaded under any layout has the bits of what was saved under any other."""
 
-import json
 import os
-import random
-import shutil
 
-import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from groundup.files import sealed
-from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig, MoEConfig, Transformer
-from groundup.optim import SGD, AdamW
+from groundup.optim import AdamW
 from groundup.parallel import checkpoint_index, save_attempt
 from groundup.parallel.pieces import Parts
 from groundup.parallel.sharded_checkpoint import load_sharded, read_whole
