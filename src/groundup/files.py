@@ -158,3 +158,30 @@ def read_json(path: str | Path) -> Any:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused: JSON has none."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sealed(body: dict[str, Any]) -> bytes:
+    """A JSON object with a SHA-256 of itself, which `read_sealed` holds it to. NaN and infinity are refused."""
+    return encode_json(body | {"sha256": hashlib.sha256(encode_json(body)).hexdigest()})
+
+
+def read_sealed(path: Path, most_bytes: int = 1 << 28) -> dict[str, Any]:
+    """What `sealed` was given, with its hash. Raises ValueError when a byte changed, a key occurs twice, or it is too long."""
+    if (size := path.stat().st_size) > most_bytes:
+        raise ValueError(f"{path}: {size} bytes; at most {most_bytes} are read")
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    # Comparing bytes, not values, also catches a flip that only changes white space or a digit's spelling.
+    try:
+        same = path.read_bytes() == sealed({key: each for key, each in value.items() if key != "sha256"})
+    except (ValueError, RecursionError):  # NaN or depth, which Python reads and no `sealed` ever wrote
+        same = False
+    if not same:
+        raise ValueError(f"{path}: its own hash does not match: the file is damaged")
+    return value
+
+
+def encode_json(value: Any) -> bytes:
+    """The one spelling that hashes are taken of."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
