@@ -166,7 +166,7 @@ def sealed(body: dict[str, Any]) -> bytes:
 
 
 def read_sealed(path: Path, most_bytes: int = 1 << 28) -> dict[str, Any]:
-    """What `sealed` was given, with its hash. Raises ValueError when a byte changed, a key occurs twice, or it is too long."""
+    """What `sealed` was given, with its hash. ValueError when a byte changed, a key stands twice, or it is too long."""
     if (size := path.stat().st_size) > most_bytes:
         raise ValueError(f"{path}: {size} bytes; at most {most_bytes} are read")
     value = read_json(path)

@@ -117,7 +117,7 @@ def load_all(rank, size, root, chosen, sources):
     for kind, name, plan in chosen:
         engine = engine_of(kind, name, plan)
         fill(engine, kind)
-        assert gathered_is_original(engine, kind), f"{kind} {name} {plan}: the engine itself does not gather what it was given"  # fmt: skip
+        assert gathered_is_original(engine, kind), f"{kind} {name} {plan}: gathered before loading"
         expected = local(Parts.of_engine(engine))
         for source in sources:
             if source[0] != kind:

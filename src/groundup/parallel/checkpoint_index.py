@@ -27,7 +27,7 @@ from torch import Tensor
 from groundup.files import read_sealed, sealed
 from groundup.parallel.regions import Region, check_cover
 from groundup.step_folders import step_of
-from groundup.tensorfile import DTYPES, MAX_DIMENSIONS
+from groundup.tensorfile import DTYPES, HEADER_LIMIT_BYTES, MAX_DIMENSIONS
 
 FORMAT = 1
 INDEX = "index.json"
@@ -115,7 +115,8 @@ def header_sha256(path: Path) -> str:
     """The hash of a safetensors file's length and header: all that is in it but the tensors' bytes."""
     with open(path, "rb") as file:
         prefix = file.read(8)
-        return hashlib.sha256(prefix + file.read(int.from_bytes(prefix, "little"))).hexdigest()
+        length = min(int.from_bytes(prefix, "little"), HEADER_LIMIT_BYTES)
+        return hashlib.sha256(prefix + file.read(length)).hexdigest()
 
 
 def checksums(tensor: Tensor) -> tuple[int, ...]:
