@@ -74,7 +74,8 @@ class Index:
     def encode(self) -> bytes:
         tensors = {name: _entry_to_json(entry) for name, entry in self.tensors.items()}
         files = {name: {"bytes": f.bytes, "header_sha256": f.header_sha256} for name, f in self.files.items()}
-        return sealed({"format": FORMAT, "step": self.step, "tensors": tensors, "files": files, "state": self.state})
+        body = {"format": FORMAT, "step": self.step, "tensors": tensors, "files": files, "state": self.state}
+        return sealed(body, compact=True)
 
 
 def read_index(path: str | Path) -> Index:
@@ -86,7 +87,7 @@ def read_index(path: str | Path) -> Index:
     path = Path(path)
     if not (path / INDEX).is_file():
         raise ValueError(f"{path}: no {INDEX}: not a checkpoint, or its save did not finish")
-    body = read_sealed(path / INDEX)
+    body = read_sealed(path / INDEX, compact=True)
     if body.get("format") != FORMAT:
         raise ValueError(f"{path / INDEX}: format {body.get('format')!r}; this version reads {FORMAT}")
     try:
