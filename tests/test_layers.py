@@ -18,6 +18,7 @@ LAYERS = (
     ("model", "optim", "corpus"),
     ("presets",),
     ("data", "parallel", "accounting"),
+    ("planning",),
     ("train", "inference"),
     ("evaluation", "profiling"),
     ("scaling",),

@@ -4,13 +4,13 @@ What the tolerance is of. Losses: relative to the oracle's, each of 200. Weights
 oracle's, by the Euclidean norm, relative to that tensor's norm. By element it would be a statement about the smallest
 elements: sums in another order differ by an ulp of the largest term, and elements near zero are not near in ulps.
 
-What can be asked of 200 steps. Rounding differs between plans, and training enlarges any difference: with a rate at which
-the loss bounces, a thousandfold in 200 steps of SGD. So the rate is small (the loss still falls by a third), and AdamW's
-eps is not: with 1e-8 an element whose gradient is a sum that cancels to rounding gets steps of full size in a direction
-that rounding decides; with 1e-3 its step is as small as its gradient.
+What can be asked of 200 steps. Rounding differs between plans, and training enlarges any difference: hundreds of times
+in 200 steps of SGD at a rate with which the loss bounces. So the rate is small (the loss still falls by a quarter), and
+AdamW's eps is not: with 1e-8 an element whose gradient is a sum that cancels to rounding gets steps of full size in a
+direction that rounding decides; with 1e-3 its step is as small as its gradient.
 
-Gradients are clipped, by a norm that most steps exceed, so that every rank's norm is part of what is compared. Rows have
-17 to 2 tokens that count, so no two ranks have as many.
+Gradients are clipped, by a norm that most steps exceed, so that every rank's norm is part of what is compared. Rows
+have 17 to 2 tokens that count, so no two ranks have as many.
 """
 
 from functools import cache
@@ -93,7 +93,7 @@ def check(engine: str, size: int, cases: list[tuple[str, str]], steps: int, dtyp
     for (text, kind), found in zip(cases, results, strict=True):
         plan = ParallelPlan.parse(text)
         expected = oracle(kind, parts_of(plan, kind), steps, dtype)
-        assert expected[0][-1] < expected[0][0], f"{kind}: nothing was learnt"
+        assert steps < 200 or expected[0][-1] < 0.8 * expected[0][0], f"{kind}: nothing was learnt"
         same_bits = engine == "groundup" and plan.data == plan.size
         allowed = 0.0 if same_bits else TOLERANCE[dtype]
         if max(off := differences(found, expected)) > allowed:
@@ -101,20 +101,20 @@ def check(engine: str, size: int, cases: list[tuple[str, str]], steps: int, dtyp
     assert not wrong
 
 
-@pytest.mark.parametrize("engine", ["groundup"])
+@pytest.mark.parametrize("engine", ["groundup", "torch"])
 def test_every_plan_trains_as_one_process_does(engine):
     """A few steps of all, which is where a mistake shows."""
     check(engine, 2, singles(2), 8, torch.float64)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["groundup"])
+@pytest.mark.parametrize("engine", ["groundup", "torch"])
 def test_pairs_of_strategies(engine):
     check(engine, 4, PAIRS, 8, torch.float64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "dtype"), [(2, torch.float32), (4, torch.float64)], ids=["2-fp32", "4-fp64"])
-@pytest.mark.parametrize("engine", ["groundup"])
+@pytest.mark.parametrize("engine", ["groundup", "torch"])
 def test_two_hundred_steps(engine, size, dtype):
     check(engine, size, singles(size), 200, dtype)

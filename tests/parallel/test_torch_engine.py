@@ -130,3 +130,25 @@ TWO = [
 @pytest.mark.parametrize("case", TWO, ids=lambda case: case[1])
 def test_two_ranks_train_as_one_process(case):
     check([case], 2)
+
+
+FOUR = [
+    ("dense", "data=2 tensor=2"),
+    ("tied", "data=2 shard=2"),
+    ("dense", "shard=2 tensor=2 sequence=true"),
+    ("dense", "data=2 pipeline=2 microbatches=2"),
+    ("tied", "shard=2 pipeline=2 schedule=interleaved chunks=2 microbatches=2"),
+    ("tied", "data=2 zero=1 pipeline=2 microbatches=2"),
+    ("tied", "tensor=2 pipeline=2 schedule=gpipe microbatches=2"),
+    ("dense", "data=2 context=2"),
+    ("dense", "context=2 pipeline=2 microbatches=4"),
+    ("dense", "context=2 tensor=2 sequence=true"),
+    ("experts", "shard=2 expert=2"),
+    ("experts", "data=2 zero=2 expert=2"),
+    ("dense", "shard=4"),
+]
+
+
+@pytest.mark.parametrize("case", FOUR, ids=lambda case: case[1])
+def test_four_ranks_train_as_one_process(case):
+    check([case], 4)

@@ -109,7 +109,7 @@ class GroundupEngine:
                 for part in self._piped(batch, loss) if self._pipeline is not None else [self._forward(batch, loss)]:
                     totals += torch.stack([value.detach().double().cpu() for value in part])
         self.finish()
-        nats, tokens = self._over_ranks(totals).tolist()
+        nats, tokens = self.over_ranks(totals).tolist()
         return nats, tokens
 
     @contextmanager
@@ -177,8 +177,8 @@ class GroundupEngine:
         losses = self._pipeline.step([tokens for tokens, _, _ in divided], last, keywords)
         return list(zip(losses, weights, strict=True))
 
-    def _over_ranks(self, totals: Tensor) -> Tensor:
-        """Summed over the ranks that had other tokens, and known to all stages."""
+    def over_ranks(self, totals: Tensor) -> Tensor:
+        """The sum over the ranks that had other tokens, in their order, known to all stages of a pipeline."""
         device = next(iter(self.slices.own.values())).device
         totals = sum_in_rank_order(totals.to(device), self.mesh.group(*TOKENS))
         return sum_in_rank_order(totals, self.mesh.group("pipeline")) if self._pipeline is not None else totals

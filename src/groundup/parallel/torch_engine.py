@@ -27,12 +27,12 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from groundup.config import nearest
-from groundup.parallel.agreement import check_alike
 from groundup.parallel.context import context_batch, context_parallel
 from groundup.parallel.engine import Batch, Loss, Named
 from groundup.parallel.expert import dealt_parameters, expert_parallel
 from groundup.parallel.plan import Mesh, ParallelPlan
-from groundup.parallel.sharded_state import members, place_state
+from groundup.parallel.replicate import replicate
+from groundup.parallel.sharded_state import members, own_states, place_state
 from groundup.parallel.split import split_blocks
 from groundup.parallel.torch_pipeline import Stages, check_schedule
 from groundup.parallel.torch_shard import (
@@ -55,7 +55,10 @@ EPS = 1e-6
 def apply_plan(
     model: nn.Module, plan: ParallelPlan, *, compile: Callable[[nn.Module], Any] | None = None
 ) -> "TorchEngine":
-    """Put `model` on the ranks of the plan, in place; see `engine.Engine`. Every rank gives the same model.
+    """Put `model` on the ranks of the plan, in place; see `engine.Engine`. A collective; keep no reference to the model.
+
+    All ranks get the weights of rank 0. A model is called with tokens, and with positions and segments by name where a
+    batch has them.
 
     compile: is called with each block, such as `lambda block: block.compile()`.
 
@@ -71,7 +74,7 @@ class TorchEngine:
     def __init__(self, model: nn.Module, plan: ParallelPlan, compile: Callable[[nn.Module], Any] | None) -> None:
         _check(model, plan)
         self.plan, self.mesh = plan, Mesh(plan)
-        check_alike(model, values=True)
+        replicate(model)
         self.device = next(model.parameters()).device
         if plan.recompute:
             model.recompute = True  # type: ignore[assignment]
@@ -224,8 +227,8 @@ class TorchEngine:
             for module in sharded_modules(root):
                 module.reshard()
         own, names = self._tensors(), self._whole.names
-        missing = set(self._local)
-        for name, tensor in dict(tensors).items():
+        missing = set(self._whole.parameters)
+        for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
             if name not in names:
                 raise ValueError(f"load_full: the model has no tensor {name!r}{nearest(name, names)}")
             shape, _ = self._whole.kinds[names[name]]
@@ -234,18 +237,14 @@ class TorchEngine:
             if (mine := own.get(names[name])) is not None:
                 piece = self.pieces.get(names[name])
                 mine.copy_(tensor if piece is None else piece.take(tensor))
-                missing.discard(names[name])
+            missing.discard(names[name])
         if missing:
-            raise ValueError(f"load_full: nothing was given for {', '.join(sorted(missing))}")
+            raise ValueError(f"load_full: nothing was given for {', '.join(sorted(missing)[:10])}")
 
     def optimizer_state(self) -> State:
         """See `engine.Engine`."""
         names = {p: name for name, p in self._local.items()}
-        local = {
-            names[p]: {key: torch.as_tensor(value) for key, value in states.items() if value is not None}
-            for member in self._optimizers()
-            for p, states in member.state.items()
-        }
+        local = {names[p]: states for p, states in own_states(self._inner()).items()}
         return self._whole.gather_state(self.pieces, local, self.device, owned=self.plan.zero == 1)
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -256,18 +255,19 @@ class TorchEngine:
         found = [
             (member, p, {key: place_state(member, p, group, key, own_state(self.pieces[names[p]], names[p], key, value))
                          for key, value in state.get(names[p], {}).items()})
-            for member in self._optimizers() for group in member.param_groups for p in group["params"]
+            for member in members(self._inner()) for group in member.param_groups for p in group["params"]
         ]  # fmt: skip
-        for member in self._optimizers():
+        for member in members(self._inner()):
             member.state.clear()
         for member, p, states in found:
             if states:
                 member.state[p] = states
 
-    def _optimizers(self) -> list[Any]:
+    def _inner(self) -> Any:
+        """The optimizer of what this rank updates."""
         if self.optimizer is None:
             raise RuntimeError("there is no optimizer; call optimize(make) before")
-        return members(self.optimizer.optim if self.plan.zero == 1 else self.optimizer)
+        return self.optimizer.optim if self.plan.zero == 1 else self.optimizer
 
     def _tensors(self) -> dict[str, Tensor]:
         buffers = {name: b for chunk in self.modules for name, b in chunk.named_buffers() if name in self._whole.kinds}

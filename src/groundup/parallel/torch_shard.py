@@ -13,6 +13,7 @@ Experts' gradients are whole after the backward pass over the ranks of `expert`,
 own, without that axis. Zhao et al. 2023 (arXiv:2304.11277); Rajbhandari et al. 2019 (arXiv:1910.02054).
 """
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -29,6 +30,10 @@ from groundup.parallel.units import choose_units
 DENSE = ("data", "expert", "context")
 EXPERT = ("data", "context")
 """What a parameter has copies along, besides `shard`: most of them, and experts."""
+
+_BUFFERS = "forward_sync_buffers"  # until torch 2.12 under another name
+if _BUFFERS not in inspect.signature(DistributedDataParallel.__init__).parameters:
+    _BUFFERS = "broadcast_buffers"
 
 
 def uses_ddp(plan: ParallelPlan) -> bool:
@@ -49,7 +54,7 @@ def device_mesh(mesh: Mesh, device: torch.device) -> DeviceMesh:
 
 def replicas(model: nn.Module, group: dist.ProcessGroup) -> DistributedDataParallel:
     """DDP whose gradients are sums."""
-    ddp = DistributedDataParallel(model, process_group=group, broadcast_buffers=False, init_sync=False)
+    ddp = DistributedDataParallel(model, process_group=group, init_sync=False, **{_BUFFERS: False})
     ddp.register_comm_hook(group, _sum)
     return ddp
 

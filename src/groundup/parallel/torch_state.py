@@ -79,9 +79,11 @@ class Whole:
     """The tensors of one model over all ranks: which there are, and which stages of the pipeline hold them.
 
     names: {each name of the model's state: the first name of the same tensor}. kinds: {first name: (shape, dtype)}.
+    parameters: the first names of these.
     """
 
     def __init__(self, model: nn.Module, stages: list[list[nn.Module]], mesh: Mesh) -> None:
+        self.parameters = [name for name, _ in model.named_parameters()]
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         firsts = {id(tensor): name for name, tensor in reversed(tensors.items())}
         self.names = {name: firsts[id(tensor)] for name, tensor in model.state_dict(keep_vars=True).items()}

@@ -57,7 +57,7 @@ def tensor_parallel(model: nn.Module, mesh: DeviceMesh, *, sequence: bool = Fals
     for _, stream in streams:
         _sum_uncut(stream, whole, mesh)
         change_input(stream[0], lambda x: split_positions(x, mesh))
-        change_output(stream[-1], lambda x: move(x, mesh, STREAM, Replicate()))
+        change_output(stream[-1], lambda x: move(x, mesh, STREAM, Replicate()).clone())  # no view, for fully_shard
     for module in _callers(model, [stream for _, stream in streams]):
         _Shown(module, mesh)
     return model
