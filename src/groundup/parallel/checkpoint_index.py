@@ -27,7 +27,7 @@ from torch import Tensor
 from groundup.files import read_sealed, sealed
 from groundup.parallel.regions import Region, check_cover
 from groundup.step_folders import step_of
-from groundup.tensorfile import DTYPES, MAX_DIMENSIONS
+from groundup.tensorfile import DTYPES, HEADER_LIMIT_BYTES, MAX_DIMENSIONS
 
 FORMAT = 1
 INDEX = "index.json"
@@ -74,7 +74,8 @@ class Index:
     def encode(self) -> bytes:
         tensors = {name: _entry_to_json(entry) for name, entry in self.tensors.items()}
         files = {name: {"bytes": f.bytes, "header_sha256": f.header_sha256} for name, f in self.files.items()}
-        return sealed({"format": FORMAT, "step": self.step, "tensors": tensors, "files": files, "state": self.state})
+        body = {"format": FORMAT, "step": self.step, "tensors": tensors, "files": files, "state": self.state}
+        return sealed(body, compact=True)
 
 
 def read_index(path: str | Path) -> Index:
@@ -86,7 +87,7 @@ def read_index(path: str | Path) -> Index:
     path = Path(path)
     if not (path / INDEX).is_file():
         raise ValueError(f"{path}: no {INDEX}: not a checkpoint, or its save did not finish")
-    body = read_sealed(path / INDEX)
+    body = read_sealed(path / INDEX, compact=True)
     if body.get("format") != FORMAT:
         raise ValueError(f"{path / INDEX}: format {body.get('format')!r}; this version reads {FORMAT}")
     try:
@@ -115,7 +116,8 @@ def header_sha256(path: Path) -> str:
     """The hash of a safetensors file's length and header: all that is in it but the tensors' bytes."""
     with open(path, "rb") as file:
         prefix = file.read(8)
-        return hashlib.sha256(prefix + file.read(int.from_bytes(prefix, "little"))).hexdigest()
+        length = min(int.from_bytes(prefix, "little"), HEADER_LIMIT_BYTES)
+        return hashlib.sha256(prefix + file.read(length)).hexdigest()
 
 
 def checksums(tensor: Tensor) -> tuple[int, ...]:

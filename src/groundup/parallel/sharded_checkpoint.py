@@ -96,11 +96,12 @@ class _Loading:
 
     def _new_states(self, at: Stepped, saved: dict[str, str]) -> dict[str, Tensor]:
         own = [key for key, value in at.member.state.get(at.parameter, {}).items() if value is not None]
-        expected = at.member.state_shapes(at.parameter, at.group) if hasattr(at.member, "state_shapes") else own
-        if saved and expected and set(saved) != set(expected):
+        declared = hasattr(at.member, "state_shapes")  # torch's own optimizers only show what they have already
+        expected = list(at.member.state_shapes(at.parameter, at.group)) if declared else own
+        if saved and (declared or own) and set(saved) != set(expected):
             raise ValueError(
                 f"{self.stored.path}: of {at.name} it has {', '.join(sorted(saved))}; "
-                f"{type(at.member).__name__} has {', '.join(sorted(expected))}"
+                f"{type(at.member).__name__} has {', '.join(sorted(expected)) or 'no states'}"
             )
         entries = {key: self.stored.index.tensors[name] for key, name in saved.items()}
         return {key: new_state(at, key, entry.shape, entry.dtype) for key, entry in entries.items()}

@@ -70,6 +70,7 @@ class ShardedSaver:
         self._known: list[str] = []
         self._division: Division | None = None
         self._attempt: Attempt | None = None
+        self._saved: Path | None = None
 
     def save(self, step: int, parts: Parts, state: Mapping[str, Any] | None = None) -> None:
         """Begin to save what the weights and states are now; they may change as soon as this returns.
@@ -77,14 +78,11 @@ class ShardedSaver:
         state: anything that JSON can say, the same on all ranks. Waits for the save before. Raises ValueError, on all
         ranks, where ranks differ in step or state, or their parts do not make up whole tensors.
         """
-        error = self._background.wait()
-        body: Any = None
-        pieces: dict[str, Piece] = {}
-        if error is None:
-            try:
-                body, pieces = json.loads(encode_json(dict(state or {}))), named_pieces(parts)
-            except (ValueError, TypeError) as fault:
-                error = ValueError(f"step {step} cannot be saved: {fault}")
+        error, body, pieces = None, None, {}
+        try:
+            body, pieces = json.loads(encode_json(dict(state or {}))), named_pieces(parts)
+        except (ValueError, TypeError) as fault:
+            error = ValueError(f"step {step} cannot be saved: {fault}")
         self._agree(error, step, body, describe(pieces))
         self._attempt = attempt = self._begin(step, body)
         try:
@@ -99,8 +97,8 @@ class ShardedSaver:
 
         A collective, which raises what failed.
         """
-        self._ranks.raise_first(self._background.wait())
-        return None if self._attempt is None else self._attempt.final
+        self._settle(None)
+        return self._saved
 
     def __enter__(self) -> "ShardedSaver":
         return self
@@ -111,14 +109,22 @@ class ShardedSaver:
         elif (error := self._background.wait()) is not None:  # others may not be here: no collective
             logger.warning("the last checkpoint was not saved", exc_info=error)
 
+    def _settle(self, error: BaseException | None, said: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Wait for the save before, and raise on all ranks what failed on any: there, or now with `error`."""
+        attempt, self._attempt = self._attempt, None
+        told = self._ranks.raise_first(self._background.wait() or error, said)
+        if attempt is not None:
+            self._saved = attempt.final
+        return told
+
     def _agree(self, error: BaseException | None, step: int, state: Any, description: str) -> None:
         """Leave in `_division` who writes what, the same on all ranks."""
         said = {"step": step, "state": _digest(json.dumps(state, sort_keys=True))}
-        told = self._ranks.raise_first(error, {**said, "parts": _digest(description)})
+        told = self._settle(error, {**said, "parts": _digest(description)})
         for rank, other in enumerate(told):
             for what in said:
                 if other[what] != told[0][what]:
-                    raise ValueError(f"step {step} cannot be saved: rank {rank} has another {what} than rank 0")
+                    raise ValueError(f"a save cannot begin: rank {rank} has another {what} than rank 0")
         digests = [other["parts"] for other in told]
         if digests != self._known or self._division is None:
             self._division = divide([json.loads(text) for text in self._ranks.tell(json.dumps(description))])
