@@ -1,6 +1,6 @@
 """Entry 023: does a run whose ranks are killed again and again end with the weights of one that was left alone?
 
-    python experiments/023_kills.py [--kills 100] [--ranks 2] [--seed N]
+    python experiments/023_kills.py [--kills 100] [--ranks 2] [--longest 9] [--seed N]
 
 Trains a small model twice with `groundup train`: once in peace, once with a random rank killed (SIGKILL) at random
 moments, from the first seconds of a start, before any step, to the writing of a checkpoint. Prints a JSON line.
@@ -31,18 +31,19 @@ def start(out: Path, options: argparse.Namespace) -> subprocess.Popen:
     tokens = options.kills * STEPS_PER_KILL * 4 * 32
     command = [sys.executable, "-m", "groundup.cli", "train", str(text), *SHAPE, "--tokens", str(tokens)]
     command += ["--checkpoint-every", "20", "--ranks", str(options.ranks), "--restarts", "20", "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with open(f"{out}.log", "w") as said:  # not a pipe, which would be full before the end
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
 
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def disturb(process: subprocess.Popen, kills: int, chance: random.Random) -> int:
+def disturb(process: subprocess.Popen, kills: int, longest: float, chance: random.Random) -> int:
     """Kill a rank every now and then until the run has ended, or it was done so often."""
     done = 0
     while done < kills and process.poll() is None:
-        time.sleep(chance.uniform(0.5, 9.0))
+        time.sleep(chance.uniform(0.5, longest))
         ranks = children(process.pid) if process.poll() is None else []
         if ranks:
             os.kill(chance.choice(ranks), signal.SIGKILL)
@@ -54,15 +55,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--longest", type=float, default=9.0, help="seconds between kills; more on a slow machine")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         began = time.monotonic()
         undisturbed = start(Path(scratch, "undisturbed"), options)
-        undisturbed.communicate()
+        undisturbed.wait()
         process = start(Path(scratch, "run"), options)
-        done = disturb(process, options.kills, random.Random(options.seed))
-        _, said = process.communicate()
+        done = disturb(process, options.kills, options.longest, random.Random(options.seed))
+        process.wait()
+        said = Path(scratch, "run.log").read_text()
         ours, theirs = (read_tensors(Path(scratch, name, "model.safetensors")) for name in ("run", "undisturbed"))
         different = [name for name in theirs if name not in ours or not ours[name].equal(theirs[name])]
     print(json.dumps({

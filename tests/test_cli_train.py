@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from groundup.cli import main
 from groundup.inference import Engine, SamplingParams
 from groundup.tensorfile import read_tensors
+from groundup.train.checkpoint import STATE, checkpoints
 
 TINY = [
     "vocab_size=270", "num_layers=1", "d_model=16", "num_heads=1", "d_head=16", "context_length=16", "batch_size=4",
@@ -85,6 +87,13 @@ def test_a_dry_run_says_what_would_be(capsys):
         (["num_layer=3"], "did you mean 'num_layers'"),
         (["--tokens", "99", "--minutes", "1"], "only one says when"),
         (["--ranks", "3"], "batch_size=16 cannot be shared by 3 ranks"),
+        (["--plan", "shard=2"], "give optimizer=adamw"),
+        (["--plan", "pipeline=2"], "no whole model"),
+        (["--plan", "data=2", "--ranks", "4"], "is for 2 ranks; here are 4"),
+        (["--plan", "data=3"], "cannot be shared by 3 parts"),
+        (["--plan", "dta=2"], "did you mean 'data'"),
+        (["--plan", "recompute=true"], "one rank divides nothing"),
+        (["--plan", "context=2", "compile=true"], "changes blocks"),
         (["--resume", "nowhere"], "not a run of groundup train"),
         (["--resume", "nowhere", "--seed", "3"], "leave out seed"),
     ],
@@ -122,6 +131,26 @@ def test_a_run_is_gone_on_with_by_another_number_of_ranks(text, tmp_path):
     assert len(losses[0]) == 20 and losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
+def test_a_run_is_gone_on_with_under_another_plan(text, tmp_path):
+    """Stopped by a signal while each of two ranks has half of all parameters, ended in one."""
+    options = ("optimizer=adamw", "adam_rate=0.001", "--tokens", "6400", "--checkpoint-every", "50")
+    whole = main(train(text, tmp_path / "whole", *options))
+    process = start(text, tmp_path / "run", *options, "--plan", "shard=2")
+    log = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert (whole, process.returncode) == (0, 130) and '--plan "shard=2"' in said
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+         if "loss" in line]
+        for name in ("whole", "run")
+    ]  # fmt: skip
+    assert len(losses[0]) == 10 and losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 def children(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in found.read_text().split()] if found.exists() else []
@@ -133,11 +162,47 @@ def test_killed_ranks_change_nothing(text, tmp_path):
     undisturbed = start(text, tmp_path / "undisturbed", *options)
     assert undisturbed.wait(120) == 0
     process, chance = start(text, tmp_path / "run", *options), random.Random(0)
-    checkpoints = tmp_path / "run" / "checkpoints"
+    saved = tmp_path / "run" / "checkpoints"
     for wanted in (60, 200):
-        while process.poll() is None and not (checkpoints / f"step-{wanted}").exists():
+        while process.poll() is None and not (saved / f"step-{wanted}").exists():
             time.sleep(0.01)
         os.kill(chance.choice(children(process.pid)), signal.SIGKILL)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0 and said.count("was killed by SIGKILL") == 2
     assert same_bits(tmp_path / "undisturbed", tmp_path / "run")
+
+
+def agent(text, out, port: int) -> subprocess.Popen:
+    """One node of two, as docs/multi-node.md starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test"]
+    command += ["-m", "groundup.cli", *train(text, out, "--tokens", "640000", "--checkpoint-every", "7")]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_nodes_of_torchrun_save_on_sigterm_and_one_process_goes_on(text, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run, kept = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    agents = [agent(text, run, port) for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 120
+        while len(checkpoints(kept)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for each in agents:
+            each.send_signal(signal.SIGTERM)
+        said = [each.communicate(timeout=60)[1] for each in agents]
+    finally:
+        for each in agents:
+            each.kill()
+    newest = checkpoints(kept)[0]
+    step = json.loads((newest / STATE).read_text())["run"]["step"]
+    assert all(each.returncode for each in agents), said
+    assert 14 <= step < 10_000, "no whole checkpoint of a run that was under way"
+    facts = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps({**facts, "tokens": (step + 5) * 64}))
+    assert main(["train", "--resume", str(run), "--json"]) == 0
+    assert json.loads((run / "result.json").read_text())["steps"] == step + 5

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "groundup"
 LAYERS = (
     ("environ",),
     ("config", "device", "files"),
-    ("tensorfile", "gguf", "bundled"),
+    ("tensorfile", "step_folders", "gguf", "bundled"),
     ("tokenizer", "kernels"),
     ("model", "optim", "corpus"),
     ("presets",),

@@ -20,6 +20,7 @@ from groundup.cli_parts import (
 from groundup.config import near, override, plural
 
 if TYPE_CHECKING:
+    from groundup.parallel.plan import ParallelPlan
     from groundup.recipes import Recipe
 
 PRESETS = ("llama", "qwen3", "gpt2", "mamba2")
@@ -43,8 +44,11 @@ def options(parser: Parser) -> None:
         f"{100 * HELD_OUT:g} in 100 documents)")  # fmt: skip
     add("--minutes", type=number, metavar="X", help="train for so long, by the clock (default: 10)")
     add("--tokens", type=count, metavar="N", help="train on so many tokens, instead of --minutes")
-    add("--ranks", type=whole_number, default=1, metavar="N",
-        help="processes that train together on this machine, each on its rows of every batch (default: 1)")  # fmt: skip
+    add("--ranks", type=whole_number, metavar="N",
+        help="processes that train together on this machine (default: 1, or as the plan says)")  # fmt: skip
+    add("--plan", metavar="PLAN", help="how the ranks divide the work, of data, shard, tensor, context and expert, "
+        "e.g. \"data=2 zero=1\", \"shard=2\", \"data=2 tensor=2\"; shard and tensor need optimizer=adamw "
+        "(default: each rank has the whole model)")  # fmt: skip
     add("--restarts", type=count, default=3, metavar="N", help="with --ranks: times to start all ranks again from the "
         "newest checkpoint after one of them died, without progress between (default: 3)")  # fmt: skip
     add("--timeout", type=number, default=600.0, metavar="SECONDS",
@@ -74,20 +78,43 @@ def run(options: Arguments) -> int:
     """Train, score, and leave a model folder; returns the exit code."""
     from groundup.device import rank, world_size
 
+    plan = _plan(options)
+    if options.ranks is None:
+        options.ranks = 1 if plan is None else plan.size
     if options.ranks < 1:
         wrong_use("groundup train", f"--ranks {options.ranks}: expected at least 1")
     facts, recipe = _saved(options) if options.resume else _new(options)
     ranks = max(world_size(), options.ranks)
-    if recipe.batch_size % ranks:
+    if plan is not None:
+        _check_plan(plan, recipe, ranks)
+    elif recipe.batch_size % ranks:
         raise ValueError(
             f"batch_size={recipe.batch_size} cannot be shared by {ranks} ranks: give a multiple of {ranks}"
         )
     launched = world_size() > 1 and options.resume
     if rank() == 0 and not launched:
-        _show(recipe, ranks, options.json and options.dry_run)
+        _show(recipe, ranks, plan, options.json and options.dry_run)
     if options.dry_run:
         return 0
     return _first(options, recipe, facts) if world_size() == 1 else _rank(options, recipe, facts)
+
+
+def _plan(options: Arguments) -> "ParallelPlan | None":
+    from groundup.parallel.plan import ParallelPlan
+
+    return None if options.plan is None else ParallelPlan.parse(options.plan)
+
+
+def _check_plan(plan: "ParallelPlan", recipe: "Recipe", ranks: int) -> None:
+    from groundup.recipes.run import check_plan_of
+
+    if plan.size == 1:
+        raise ValueError(f"--plan {plan.text!r}: one rank divides nothing; leave it out")
+    if plan.size != ranks:
+        raise ValueError(
+            f"--plan {plan.text!r} is for {plan.size} ranks; here are {ranks}: leave out --ranks, or agree"
+        )
+    check_plan_of(recipe, plan)
 
 
 def _saved(options: Arguments) -> tuple[dict[str, Any], "Recipe"]:
@@ -106,8 +133,8 @@ def _refuse_beside_resume(options: Arguments) -> None:
     given = [name for name, usual in BEGINNINGS.items() if getattr(options, name) != usual]
     if given:
         raise ValueError(
-            f"--resume goes on with the run's own settings: leave out {', '.join(given)}; --ranks, --restarts, "
-            "--timeout and --device may differ"
+            f"--resume goes on with the run's own settings: leave out {', '.join(given)}; --ranks, --plan, "
+            "--restarts, --timeout and --device may differ"
         )
 
 
@@ -181,17 +208,20 @@ def _model(name: str, shape: dict[str, str]) -> Any:
     return make(**values)
 
 
-def _show(recipe: "Recipe", ranks: int, as_json: bool) -> None:
+def _show(recipe: "Recipe", ranks: int, plan: "ParallelPlan | None", as_json: bool) -> None:
     from groundup.accounting import count_parameters
     from groundup.config import to_dict
 
     length = f"{recipe.minutes:g} minutes" if recipe.tokens is None else f"{recipe.tokens:,} tokens"
     parameters = count_parameters(recipe.model).total
     shared = f", on {ranks} ranks of {plural(recipe.batch_size // ranks, 'row')}" if ranks > 1 else ""
+    if plan is not None:
+        shared = f", on {plural(ranks, 'rank')}: {plan.text or 'one process'}"
     print(f"model   {recipe.summary}: {plural(parameters, 'parameter')}")
     print(f"train   updates of {plural(recipe.batch_tokens, 'token')}, for {length}{shared}")
     if as_json:
-        print_json({"recipe": to_dict(recipe), "parameters": parameters, "ranks": ranks})
+        facts = {"ranks": ranks, "plan": None if plan is None else plan.text}
+        print_json({"recipe": to_dict(recipe), "parameters": parameters, **facts})
 
 
 def _first(options: Arguments, recipe: "Recipe", facts: dict[str, Any]) -> int:
@@ -217,13 +247,15 @@ def _launch(options: Arguments, out: Path) -> int:
     command = [sys.executable, "-m", "groundup.cli", "train", "--resume", str(out)]
     command += ["--timeout", str(options.timeout), *(["--json"] if options.json else [])]
     command += ["--device", options.device] if options.device else []
+    command += ["--plan", options.plan] if options.plan is not None else []
 
     def newest() -> Path | None:
         return next(iter(checkpoint.checkpoints(out / "checkpoints")), None)
 
     code = launch(command, options.ranks, restarts=options.restarts, progress=newest)
     if code:
-        print(f"go on with: groundup train --resume {out} --ranks {options.ranks}", file=sys.stderr)
+        how = f"--ranks {options.ranks}" if options.plan is None else f'--plan "{options.plan}"'
+        print(f"go on with: groundup train --resume {out} {how}", file=sys.stderr)
     return code
 
 
@@ -261,6 +293,7 @@ def _train(options: Arguments, recipe: "Recipe", facts: dict[str, Any], out: Pat
     result = run_recipe(
         recipe, _files(facts), facts["valid"], out=out, data_folder=facts["data"], seed=facts["seed"],
         device=options.device, checkpoint_every=facts["checkpoint_every"], resume=True, timeout=options.timeout,
+        plan=_plan(options),
     )  # fmt: skip
     if result["rank"] != 0:
         return 130 if result["stopped_by"] == "interrupt" else 0

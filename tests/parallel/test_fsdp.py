@@ -443,9 +443,9 @@ def build_differently(rank, size, how):
     ("how", "message"),
     [
         ("values", "rank 1 has other values in 0.weight than rank 0"),
-        ("shape", "rank 1 has 0.weight as float32 (4, 3), rank 0 as float32 (3, 3)"),
-        ("lacks", "rank 1 lacks the parameter 1.bias, which rank 0 has"),
-        ("frozen", "rank 1 has 1.weight as float32 (2, 3), frozen, rank 0 as float32 (2, 3)"),
+        ("shape", "where rank 1 has parameter 0.weight of shape (4, 3) and float32"),
+        ("lacks", "rank 0 has parameter 1.bias of shape (2,) and float32, where rank 1 has nothing more"),
+        ("frozen", "where rank 1 has parameter 1.weight of shape (2, 3) and float32 without gradient"),
     ],
 )
 def test_different_models_are_named_on_every_rank(how, message):

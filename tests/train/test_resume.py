@@ -4,11 +4,13 @@ import os
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from groundup.optim import AdamW, ClockDecay, muon_adamw, warmup_stable_decay
-from groundup.train import checkpoint, read_metrics
+from groundup.train import checkpoint, next_token, read_metrics, train
 from groundup.train.snapshot import capture, check_weights, differences, restore
-from tests.train.small import Batches, same_weights, tiny_model, tiny_run
+from tests.distributed import run_ranks
+from tests.train.small import Batches, batch, same_weights, tiny_model, tiny_run
 
 TIMES = {"seconds", "tokens_per_second"}
 
@@ -183,3 +185,37 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     tiny_run(4, run_dir=tmp_path, checkpoint_every=2, every={4: spoil})
     assert [p.name for p in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step-2"]
     assert "embed.weight is not finite" in (tmp_path / "events.jsonl").read_text()
+
+
+def a_bit_is_lost(rank, size, folder):
+    """One of the lowest bits of one weight, or of one number of AdamW's, on rank 1 after step 12."""
+
+    def run(name, strike=None, **options):
+        model = tiny_model()
+        optimizer = AdamW(model, lr=1e-2)
+        mine = [{key: value.tensor_split(size)[rank] for key, value in batch(i, rows=6).items()} for i in range(40)]
+
+        def hook(step, model, run):
+            if strike is not None and rank == 1 and step == 12:
+                strike(model, optimizer).view(-1).view(torch.int32)[3] ^= 1
+
+        train(
+            model, mine, next_token, optimizer, 20, every={1: hook}, run_dir=f"{folder}/{name}", checkpoint_every=5,
+            schedule=warmup_stable_decay(3, 40), progress=False, **options,
+        )  # fmt: skip
+        return model
+
+    whole = run("undisturbed")
+    for name, strike in [
+        ("blocks.1.ffn.up.weight", lambda model, _: model.blocks[1].ffn.up.weight.data),
+        ("exp_avg_sq", lambda model, optimizer: optimizer.state[model.blocks[0].mixer.wq.weight]["exp_avg_sq"]),
+    ]:
+        with pytest.raises(RuntimeError, match=f"rank 1 has other bits than the others in .*{name}"):
+            run(name, strike)
+        dist.barrier()
+        assert checkpoint.latest(f"{folder}/{name}/checkpoints").name == "step-10"
+        assert same_weights(run(name, resume=True), whole)
+
+
+def test_a_flipped_bit_on_one_rank_is_named_and_never_saved(tmp_path):
+    run_ranks(a_bit_is_lost, 3, str(tmp_path))

@@ -1,6 +1,8 @@
 """One model on many processes: layouts are data that modules declare, applied from outside."""
 
 from groundup.parallel import ring, tree
+from groundup.parallel.agreement import check_alike, check_copies
+from groundup.parallel.apply import GroundupEngine, apply_plan
 from groundup.parallel.collectives import (
     copy_to_ranks,
     exchange,
@@ -23,8 +25,9 @@ from groundup.parallel.group import Place, joined
 from groundup.parallel.launch import launch
 from groundup.parallel.muon import orthogonalize_on_ranks
 from groundup.parallel.pipeline import Pipeline, measured_bubble
+from groundup.parallel.plan import Mesh, ParallelPlan
 from groundup.parallel.rank_order import sum_in_rank_order
-from groundup.parallel.replicate import check_alike, replicate
+from groundup.parallel.replicate import replicate
 from groundup.parallel.schedules import Action, Timeline, bubble_fraction, schedule, simulate
 from groundup.parallel.sequence import join_sequence, sequence_parallel, split_sequence
 from groundup.parallel.split import split_blocks
@@ -36,19 +39,21 @@ __all__ = [
     "DDP",
     "Action",
     "Cut",
-    "Cut",
+    "GroundupEngine",
+    "Mesh",
+    "ParallelPlan",
     "Pipeline",
     "Place",
     "Timeline",
     "ZeRO",
     "all_to_all",
+    "apply_plan",
     "bubble_fraction",
     "check_alike",
+    "check_copies",
     "context_batch",
     "context_parallel",
     "copy_to_ranks",
-    "copy_to_ranks",
-    "cuts",
     "cuts",
     "dealt_parameters",
     "exchange",
@@ -66,7 +71,6 @@ __all__ = [
     "load_full",
     "measured_bubble",
     "orthogonalize_on_ranks",
-    "orthogonalize_on_ranks",
     "own_part",
     "replicate",
     "ring",
@@ -74,7 +78,6 @@ __all__ = [
     "scatter_sum_to_ranks",
     "schedule",
     "sequence_parallel",
-    "share_balance",
     "share_balance",
     "simulate",
     "split_blocks",

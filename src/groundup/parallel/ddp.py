@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from groundup.parallel.buckets import (
     BUCKET_BYTES,
@@ -48,13 +48,13 @@ def sum_gradients_naive(model: nn.Module, group: dist.ProcessGroup | None = None
     gradient; one that nobody used keeps None.
     """
     for p in trainable(model):
-        run([_sum([p], group, mean)])
+        run([sum_bucket([p], group, mean)])
 
 
 def sum_gradients_flat(model: nn.Module, group: dist.ProcessGroup | None = None, *, mean: bool = False) -> None:
     """The same in one message per dtype; it needs room for all gradients twice more."""
     for bucket in make_buckets(trainable(model), float("inf")):
-        run([_sum(bucket, group, mean)])
+        run([sum_bucket(bucket, group, mean)])
 
 
 class DDP:
@@ -86,7 +86,7 @@ class DDP:
     ):
         replicate(model, group)
         buckets = make_buckets(trainable(model), bucket_bytes)
-        self._overlap = Overlap(buckets, lambda bucket: _sum(bucket, group, mean))
+        self._overlap = Overlap(buckets, lambda bucket: sum_bucket(bucket, group, mean))
 
     def finish(self) -> None:
         """Wait until every gradient is the sum over ranks."""
@@ -101,15 +101,27 @@ class DDP:
         self._overlap.remove()
 
 
-def _sum(params: list[nn.Parameter], group: dist.ProcessGroup | None, mean: bool) -> Reduction:
-    """All-reduce of one bucket: send pieces; add those of the own piece; hand the sums round."""
+def sum_bucket(params: list[nn.Parameter], group: dist.ProcessGroup | None, mean: bool = False) -> Reduction:
+    """All-reduce of one bucket: send pieces; add those of the own piece; hand the sums round.
+
+    Two terms have the same sum in either order, so two ranks leave it to the library, which needs nobody in between.
+    """
     size = dist.get_world_size(group)
     flat = torch.cat(pack(params))
-    lengths = even_lengths(packed_length(params), size)
+    if size == 2:
+        work = dist.all_reduce(flat, group=group, async_op=True)
+        yield
+        assert work is not None
+        work.wait()
+    else:
+        yield from _sum_pieces(flat, even_lengths(packed_length(params), size), group)
+    unpack(flat, params, size if mean else 1.0)
+
+
+def _sum_pieces(flat: Tensor, lengths: list[int], group: dist.ProcessGroup | None) -> Reduction:
     exchange = Exchange(flat, lengths, group)
     yield
     exchange.add()
     gathering = start_gather(flat, lengths, group)
     yield
     gathering.wait()
-    unpack(flat, params, size if mean else 1.0)

@@ -29,23 +29,30 @@ Named = Sequence[tuple[str, nn.Parameter]]
 
 
 class Engine(Protocol):
-    """A model on the ranks of a plan."""
+    """A model on the ranks of a plan.
+
+    modules: this rank's parts of the model, cut: one, or a pipeline's chunks, with the model's own names.
+    optimizer: what `optimize` made, perhaps with ZeRO around it; None before.
+    """
 
     plan: ParallelPlan
     mesh: Mesh
+    modules: Sequence[nn.Module]
+    optimizer: Any
 
     def named_parameters(self) -> Named:
         """This rank's parameters, or its pieces of them, under the model's names. No collective."""
         ...
 
     def optimize(self, make: Callable[[Named], Any]) -> None:
-        """Build the optimizer over this rank's parameters, which it must treat elementwise where they are pieces."""
+        """Build the optimizer over what this rank trains, which it must treat elementwise where that is pieces."""
         ...
 
     def accumulate(self, batches: Sequence[Batch], loss: Loss) -> tuple[float, float]:
-        """Forward and backward of this rank's batches: gradients add up. As many batches on every rank; tokens may differ.
+        """Forward and backward of this rank's batches of one step, as many on every rank; gradients add up over all.
 
-        The sum of the loss and the number of tokens, over all ranks.
+        The sum of the loss and the number of tokens, over all ranks. Balancing losses of experts are part of the loss,
+        each times the tokens of its batch. RuntimeError where the gradients of before have not been used by `step`.
         """
         ...
 

@@ -37,13 +37,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a parameter lies: [start, end) of the flat buffer, and `piece` of this rank's shard."""
+    """Where a parameter lies: [start, end) of the flat buffer, and `piece` of this rank's shard.
+
+    `hooks` were registered on the parameter, and are to see the whole one's gradient, as they did.
+    """
 
     name: str
     shape: torch.Size
     start: int
     owners: tuple[tuple[nn.Module, str], ...]
     piece: slice
+    hooks: tuple[Callable[[Tensor], Tensor | None], ...] = ()
 
     @property
     def end(self) -> int:
@@ -106,15 +110,20 @@ class FlatShard:
     def _slot(self, entry: Entry, start: int) -> Slot:
         end, low, high = start + entry.whole.numel(), self.rank * self.length, (self.rank + 1) * self.length
         piece = slice(min(max(start, low), high) - low, min(max(end, low), high) - low)
-        return Slot(entry.name, entry.whole.shape, start, entry.owners, piece)
+        hooks = tuple((entry.whole._backward_hooks or {}).values())
+        return Slot(entry.name, entry.whole.shape, start, entry.owners, piece, hooks)
 
     @torch.no_grad()
     def fill(self, slot: Slot, whole: Tensor) -> None:
         """Take this rank's piece from a whole parameter; nothing from one on the meta device."""
         if not whole.is_meta:
-            skipped = self.rank * self.length + slot.piece.start - slot.start
-            flat = whole.detach().reshape(-1)[skipped : skipped + slot.piece.stop - slot.piece.start]
-            self.shard[slot.piece].copy_(flat)
+            self.shard[slot.piece].copy_(self.piece_of(slot, whole).reshape(-1))
+
+    def piece_of(self, slot: Slot, whole: Tensor) -> Tensor:
+        """This rank's part of a tensor like the whole parameter, in the form of its piece."""
+        skipped = self.rank * self.length + slot.piece.start - slot.start
+        flat = whole.detach().reshape(-1)[skipped : skipped + slot.piece.stop - slot.piece.start]
+        return flat.view(*[1] * (len(slot.shape) - 1), -1)
 
     @staticmethod
     def _cut(flat: Tensor, slot: Slot) -> Tensor:

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
-from groundup.parallel.agreement import require_same_model
+from groundup.parallel.agreement import check_alike
 from groundup.parallel.flat import Entry, FlatShard, Meter, Wire
 from groundup.parallel.units import Units, assign_parameters, choose_units
 
@@ -50,8 +50,8 @@ def fully_shard(
         loss(model(tokens)).backward()              # .grad: this rank's part of the sum over ranks
         optimizer.step()
 
-    Parameters keep their names and number of axes, but are whole only inside of a unit's `forward`, and of the
-    `gathered` context for those of no unit. Optimizers have to be elementwise. Choose what is frozen before.
+    Parameters keep their names, number of axes and gradient hooks, but are whole only inside of a unit's `forward`, and
+    of the `gathered` context for those of no unit. Optimizers have to be elementwise. Choose what is frozen before.
 
     units: modules that gather together, or a predicate of (name, module). By default each child of a ModuleList or
     ModuleDict. What is in none of them, or tied between two, belongs to the model itself and is gathered throughout its
@@ -69,7 +69,7 @@ def fully_shard(
         raise ValueError("fully_shard: this model is cut already")
     if device is None and any(p.is_meta for p in model.parameters()):
         raise ValueError("fully_shard: parameters are on the meta device; say where the shards go with device=...")
-    require_same_model(model, group)
+    check_alike(model, group, values=True)
     wire = Wire(group, compute_dtype, reduce_dtype, average, None if device is None else torch.device(device))
     model._sharding = _Sharding(model, choose_units(model, units), wire)  # type: ignore[assignment]
     return model
@@ -199,7 +199,7 @@ class _Unit:
         if self.trained:
             pieces = [piece for flat in self.trained for piece in flat.pieces]
             trained = iter(_Wholes.apply(self, *pieces))  # type: ignore[arg-type]
-            wholes |= {flat: [next(trained) for _ in flat.slots] for flat in self.trained}
+            wholes |= {flat: [_hooked(slot.hooks, next(trained)) for slot in flat.slots] for flat in self.trained}
         return wholes
 
     def _leave(self) -> None:
@@ -252,6 +252,12 @@ class _Unit:
         earlier = self.sharding.before.get(self)
         if earlier is not None and earlier.backwards:  # it has begun already, as happens where this one is frozen
             self._launch(self.sharding.before.get(earlier))
+
+
+def _hooked(hooks: Iterable[Callable[[Tensor], Tensor | None]], whole: Tensor) -> Tensor:
+    for hook in hooks if whole.requires_grad else ():
+        whole.register_hook(hook)
+    return whole
 
 
 class _Wholes(torch.autograd.Function):

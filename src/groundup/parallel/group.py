@@ -26,7 +26,7 @@ PrefixStore: Any = dist.PrefixStore  # pyright: ignore[reportPrivateImportUsage]
 rendezvous: Any = dist.rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
 LAUNCHER = "GROUNDUP_LAUNCHER"
-"""Set by `launch`: the port of the store that it hosts on this machine."""
+"""Set by `launch`: PORT/PREFIX of the store that it hosts on this machine."""
 
 LONGER = 60.0
 """Seconds by which the process group waits longer than the watchdog, whose report says more."""
@@ -75,11 +75,12 @@ def joined(timeout: float = 600.0, backend: str | None = None) -> Iterator[Place
 
 def _store(timeout: float) -> Any:
     limit = timedelta(seconds=timeout + LONGER)
-    port = env(LAUNCHER)
-    if port is None:  # torchrun, or whoever sets MASTER_ADDR and MASTER_PORT
+    address = env(LAUNCHER)
+    if address is None:  # torchrun, or whoever sets MASTER_ADDR and MASTER_PORT
         return next(rendezvous("env://", timeout=limit))[0]
     threading.Thread(target=_end_with_launcher, name="launcher", daemon=True).start()
-    return TCPStore("127.0.0.1", int(port), is_master=False, timeout=limit)
+    port, _, prefix = address.partition("/")
+    return PrefixStore(prefix, TCPStore("127.0.0.1", int(port), is_master=False, timeout=limit))
 
 
 def _end_with_launcher() -> None:

@@ -12,7 +12,9 @@ was first, and nothing that it started outlives it.
 
 import contextlib
 import os
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from groundup.environ import env, for_child
-from groundup.parallel.group import LAUNCHER, TCPStore
+from groundup.parallel.group import LAUNCHER, PrefixStore, TCPStore
 from groundup.parallel.watchdog import HUNG
 
 GRACE_SECONDS = 1.0
@@ -133,18 +135,35 @@ def launch(
 
 def _attempt(command: Sequence[str], ranks: int) -> tuple[Failure | None, bool]:
     """(what failed, whether the user ended it)."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store, address = _meeting_place()
     attempt = _Attempt([], store)
     with _signals(attempt.pass_on):
         try:
             for rank in range(ranks):
-                attempt.processes.append(_start(command, rank, ranks, store.port))
+                attempt.processes.append(_start(command, rank, ranks, address))
             _wait(attempt)
             interrupted = attempt.asked > 0 or INTERRUPTED in attempt.codes.values()
             failed = attempt.failed and not attempt.asked
             return (attempt.failure() if failed else None), interrupted and not failed
         finally:
             attempt.kill()
+
+
+def _meeting_place() -> tuple[Any, str]:
+    """A store that only this machine reaches, under a prefix that only the ranks are told; how they find it."""
+    listener = socket.socket()  # a TCPStore that opens its own listens to every network
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1024)
+    port, prefix = listener.getsockname()[1], secrets.token_hex(16)
+    store = TCPStore(
+        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )  # fmt: skip
+    return PrefixStore(prefix, store), f"{port}/{prefix}"
+
+
+def _loopback() -> str | None:
+    """The name of the network interface that does not leave the machine."""
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
 
 
 def _wait(attempt: _Attempt) -> None:
@@ -157,10 +176,11 @@ def _wait(attempt: _Attempt) -> None:
             give_up = min(give_up, time.monotonic() + GRACE_SECONDS)
 
 
-def _start(command: Sequence[str], rank: int, ranks: int, port: int) -> subprocess.Popen:
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, LAUNCHER: port}
-    if env("OMP_NUM_THREADS") is None:
-        places["OMP_NUM_THREADS"] = max(1, (os.cpu_count() or 1) // ranks)
+def _start(command: Sequence[str], rank: int, ranks: int, address: str) -> subprocess.Popen:
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, LAUNCHER: address}
+    usual = {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // ranks)}
+    usual |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback())
+    places |= {name: value for name, value in usual.items() if value is not None and env(name) is None}
     changes = {name: str(value) for name, value in places.items()}
     return subprocess.Popen(command, env=for_child(changes), stdin=subprocess.PIPE, start_new_session=True)
 

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from groundup.parallel.agreement import texts_of_ranks
 from groundup.parallel.messages import Mailbox
-from groundup.parallel.replicate import texts_of_ranks
 from groundup.parallel.schedules import Action, Span, schedule
 
 Loss = Callable[[Any, int], Tensor]

@@ -34,6 +34,20 @@ ROWS = ("data", "shard", "expert")
 TOKENS = (*ROWS, "context")
 """Axes along which ranks have other tokens, so that gradients are summed over them."""
 
+_NEEDS = {
+    "zero": "data", "sequence": "tensor", "microbatches": "pipeline", "schedule": "pipeline", "chunks": "pipeline",
+    "method": "context",
+}  # fmt: skip
+_METHODS = ("ring", "gather")
+_TOGETHER = (
+    ROWS,
+    TOKENS,
+    ("data", "expert"),
+    ("data", "context"),
+    ("expert", "context"),
+    ("data", "expert", "context"),
+)
+
 
 @dataclass(frozen=True)
 class ParallelPlan:
@@ -69,9 +83,11 @@ class ParallelPlan:
                 raise ValueError(f"plan: {name}={getattr(self, name)}; expected at least 1")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"plan: schedule {self.schedule!r} is unknown{nearest(self.schedule, SCHEDULES)}")
+        if self.method not in _METHODS:
+            raise ValueError(f"plan: method {self.method!r} is unknown{nearest(self.method, _METHODS)}")
         if self.zero not in (0, 1, 2):
             raise ValueError(f"plan: zero={self.zero}; expected 0, 1 or 2 (stage 3 is shard=N)")
-        for name, axis in (("zero", "data"), ("sequence", "tensor"), ("microbatches", "pipeline"), ("chunks", "pipeline")):  # fmt: skip
+        for name, axis in _NEEDS.items():
             if getattr(self, name) != getattr(type(self), name) and getattr(self, axis) == 1:
                 raise ValueError(f"plan: {name}={getattr(self, name)} needs {axis}=2 or more")
         if (self.chunks > 1) != (self.schedule == "interleaved"):
@@ -113,7 +129,8 @@ class ParallelPlan:
         together = set(axes)
         found: dict[tuple[int, ...], list[int]] = {}
         for rank, place in enumerate(product(*(range(getattr(self, axis)) for axis in AXES))):
-            found.setdefault(tuple(at for axis, at in zip(AXES, place, strict=True) if axis not in together), []).append(rank)  # fmt: skip
+            fixed = tuple(at for axis, at in zip(AXES, place, strict=True) if axis not in together)
+            found.setdefault(fixed, []).append(rank)
         return list(found.values())
 
 
@@ -128,11 +145,12 @@ class Mesh:
 
     def __init__(self, plan: ParallelPlan) -> None:
         if plan.size != dist.get_world_size():
-            raise ValueError(f"plan: {plan.text or 'one process'} is for {plan.size} ranks; here are {dist.get_world_size()}")  # fmt: skip
+            here = dist.get_world_size()
+            raise ValueError(f"plan: {plan.text or 'one process'} is for {plan.size} ranks; here are {here}")
         self.plan, self.rank = plan, dist.get_rank()
         self.place = plan.coordinates(self.rank)
         self._groups: dict[frozenset[str], dist.ProcessGroup] = {}
-        for axes in [(axis,) for axis in AXES] + [ROWS, TOKENS, ("data", "expert"), ("data", "expert", "context")]:
+        for axes in [*((axis,) for axis in AXES), *_TOGETHER]:
             self._make(axes)
 
     def group(self, *axes: str) -> dist.ProcessGroup:
@@ -157,7 +175,12 @@ class Mesh:
         return index
 
     def _make(self, axes: tuple[str, ...]) -> None:
-        for ranks in self.plan.groups(axes):
+        parts = self.plan.groups(axes)
+        for known, group in self._groups.items():
+            if self.plan.groups(known) == parts:
+                self._groups[frozenset(axes)] = group
+                return
+        for ranks in parts:
             group = dist.new_group(ranks)
             if self.rank in ranks:
                 self._groups[frozenset(axes)] = group  # type: ignore[assignment]

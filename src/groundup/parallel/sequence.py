@@ -56,11 +56,11 @@ def sequence_parallel(model: nn.Module, group: dist.ProcessGroup | None = None) 
     Raises ValueError as `cuts` does, for a model without a stream, and, when it runs, for a sequence that does not
     divide by the number of ranks.
     """
-    streams = list(_streams(model))
+    streams = list(streams_of(model))
     if not streams:
         raise ValueError(f"sequence parallelism: this {type(model).__name__} declares no `stream` to be cut")
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    branches = [branch for path, stream in streams for branch in _branches(path, stream)]
+    branches = [branch for path, stream in streams for branch in branches_of(path, stream)]
     regions = {branch.path for branch in branches if branch.cut}
     for cut in cuts(model, size):
         keep_slice(cut, rank, size)
@@ -92,7 +92,8 @@ def _change_output(module: nn.Module, change: Change, group: dist.ProcessGroup |
     module.register_forward_hook(hook)
 
 
-def _streams(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+def streams_of(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """(path, list) of each list of modules that a residual stream runs through."""
     for path, module in model.named_modules():
         if isinstance(name := getattr(module, "stream", None), str):
             stream = getattr(module, name)
@@ -100,7 +101,8 @@ def _streams(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
             yield f"{path}.{name}".removeprefix("."), stream
 
 
-def _branches(path: str, stream: nn.ModuleList) -> Iterator[Branch]:
+def branches_of(path: str, stream: nn.ModuleList) -> Iterator[Branch]:
+    """The branches of all modules of a stream."""
     for number, module in enumerate(stream):
         for name, what in getattr(module, "reads", {}).items():
             if (branch := getattr(module, name)) is not None:

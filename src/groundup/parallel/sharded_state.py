@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from groundup.parallel.replicate import texts_of_ranks
+from groundup.parallel.agreement import texts_of_ranks
 
 Names = Mapping[nn.Parameter, str]
 Owners = Mapping[nn.Parameter, int]
@@ -32,7 +32,7 @@ def gather_state(
     optimizer: Any, owners: Owners, names: Names, group: dist.ProcessGroup | None
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(name, states by key) of every parameter with any, on every rank, each sent by its owner when its turn comes."""
-    rank, own = dist.get_rank(group), _own_states(optimizer)
+    rank, own = dist.get_rank(group), own_states(optimizer)
     described = {names[p]: {k: [list(t.shape), _name(t.dtype)] for k, t in states.items()} for p, states in own.items()}
     device = next((p.device for p in owners), torch.device("cpu"))
     shapes = {}
@@ -76,7 +76,7 @@ def load_state(
     for member in members(optimizer):
         member.state.clear()
     for member, p, group, states in mine:
-        member.state[p] = {key: _place(member, p, group, key, value) for key, value in states.items()}
+        member.state[p] = {key: place_state(member, p, group, key, value) for key, value in states.items()}
 
 
 def load_groups(optimizer: Any, groups: list[dict[str, Any]]) -> None:
@@ -85,7 +85,8 @@ def load_groups(optimizer: Any, groups: list[dict[str, Any]]) -> None:
         group.update({key: value for key, value in given.items() if key != "params"})
 
 
-def _own_states(optimizer: Any) -> dict[nn.Parameter, dict[str, Tensor]]:
+def own_states(optimizer: Any) -> dict[nn.Parameter, dict[str, Tensor]]:
+    """The states of each parameter that has any, by name."""
     return {
         p: {key: torch.as_tensor(value) for key, value in states.items() if value is not None}
         for member in members(optimizer)
@@ -100,11 +101,17 @@ def _check_shapes(member: Any, p: Tensor, group: dict[str, Any], name: str, stat
             raise ValueError(f"{key} of {name} has shape {tuple(value.shape)}, not {tuple(expected[key])}")
 
 
-def _place(member: Any, p: Tensor, group: dict[str, Any], key: str, value: Tensor) -> Tensor:
+def place_state(member: Any, p: Tensor, group: dict[str, Any], key: str, value: Tensor) -> Tensor:
+    """A copy of a state, where the optimizer expects it."""
+    return value.to(state_device(member, p, group, key), copy=True)
+
+
+def state_device(member: Any, p: Tensor, group: dict[str, Any], key: str) -> torch.device:
+    """Where an optimizer keeps a state of p."""
     # torch's own optimizers keep an unfused step count on the host; ours can skip a step on the device.
     ours = getattr(member, "supports_skip", False)
     on_host = key == "step" and not (ours or group.get("fused") or group.get("capturable"))
-    return value.clone() if on_host else value.to(p.device, copy=True)
+    return torch.device("cpu") if on_host else p.device
 
 
 def _name(dtype: torch.dtype) -> str:

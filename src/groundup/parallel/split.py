@@ -38,7 +38,9 @@ def split_blocks(model: nn.Module, count: int) -> list[nn.Module]:
 
 def _stage(model: Any, blocks: list[tuple[str, nn.Module]], *, is_first: bool, is_last: bool) -> nn.Module:
     stage = copy.copy(model)
-    stage._modules = dict(model._modules)
+    for name, value in vars(model).items():  # its own hooks, too: what wraps one stage must not wrap the others
+        if isinstance(value, dict):
+            vars(stage)[name] = copy.copy(value)
     stage.blocks = nn.ModuleList()
     for name, block in blocks:
         stage.blocks.add_module(name, block)

@@ -22,8 +22,9 @@ class Recipe:
     tokens: how many to train on; null: as many as `minutes` allow
     minutes: wall-clock time; null: however long `tokens` take
     clock: what minutes count: training, or everything from reading the text to the last update
-    muon_rate: peak rate of the blocks' matrices
-    adam_rate: peak rate of embeddings and head
+    optimizer: muon for the blocks' matrices and AdamW for the rest, or adamw for all, which matrices in parts need
+    muon_rate: peak rate of the blocks' matrices, if Muon has them
+    adam_rate: peak rate of what AdamW has
     weight_decay: of the blocks' matrices
     warmup: updates until the rates are at their peak
     decay: share of the run, at its end, in which the rates fall to zero
@@ -41,6 +42,7 @@ class Recipe:
     batch_size: int
     muon_rate: float
     adam_rate: float
+    optimizer: Literal["muon", "adamw"] = "muon"
     tokens: int | None = None
     minutes: float | None = None
     measured: str = ""

@@ -23,11 +23,13 @@ from groundup.model import Transformer
 from groundup.model.pretrained import save_pretrained
 from groundup.optim.groups import split_for_muon
 from groundup.parallel import joined, orthogonalize_on_ranks
+from groundup.parallel.apply import GroundupEngine, apply_plan
+from groundup.parallel.plan import ParallelPlan
 from groundup.recipes.recipe import Recipe
 from groundup.recipes.text import Files, Ids, Prepared, await_prepared, prepare
 from groundup.train import checkpoint, objectives, precision
 from groundup.train.compiling import compile_blocks
-from groundup.train.ranks import texts_of_ranks
+from groundup.train.ranks import largest_over_ranks, texts_of_ranks
 
 EMBEDDING_STD, HEAD_STD = 0.1, 0.02
 VECTOR_RATE = 0.01
@@ -49,6 +51,7 @@ def run(
     checkpoint_every: int | None = None,
     resume: bool = False,
     timeout: float = 600.0,
+    plan: ParallelPlan | None = None,
 ) -> dict[str, Any]:
     """Run a recipe into the new folder `out`; what result.json there says.
 
@@ -57,16 +60,20 @@ def run(
     it is, to be gone on with; else what was learnt so far is scored and kept.
     resume: go on with the newest whole checkpoint in `out`, if there is one; on any number of ranks.
     timeout: seconds in one collective that are a hang (see `parallel.joined`).
+    plan: how the ranks divide the work (null: all have the whole model, and rows of their own). A run may be gone on
+    with under any other that its optimizer allows.
 
     `out` then is a model folder, with recipe.json, env.json, metrics.jsonl, curve.jsonl (scores on the way, by the
     clock) and result.json. The loss is the mean over all validation tokens, each predicted once, in windows of the
     recipe's context that share no target.
 
-    Among several ranks (`parallel.launch`, torchrun) each trains on its rows of every batch. The first alone writes,
+    Among several ranks (`parallel.launch`, torchrun) each trains on its part of every batch. The first alone writes,
     and scores at the end, when nobody waits for it any more; the others say only how their training ended.
 
-    Raises ValueError where `out` holds something, and what `text.prepare` raises.
+    Raises ValueError where `out` holds something, for a plan that cannot be, and what `text.prepare` raises.
     """
+    if plan is not None:
+        check_plan_of(recipe, plan)
     started = time.monotonic()
     out = Path(out)
     if not resume and out.exists() and any(out.iterdir()):
@@ -82,7 +89,9 @@ def run(
     keeping = {"checkpoint_every": checkpoint_every, "resume": resume}
     with joined(timeout) as place:
         model = make_model(recipe, where, seed)
-        ran = _train(recipe, model, prepared, out, seed, began, progress, keeping)
+        engine = None if plan is None else divide(recipe, model, plan)
+        ran = _train(recipe, model, prepared, out, seed, began, progress, keeping, engine)
+        model = model if engine is None else whole_model(recipe, model, engine)
     if place.rank != 0:
         return {"rank": place.rank, "stopped_by": ran.stopped_by}
     seconds = time.monotonic() - began
@@ -99,6 +108,7 @@ def run(
         "device": where.type,
         "rank": 0,
         "ranks": place.size,
+        "plan": None if plan is None else plan.text,
         "stopped_by": ran.stopped_by,
     }
     if ran.stopped_by == "interrupt" and checkpoint_every is not None:
@@ -135,15 +145,56 @@ def make_model(recipe: Recipe, device: torch.device, seed: int) -> Transformer:
     return model
 
 
-def make_optimizer(recipe: Recipe, model: Transformer) -> optim.Optimizers:
-    """Muon for the blocks' matrices, which alone decay, and AdamW for embeddings, head and norms."""
+def make_optimizer(recipe: Recipe, model: Any, alike: bool = True) -> optim.Optimizers:
+    """Muon for the blocks' matrices, or AdamW, which alone decay, and AdamW for embeddings, head and norms.
+
+    alike: all ranks have the same matrices and gradients, so that they can share Muon's work.
+    """
     matrices, rest = split_for_muon(model)
-    together = orthogonalize_on_ranks if world_size() > 1 else None
+    together = orthogonalize_on_ranks if world_size() > 1 and alike else None
     tables = [p for _, p in rest if p.ndim > 1]
     vectors = [p for _, p in rest if p.ndim == 1]
     groups = [{"params": tables}, {"params": vectors, "lr": min(recipe.adam_rate, VECTOR_RATE)}]
+    if recipe.optimizer == "adamw":
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, *groups]
+        return optim.Optimizers([optim.AdamW(groups, lr=recipe.adam_rate, eps=1e-10, weight_decay=0.0)])
     muon = optim.Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay, together=together)
     return optim.Optimizers([muon, optim.AdamW(groups, lr=recipe.adam_rate, eps=1e-10, weight_decay=0.0)])
+
+
+def check_plan_of(recipe: Recipe, plan: ParallelPlan) -> None:
+    """Raise ValueError for a plan under which this recipe cannot be trained."""
+    if plan.pipeline > 1:
+        raise ValueError("plan: a pipeline's stages are no whole model, as training needs; use them from Python")
+    if plan.shard * plan.tensor > 1 and recipe.optimizer == "muon":
+        axis = "shard" if plan.shard > 1 else "tensor"
+        raise ValueError(f"plan: {axis} cuts matrices, which Muon needs whole; give optimizer=adamw, or use zero")
+    if recipe.compile and not _leaves_blocks(plan):
+        raise ValueError("plan: compile=true with what changes blocks; leave compile out, or use data and zero alone")
+    if recipe.batch_size % (parts := plan.data * plan.shard * plan.expert):
+        raise ValueError(f"batch_size={recipe.batch_size} cannot be shared by {parts} parts of rows of {plan.text}")
+
+
+def _leaves_blocks(plan: ParallelPlan) -> bool:
+    return plan.data == plan.size and not plan.recompute
+
+
+def divide(recipe: Recipe, model: Transformer, plan: ParallelPlan) -> GroundupEngine:
+    """The model over the ranks of the plan, with its optimizer."""
+    if recipe.compile is not False and _leaves_blocks(plan):
+        compile_blocks(model, required=recipe.compile is True)
+    engine = apply_plan(model, plan)
+    alike = plan.zero == 0 and plan.data * plan.context == plan.size
+    engine.optimize(lambda _: make_optimizer(recipe, engine.modules[0], alike))
+    return engine
+
+
+def whole_model(recipe: Recipe, part: Transformer, engine: GroundupEngine) -> Transformer:
+    """What all ranks have together, on each of them: a collective."""
+    model = Transformer(recipe.model).to(part.device)
+    model.load_state_dict(engine.full_state_dict())
+    model.compute_dtype, model.dropout = part.compute_dtype, part.dropout
+    return model
 
 
 def schedule(recipe: Recipe) -> Any:
@@ -162,22 +213,24 @@ def _train(
     began: float,
     progress: bool,
     keeping: dict[str, Any],
+    engine: GroundupEngine | None,
 ) -> train.Run:
-    if recipe.compile is not False:
+    part, parts = (rank(), world_size()) if engine is None else (engine.mesh.rows, engine.mesh.row_parts)
+    if engine is None and recipe.compile is not False:
         compile_blocks(model, required=recipe.compile is True)
     context = recipe.model.context_length
     loader = data.Loader(
-        prepared.shards, recipe.batch_size, context, seed=seed, rank=rank(), world_size=world_size(),
+        prepared.shards, recipe.batch_size, context, seed=seed, rank=part, world_size=parts,
         document_masks=False, shorten=True,
         device=model.device, prefetch=2 if model.device.type == "cuda" else 0,
     )  # fmt: skip
     deadline = None if recipe.minutes is None else began + 60.0 * recipe.minutes
-    curve = Curve(out / "curve.jsonl", recipe, prepared, began, deadline)
+    curve = Curve(out / "curve.jsonl", recipe, prepared, began, deadline, engine)
     return train.train(
         model,
         loader,
         objectives.pretraining(model),
-        make_optimizer(recipe, model),
+        make_optimizer(recipe, model) if engine is None else engine.optimizer,
         recipe.steps,
         schedule=schedule(recipe),
         every={LOOK_EVERY: curve.look} if recipe.curve_points else {},
@@ -185,6 +238,7 @@ def _train(
         deadline=deadline,
         flops_per_token=training_flops_per_token(recipe.model, context),
         progress=progress,
+        engine=engine,
         **keeping,
     )
 
@@ -198,6 +252,7 @@ class Curve:
     prepared: Prepared
     began: float
     deadline: float | None
+    engine: GroundupEngine | None = None
     points: list[dict[str, float]] = field(default_factory=list)
     twin: Transformer | None = None
 
@@ -209,16 +264,21 @@ class Curve:
         """The trainer's hook: score if the next part of the run is over."""
         self.points = [point for point in self.points if point["step"] < step]
         due = len(self.points) + 1
-        if due > self.recipe.curve_points or self.share(step) * (self.recipe.curve_points + 1) < due:
+        if due > self.recipe.curve_points or not self.is_time(step, due, model.device):
             return
         if self.twin is None:  # the trained one is compiled, for batches of one shape
             self.twin = Transformer(self.recipe.model).to(model.device)
-        self.twin.load_state_dict(model.state_dict())
+        self.twin.load_state_dict(model.state_dict() if self.engine is None else self.engine.full_state_dict())
         self.twin.compute_dtype = model.compute_dtype
         loss = score(self.twin, first_tokens(self.prepared.validation, CURVE_TOKENS), self.prepared.begin)
         self.points.append({"step": step, "seconds": time.monotonic() - self.began, "tokens": ran.tokens, "loss": loss})
         if rank() == 0:  # all ranks score, as none could go on meanwhile: nobody waits in a collective
             self.path.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
+
+    def is_time(self, step: int, due: int, device: torch.device) -> bool:
+        """Whether the run is so far; where weights are gathered for it, all ranks go by the fastest clock."""
+        reached = self.share(step) * (self.recipe.curve_points + 1) >= due
+        return reached if self.engine is None else largest_over_ranks([float(reached)], device)[0] > 0
 
     def share(self, step: int) -> float:
         """How much of the run is over."""

@@ -10,7 +10,8 @@ from torch import nn
 from groundup.data.batch import Batch
 from groundup.device import keep_memory
 from groundup.optim.schedule import ClockDecay
-from groundup.train import resources
+from groundup.parallel.apply import GroundupEngine
+from groundup.train import divided, resources
 from groundup.train.compiling import compile_blocks
 from groundup.train.feed import Feed
 from groundup.train.guard import Guard
@@ -60,6 +61,7 @@ def train(
     lookahead: int | None = None,
     watch_seconds: float | None = resources.SECONDS,
     recorder: Recorder | bool = True,
+    engine: GroundupEngine | None = None,
 ) -> Run:
     """Train until `steps` updates were made, the deadline nears, a signal comes, or the source ends.
 
@@ -84,25 +86,33 @@ def train(
     watch_seconds: between two looks at what the run uses of its machine, in run_dir/resources.jsonl (None: no looks).
     recorder: of norms by layer, in run_dir/flight.jsonl; True is one with a record each `log_every` updates if there is
     a run_dir, which is also what a bad step is held against (see `diagnosis`).
+    engine: of `parallel.apply.apply_plan`, whose model and optimizer these are; the source gives a rank the rows of
+    engine.mesh.rows out of engine.mesh.row_parts. Checkpoints hold whole tensors and fit any plan, and one process.
+    Then the noise scale is not measured, a recorder works where each rank has whole gradients only (plans of data and
+    context), a bad step is not run again to be explained, and memory that runs out ends the run.
 
     Raises ValueError for options that do not fit together or a checkpoint that does not fit, FloatingPointError when
     bad steps do not end (see `Guard`), and OutOfMemory, which says what held the memory and what would fit. The last
     checkpoint is then as it was.
     """
     _check(model, schedule, run_dir, checkpoint_every, resume, deadline)
+    if engine is not None:
+        divided.refuse(engine, model, optimizer, micro_batches, recorder)
     if compile:
         compile_blocks(model, required=compile is True)
     device = next(model.parameters()).device
     if device.type == "cpu":
         keep_memory()
-    feed = Feed(source, device, vocabularies(model))
-    facts = fingerprint(model, optimizer, source, config)
+    feed = Feed(source, device, vocabularies(model) if engine is None else divided.vocabularies(engine))
+    facts = fingerprint(model, divided.described(optimizer), source, config)
     memory = Memory(micro_batches)
     if scaler is None and getattr(model, "compute_dtype", None) == torch.float16:
         scaler = LossScaler()
     scaler = None if scaler is None else scaler.to(device)
     training = Training(
-        parts=Resumable(model, optimizer, schedule, feed, guard or Guard(), facts, Run(), NoiseScale(), memory, scaler),
+        parts=Resumable(
+            model, optimizer, schedule, feed, guard or Guard(), facts, Run(), NoiseScale(), memory, scaler, engine
+        ),
         saver=Saver(run_dir, checkpoint_every, keep),
         pace=Pace(deadline),
         objective=objective,
@@ -120,7 +130,8 @@ def train(
     training.continue_from(training.saver.find(resume))
     log_dir = run_dir if is_main() else None
     training.log = MetricsLog(log_dir, from_step=training.run.step, sinks=sinks if is_main() else ())
-    training.recorder = _recorder(recorder, run_dir)
+    able = engine is None or divided.has_whole_gradients(engine)
+    training.recorder = _recorder(recorder, run_dir) if able else None
     if training.recorder is not None:
         training.recorder.open(log_dir, log_every, training.run.step)
     training.progress = ProgressLine() if progress and is_main() else None

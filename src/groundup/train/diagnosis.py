@@ -32,7 +32,7 @@ class Case:
     """A bad step, and what it is held against.
 
     group: its batches, each cut into `parts`. threshold: the largest loss that would have passed. reference: the
-    batches of the last good step. usual: the recorder's medians.
+    batches of the last good step. usual: the recorder's medians. rerun: whether one rank alone can run the step again.
     """
 
     model: nn.Module
@@ -43,6 +43,7 @@ class Case:
     threshold: float = math.inf
     reference: list[Batch] | None = None
     usual: dict[str, dict[str, float]] = field(default_factory=dict)
+    rerun: bool = True
 
 
 @dataclass
@@ -98,6 +99,9 @@ def _examine(case: Case) -> Diagnosis:
         places = [(number, row) for row in rows]
         text = f"the batch's own {name!r} is not finite in {named_rows(places, len(case.group))}"
         return Diagnosis("data", name, text, places)
+    if not case.rerun:
+        text = "this rank's weights and batch are finite; the step is not run again where ranks divide the model"
+        return Diagnosis("unknown", "", text)
     origin, places, layers = _rerun(case)
     if origin is not None:
         return _from_origin(case, origin, places, layers)

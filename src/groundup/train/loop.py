@@ -70,6 +70,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.model, self.optimizer, self.run = self.parts.model, self.parts.optimizer, self.parts.run
+        self.engine = self.parts.engine
         self.feed, self.guard, self.memory = self.parts.feed, self.parts.guard, self.parts.memory
         self.queue: deque[_Queued] = deque()
         self.poisoned = torch.zeros((), device=self.device)
@@ -102,7 +103,7 @@ class Training:
     def loop(self) -> Run:
         was_training, before, begun = self.model.training, self.run.seconds, time.monotonic()
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         try:
             with catch_signals() as self.interrupt:
                 while (reason := self.reason_to_end()) is None or self.queue:
@@ -114,6 +115,7 @@ class Training:
                 self.run.stopped_by, self.run.epochs = reason, self.feed.epochs
                 self.run.peak_memory_bytes = peak_memory_bytes(self.device)
                 self.run.micro_batches = self.memory.micro_batches
+                self.parts.check_copies()
                 self.saver.save(self.parts, self.log)
         finally:
             self.close(was_training)
@@ -177,12 +179,13 @@ class Training:
             rng, held = random_state(self.device), held_bytes(self.device)
             micro = [part for batch in group for part in split(batch, self.memory.micro_batches)]
             try:
-                return compute_gradients(self.model, self.objective, micro, self.clip, self.parts.scaler)
+                return compute_gradients(self.model, self.objective, micro, self.clip, self.parts.scaler, self.engine)
             except (RuntimeError, MemoryError) as error:
-                if (shortage := shortage_of(error, grown=held_bytes(self.device) - held)) is None:
+                shortage = shortage_of(error, grown=held_bytes(self.device) - held)
+                if shortage is None or self.engine is not None:  # the other ranks are in the midst of the step
                     raise
             # Only here has the error gone, and with it every frame that held activations.
-            self.optimizer.zero_grad(set_to_none=True)
+            self.forget_gradients()
             set_random_state(rng, self.device)
             text = self.memory.give_way(shortage, self.run.step + len(self.queue) + 1, self.rehearsals(group))
             self.log.event(self.run.step + len(self.queue) + 1, "out of memory", text)
@@ -191,14 +194,20 @@ class Training:
         try:
             self.optimizer.step(**skip)
         except (RuntimeError, MemoryError) as error:
-            if (shortage := shortage_of(error, OPTIMIZER_STEP)) is None:
+            if (shortage := shortage_of(error, OPTIMIZER_STEP)) is None or self.engine is not None:
                 raise
         else:
             update_biases(self.model, **skip)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.forget_gradients()
             return
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         raise autopsy(shortage, self.run.step + len(self.queue) + 1, self.memory.micro_batches, self.rehearsals(group))
+
+    def forget_gradients(self) -> None:
+        if self.engine is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self.engine.zero_grad()
 
     def rehearsals(self, group: list[Batch]) -> Rehearsals:
         return Rehearsals(self.model, self.objective, self.optimizer, group, self.clip)
@@ -228,7 +237,7 @@ class Training:
             return
         if not self.lookahead:
             if values.overflow:
-                self.optimizer.zero_grad(set_to_none=True)
+                self.forget_gradients()
             else:
                 self.update(queued.group)
             if self.parts.scaler is not None:
@@ -240,7 +249,8 @@ class Training:
         self.last_good = queued.group
         logits = {} if self.recorder is None else self.recorder.add(queued.sheet)
         self.run.losses.append(values.loss)
-        self.run.tokens += count_tokens(queued.group) * world_size()
+        parts = world_size() if self.engine is None else self.engine.mesh.row_parts
+        self.run.tokens += count_tokens(queued.group) * parts
         self.run.step_seconds.append(self.pace.step_done())
         if values.overflow:  # a step like any other, but for the update: rates and data go on
             self.run.overflows += 1
@@ -253,6 +263,8 @@ class Training:
         for hook in (hook for n, hook in self.every.items() if step % n == 0):
             hook(step, self.model, self.run)
             self.model.train()
+        if self.saver.on_time(step):
+            self.parts.check_copies()
         if self.saver.due(step):
             self.saver.save(self.parts, self.log)
         self.pace.pause_done()
@@ -292,7 +304,7 @@ class Training:
         found = self.examine(bad, values)
         text = found.text
         set_random_state(bad.rng, self.device)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         (broken,) = largest_over_ranks([float(first_non_finite_weight(self.model) is not None)], self.device)
         path = self.saver.latest()
         verdict = self.guard.judge(finite=values.finite, weights_finite=not broken, can_rewind=path is not None)
@@ -315,7 +327,8 @@ class Training:
         usual = {} if self.recorder is None else self.recorder.usual()
         parts = self.memory.micro_batches
         case = diagnosis.Case(
-            self.model, self.objective, bad.group, parts, values, bad.threshold, self.last_good, usual
+            self.model, self.objective, bad.group, parts, values, bad.threshold, self.last_good, usual,
+            rerun=self.engine is None,
         )  # fmt: skip
         return diagnosis.examine(case)
 

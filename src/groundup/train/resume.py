@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from groundup.optim.schedule import ClockDecay
-from groundup.train import checkpoint, snapshot
+from groundup.parallel import check_copies
+from groundup.parallel.apply import GroundupEngine
+from groundup.train import checkpoint, divided, snapshot
 from groundup.train.feed import Feed
 from groundup.train.guard import Guard, first_non_finite_weight
 from groundup.train.log import MetricsLog
 from groundup.train.noise import NoiseScale
-from groundup.train.ranks import is_main
+from groundup.train.ranks import is_main, largest_over_ranks, world_size
 from groundup.train.room import Memory
 from groundup.train.run import Run
 from groundup.train.scaler import LossScaler
@@ -22,7 +24,7 @@ from groundup.train.scaler import LossScaler
 
 @dataclass
 class Resumable:
-    """The parts of a run that a checkpoint holds."""
+    """The parts of a run that a checkpoint holds. `engine`: of a model that ranks divide by a plan."""
 
     model: nn.Module
     optimizer: Any
@@ -34,10 +36,34 @@ class Resumable:
     noise: NoiseScale
     memory: Memory
     scaler: LossScaler | None = None
+    engine: GroundupEngine | None = None
 
     def tensors(self) -> dict[str, Tensor]:
+        """A collective, where there is an engine."""
         losses = torch.tensor(self.run.losses, dtype=torch.float64)
-        return snapshot.capture(self.model, self.optimizer) | {"run.losses": losses}
+        found = snapshot.capture(self.model, self.optimizer) if self.engine is None else divided.capture(self.engine)
+        return found | {"run.losses": losses}
+
+    def broken_weight(self) -> str | None:
+        """The name of a weight that is not finite; with an engine, of any rank's part."""
+        name = first_non_finite_weight(self.model)
+        if self.engine is not None and self.anywhere(name is not None):
+            return name or "of another rank"
+        return name
+
+    def anywhere(self, here: bool) -> bool:
+        """Whether it is so on any of the ranks that save together: all with an engine, else this one."""
+        if self.engine is None:
+            return here
+        return largest_over_ranks([float(here)], next(self.model.parameters()).device)[0] > 0
+
+    def check_copies(self) -> None:
+        """Before anything is saved: RuntimeError where a rank has other weights or optimizer state than the rest."""
+        if self.engine is not None:
+            divided.check_replicas(self.engine)
+        elif world_size() > 1:
+            tensors = snapshot.capture(self.model, self.optimizer)
+            check_copies({name: tensor for name, tensor in tensors.items() if not name.startswith("rng.")})
 
     def state(self) -> dict[str, Any]:
         return {
@@ -56,7 +82,10 @@ class Resumable:
         """Go back to a checkpoint; the data's cursor too, if asked. Raises ValueError if it does not fit."""
         if changes := snapshot.differences(saved.state["fingerprint"], self.fingerprint):
             raise ValueError(f"{saved.path} is of another run: {'; '.join(changes)}")
-        snapshot.restore(saved.tensors, self.model, self.optimizer, str(saved.path))
+        if self.engine is None:
+            snapshot.restore(saved.tensors, self.model, self.optimizer, str(saved.path))
+        else:
+            divided.restore(saved.tensors, self.engine, str(saved.path))
         self.run.load_state(saved.state["run"], saved.tensors["run.losses"].tolist())
         self.guard.load_state(saved.state["guard"])
         self.noise.load_state(saved.state["noise"])
@@ -82,27 +111,41 @@ class Saver:
         self.last_step = -1
         self._retry_at: int | None = None
 
+    def on_time(self, step: int) -> bool:
+        """Whether every rank knows that a save is due."""
+        return self.every is not None and step % self.every == 0
+
     def due(self, step: int) -> bool:
-        on_time = self.every is not None and step % self.every == 0
-        return on_time or (self._retry_at is not None and step >= self._retry_at)
+        return self.on_time(step) or (self._retry_at is not None and step >= self._retry_at)
 
     def save(self, parts: Resumable, log: MetricsLog) -> None:
-        """A checkpoint of this moment. Weights that are not finite are never saved over good ones."""
+        """A checkpoint of this moment. Weights that are not finite are never saved over good ones.
+
+        The first rank writes; with an engine all ranks call this, to give what they have.
+        """
         step = parts.run.step
-        if not is_main() or self.folder is None or step == self.last_step:
+        if self.folder is None or step == self.last_step or (parts.engine is None and not is_main()):
             return
-        if (name := first_non_finite_weight(parts.model)) is not None:
+        if (name := parts.broken_weight()) is not None:
             log.event(step, "not saved", f"weight {name} is not finite")
             return
         log.sync()
-        try:
-            tensors, state = parts.tensors(), parts.state()
-            checkpoint.save(self.folder, step, tensors=tensors, state=state, keep=self.keep)
-        except OSError as error:
+        error = self._write(parts, step)
+        if parts.anywhere(error is not None):
             self._retry_at = step + max(1, (self.every or 10) // 10)
             log.event(step, "save failed", f"{error}; training goes on, next try at step {self._retry_at}")
             return
         self.last_step, self._retry_at = step, None
+
+    def _write(self, parts: Resumable, step: int) -> OSError | None:
+        assert self.folder is not None
+        tensors, state = parts.tensors(), parts.state()
+        try:
+            if is_main():
+                checkpoint.save(self.folder, step, tensors=tensors, state=state, keep=self.keep)
+        except OSError as error:
+            return error
+        return None
 
     def latest(self) -> Path | None:
         return checkpoint.latest(self.folder) if self.folder is not None else None

@@ -19,7 +19,12 @@ def capture(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     for name, p, owner, _ in _owned(model, optimizer):
         for key, value in owner.state.get(p, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
-    tensors["rng.cpu"] = torch.get_rng_state()
+    return tensors | generators()
+
+
+def generators() -> dict[str, Tensor]:
+    """The states of the random generators, as `rng.<device>`."""
+    tensors = {"rng.cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         tensors |= {f"rng.cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     return tensors
@@ -36,6 +41,11 @@ def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: Any, where:
     model.load_state_dict(weights)
     for p, owner, group, values in state:
         owner.state[p] = {key: _place(key, value, p, owner, group) for key, value in values.items()}
+    restore_generators(tensors)
+
+
+def restore_generators(tensors: dict[str, Tensor]) -> None:
+    """Put back what `generators` gave, as far as this machine has the devices."""
     if "rng.cpu" in tensors:
         torch.set_rng_state(tensors["rng.cpu"])
     if torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from groundup.data.batch import Batch
 from groundup.model.balance import count_micro_batch, start_step, step_loads
 from groundup.optim.clip import clip_by_global_norm, global_norm
+from groundup.parallel.apply import GroundupEngine
+from groundup.parallel.plan import TOKENS
 from groundup.train.objectives import Loss
 from groundup.train.ranks import sum_over_ranks, world_size
 from groundup.train.scaler import LossScaler
@@ -60,7 +63,12 @@ class PendingValues:
 
 
 def compute_gradients(
-    model: nn.Module, objective: Objective, micro: list[Batch], max_norm: float, scaler: LossScaler | None = None
+    model: nn.Module,
+    objective: Objective,
+    micro: list[Batch],
+    max_norm: float,
+    scaler: LossScaler | None = None,
+    engine: GroundupEngine | None = None,
 ) -> tuple[Tensor, list[str]]:
     """Leave the clipped mean gradient in `.grad`; return (a vector of values on the device, metric names).
 
@@ -70,19 +78,32 @@ def compute_gradients(
 
     scaler: its scale multiplies the losses before the backward pass and divides gradients together with the weight;
     the vector then ends with the scale and whether there was an overflow.
+
+    engine: of a model that ranks divide by a plan. It then cuts batches, sums and clips; the micro-batch's own norm is
+    not known, since gradients are summed while they are made.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     start_step(model)
-    sums, names, small_square, small_weight = _backward(model, objective, micro, params, scaler)
-    several = len(micro) * world_size() > 1
-    sums = torch.stack([*sums, small_square if several else sums[0].new_zeros(()), small_weight])
-    if world_size() > 1:
+    sums, names, small_square, small_weight = _backward(model, objective, micro, params, scaler, engine)
+    parts = world_size() if engine is None else engine.mesh.size(*TOKENS)
+    several = len(micro) * parts > 1
+    sums = torch.stack([*sums, small_square if several and engine is None else sums[0].new_zeros(()), small_weight])
+    if engine is not None:
+        engine.finish()
+        sums = engine.over_ranks(sums)
+        for load in step_loads(model):
+            load.copy_(engine.over_ranks(load))
+    elif world_size() > 1:
         for p in params:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         sum_over_ranks([sums, *step_loads(model), *(p.grad for p in params if p.grad is not None)])
     total, weight, *metrics, square, small = sums.unbind()
-    norm = clip_by_global_norm(params, max_norm, divisor=weight if scaler is None else weight * scaler.scale)
-    values = [total / weight, norm, weight, square / world_size(), small / world_size()]
+    divisor = weight if scaler is None else weight * scaler.scale
+    if engine is None:
+        norm = clip_by_global_norm(params, max_norm, divisor=divisor)
+    else:
+        norm = engine.clip(max_norm, divisor=divisor)
+    values = [total / weight, norm, weight, square / parts, small / parts]
     values += [m / weight for m in metrics]
     if scaler is not None:
         values += [scaler.scale, scaler.overflowed(values[0], norm)]
@@ -96,22 +117,24 @@ def _backward(
     micro: list[Batch],
     params: list[nn.Parameter],
     scaler: LossScaler | None,
+    engine: GroundupEngine | None,
 ) -> tuple[list[Tensor], list[str], Tensor, Tensor]:
     """([total, weight, *metrics] summed, metric names, the first micro-batch's |g|^2 and weight)."""
     sums: list[Tensor] = []
     names: list[str] = []
     small_square = small_weight = torch.zeros(())
     for number, batch in enumerate(micro):
-        loss = objective(model, batch)
-        count_micro_batch(model)
-        loss.total.backward(None if scaler is None else scaler.scale.to(loss.total.dtype))
+        with nullcontext() if engine is None else engine.micro_batch(last=number + 1 == len(micro)):
+            loss = objective(model, batch if engine is None else engine.part_of(batch))
+            count_micro_batch(model)
+            loss.total.backward(None if scaler is None else scaler.scale.to(loss.total.dtype))
         names = list(loss.metrics)
         parts = [loss.total, loss.weight, *(loss.metrics[name] for name in names)]
         parts = [part.detach().to(loss.total.dtype) for part in parts]
         sums = [a + b for a, b in zip(sums, parts, strict=True)] if number else parts
         if number == 0:
-            small_weight = parts[1]
-            if len(micro) * world_size() > 1:
+            small_weight = parts[1] if engine is None else torch.zeros_like(parts[1])
+            if len(micro) * world_size() > 1 and engine is None:
                 # Sums of losses have gradients of weight x mean, so the norm is brought to a mean's here.
                 grads = [p.grad for p in params if p.grad is not None]
                 divisor = small_weight if scaler is None else small_weight * scaler.scale

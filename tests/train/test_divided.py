@@ -1,0 +1,122 @@
+"""The trainer over a model that ranks divide by a plan: one run, gone on with under one plan after the other."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from groundup.model import AttentionConfig, BlockConfig, ModelConfig, MoEConfig, TopKRouter, Transformer
+from groundup.optim import AdamW
+from groundup.parallel.apply import apply_plan
+from groundup.parallel.plan import ParallelPlan
+from groundup.train import next_token, train
+from groundup.train.divided import check_replicas
+from groundup.train.objectives import Loss
+from groundup.train.recorder import Recorder
+from tests.distributed import run_ranks
+from tests.train.small import VOCAB, Batches, batch
+
+PLANS = ("data=2", "shard=2", "expert=2", "tensor=2", "context=2", "data=2 zero=2", "shard=2 recompute=true")
+EACH = 2  # updates under each plan
+END = EACH * len(PLANS) + EACH
+
+
+def experts() -> Transformer:
+    """With a balancing bias, which moves by all ranks' loads, and without losses that each rank has of its own."""
+    ffn = MoEConfig(4, 2, 16, router=TopKRouter("sigmoid", bias_rate=0.01))
+    model = Transformer(ModelConfig(VOCAB, 16, 2, (BlockConfig(AttentionConfig(2, 2, 8), ffn),), tie_embeddings=True))
+    model = model.to(torch.float64)
+    model.compute_dtype = torch.float64
+    return model
+
+
+def masked(number: int) -> dict[str, torch.Tensor]:
+    mask = (
+        torch.rand(4, 9, generator=torch.Generator().manual_seed(number)) < torch.tensor([0.9, 0.7, 0.4, 0.2])[:, None]
+    )
+    return batch(number) | {"mask": mask.double()}
+
+
+class Rows(Batches):
+    """A part of the rows of each batch."""
+
+    tokens_per_batch = 4 * 8
+
+    def __init__(self, part: int = 0, parts: int = 1):
+        super().__init__()
+        self.part, self.parts = part, parts
+
+    def __next__(self):
+        self.at += 1
+        return {name: tensor.tensor_split(self.parts)[self.part] for name, tensor in masked(self.at - 1).items()}
+
+
+def adamw(model: nn.Module) -> AdamW:
+    return AdamW(model.parameters(), lr=3e-3, eps=1e-4)
+
+
+def alone(steps: int, **options):
+    model = experts()
+    return model, train(model, Rows(), next_token, adamw(model), steps, progress=False, **options)
+
+
+def train_under(text: str, steps: int, folder: Path | None, objective=next_token, **options):
+    engine = apply_plan(experts(), ParallelPlan.parse(text))
+    model = engine.modules[0]
+    engine.optimize(lambda _: adamw(model))
+    rows = Rows(engine.mesh.rows, engine.mesh.row_parts)
+    settings = {"run_dir": folder, "resume": folder is not None, "progress": False} | options
+    return engine, train(model, rows, objective, engine.optimizer, steps, engine=engine, **settings)
+
+
+def one_plan_after_the_other(rank, size, folder):
+    for number, text in enumerate(PLANS):
+        engine, run = train_under(text, EACH * (number + 1), Path(folder), checkpoint_every=1)
+    return engine.full_state_dict(), run.losses, run.tokens
+
+
+def test_a_run_goes_on_under_any_plan_and_ends_on_one_process(tmp_path):
+    expected, run = alone(END)
+    for weights, losses, tokens in run_ranks(one_plan_after_the_other, 2, str(tmp_path), timeout=120):
+        assert losses == pytest.approx(run.losses[: len(losses)], rel=1e-11, abs=0) and len(losses) == END - EACH
+        assert tokens == 32 * (END - EACH) and weights["blocks.0.ffn.router.bias"].abs().max() > 0
+    ended, last = alone(END, run_dir=tmp_path, resume=True)
+    assert last.losses == pytest.approx(run.losses, rel=1e-11, abs=0)
+    for name, tensor in expected.state_dict().items():
+        assert (ended.state_dict()[name] - tensor).norm() <= 1e-11 * tensor.norm(), name
+
+
+def poisoned(rank, size):
+    """A loss that is not a number in one step on one rank, and weights that lose a bit on one rank."""
+
+    def objective(model, b):
+        loss = next_token(model, b)
+        bad = rank == 1 and torch.equal(b["tokens"], batch(2)["tokens"][2:])
+        return Loss(loss.total * (math.nan if bad else 1.0), loss.weight, loss.metrics)
+
+    engine, run = train_under("shard=2", 3, None, objective)
+    assert run.skipped == 1 and run.step == 3
+    for text, says in (("data=2", "ranks have different bits in"), ("context=2", "different bits in embed.weight")):
+        engine, _ = train_under(text, 1, None)
+        if rank == 1:
+            engine.slices.own["embed.weight"].data[0, 0] += 1.0
+        with pytest.raises(RuntimeError, match=says):
+            check_replicas(engine)
+    engine = apply_plan(experts(), ParallelPlan(tensor=2))
+    model = engine.modules[0]
+    engine.optimize(lambda _: adamw(model))
+    for options, says in (
+        ({"micro_batches": "auto"}, "give a number"),
+        ({"recorder": Recorder()}, "whole gradients"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            train(model, Rows(), next_token, engine.optimizer, 1, engine=engine, **options)
+    with pytest.raises(ValueError, match="model and optimizer are"):
+        train(model, Rows(), next_token, adamw(model), 1, engine=engine)
+    return True
+
+
+def test_a_bad_step_is_skipped_by_all_and_what_cannot_be_is_refused():
+    assert run_ranks(poisoned, 2) == [True, True]
