@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from groundup import cli_plan_ranks
 from groundup.cli_parts import Arguments, Parser, number, print_json, print_table, whole_number
 from groundup.cli_plan_card import as_measured, figures, print_figures
 from groundup.cli_plan_optima import lifetime_json, lifetime_lines, plan_experts
@@ -49,6 +50,7 @@ def options(parser: Parser) -> None:
     add("--experts", type=whole_number, metavar="N", help="plan a mixture of so many experts, e.g. 512, with --active")
     add("--active", type=whole_number, metavar="K", help="experts that a token meets, e.g. 8")
     add("--price", type=number, metavar="X", help="of a device and hour, in any currency (default: none, so no price)")
+    cli_plan_ranks.options(parser)
     add("--devices", action="store_true", help="list the devices with their figures and sources, and stop")
     add("--json", action="store_true", help="end with one JSON line of the plan")
 
@@ -57,7 +59,13 @@ def run(options: Arguments) -> int:
     """Plan and print; returns the exit code."""
     if options.devices:
         return _list_devices(options)
-    if options.device is None and not (options.flops or options.params or options.fit or options.text):
+    if options.gpus is None and (left := next((n for n in cli_plan_ranks.ONLY if getattr(options, n)), None)):
+        raise ValueError(f"--{left.replace('_', '-')} is for a plan of ranks: add --gpus N")
+    if (
+        options.device is None
+        and options.gpus is None
+        and not (options.flops or options.params or options.fit or options.text)
+    ):
         return _plan_here(options)
     if options.files:
         raise ValueError(f"{' '.join(options.files)!r}: files are read for a plan of this machine only; "
@@ -70,6 +78,10 @@ def run(options: Arguments) -> int:
     target = cluster(options.device or "h100")
     if options.device is None:
         print("no --device is given: planned for one H100")
+    if options.gpus is not None:
+        if target.count > 1:
+            raise ValueError(f"--device {options.device} and --gpus {options.gpus}: give the number once, with --gpus")
+        return cli_plan_ranks.run(options, target)
     target = as_measured(target, options)
     return _fit(options, target) if options.fit else _plan_there(options, target)
 

@@ -6,7 +6,9 @@
                all-gather       step                     parameters
     shard      all-gather       unit and pass, twice     parameters of the unit, compute type        shard
                reduce-scatter   unit and pass            gradients of the unit
-    tensor     all-reduce       branch and pass, twice   activations X                               tensor
+    tensor     all-reduce       branch and pass, and     activations X                               tensor
+                                back for each product
+                                cut by columns
       sequence all-gather and reduce-scatter in place of each all-reduce: the same bytes
     pipeline   send             chunk and pass, twice    activations X                               pipeline
     context    ring: send       layer and pass, N - 1    keys and values; back: those and gradients  context
@@ -27,8 +29,11 @@ Patarasuk and Yuan 2009 (rings); Rajbhandari et al. 2020, section 7 (arXiv:1910.
 (arXiv:2006.16668).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 Operation = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send"]
 
@@ -75,6 +80,23 @@ def hops(operation: str, ranks: int) -> int:
     return AROUND.get(operation, 0) * (ranks - 1) or 1
 
 
+def fit(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """(alpha, beta), both at least 0, for points (messages, bytes, seconds): least squares of the relative errors.
+
+    >>> alpha, beta = fit([(2, 0, 2e-4), (2, 1e6, 2e-4 + 1e-3)])
+    >>> round(alpha, 6), round(beta, 12)
+    (0.0001, 1e-09)
+    """
+    rows = np.array([[k / seconds, w / seconds] for k, w, seconds in points])
+    both, *_ = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)
+    if min(both) >= 0:
+        return float(both[0]), float(both[1])
+    # One of the two alone: a column's own least squares are (a . 1) / (a . a).
+    alone = [column.sum() / (column @ column) if column.any() else 0.0 for column in rows.T]
+    errors = [np.square(rows[:, i] * alone[i] - 1).sum() for i in range(2)]
+    return (float(alone[0]), 0.0) if errors[0] <= errors[1] else (0.0, float(alone[1]))
+
+
 def data_parallel(gradient_bytes: float, ranks: int, buckets: int = 1, axis: str = "data") -> list[Traffic]:
     """Gradients summed once in a step, in so many parts."""
     return _of([Traffic(axis, "all-reduce", ranks, buckets, gradient_bytes / buckets)])
@@ -98,14 +120,17 @@ def sharded(parameter_bytes: float, gradient_bytes: float, ranks: int, units: in
 
 
 def tensor_parallel(
-    hidden_bytes: float, ranks: int, layers: int, passes: int, recompute: bool = False, sequence: bool = False
-) -> list[Traffic]:
-    """Sums of activations after each of a layer's two branches, and of their inputs' gradients on the way back.
+    hidden_bytes: float, ranks: int, layers: int, passes: int, recompute: bool = False, sequence: bool = False,
+    back: float = 2,
+) -> list[Traffic]:  # fmt: skip
+    """Sums of activations after each of a layer's two branches, and `back` sums of gradients on the way back.
 
+    back: 2 where a branch adds its inputs' gradients up before they are summed over ranks (Megatron's f, and always
+    with `sequence`); `parallel.tensor_parallel` sums that of every product cut by columns, 5 in a gated layer.
     Recomputing stops at the last product that is read again, so the sum after the feed-forward layer is not repeated.
     """
     if not sequence:
-        return _of([Traffic("tensor", "all-reduce", ranks, (4 + recompute) * layers * passes, hidden_bytes)])
+        return _of([Traffic("tensor", "all-reduce", ranks, (2 + back + recompute) * layers * passes, hidden_bytes)])
     return _of([
         Traffic("tensor", "all-gather", ranks, (4 + 2 * recompute) * layers * passes, hidden_bytes),
         Traffic("tensor", "reduce-scatter", ranks, (4 + recompute) * layers * passes, hidden_bytes),

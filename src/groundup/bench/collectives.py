@@ -21,8 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from groundup.accounting.communication import fit
 from groundup.bench.measure import Rates
 from groundup.bench.ranks import run_on_ranks
 from groundup.bench.record import Record, load_average, print_table, save
@@ -46,23 +45,6 @@ def messages(way: str, ranks: int) -> int:
 def wire_bytes(way: str, ranks: int, size: int) -> float:
     """How many bytes those are."""
     return 2.0 * (ranks - 1).bit_length() * size if way == "tree" else 2 * (ranks - 1) / ranks * size
-
-
-def fit(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """(alpha, beta), both at least 0, for points (messages, bytes, seconds): least squares of the relative errors.
-
-    >>> alpha, beta = fit([(2, 0, 2e-4), (2, 1e6, 2e-4 + 1e-3)])
-    >>> round(alpha, 6), round(beta, 12)
-    (0.0001, 1e-09)
-    """
-    rows = np.array([[k / seconds, w / seconds] for k, w, seconds in points])
-    both, *_ = np.linalg.lstsq(rows, np.ones(len(rows)), rcond=None)
-    if min(both) >= 0:
-        return float(both[0]), float(both[1])
-    # One of the two alone: a column's own least squares are (a . 1) / (a . a).
-    alone = [column.sum() / (column @ column) if column.any() else 0.0 for column in rows.T]
-    errors = [np.square(rows[:, i] * alone[i] - 1).sum() for i in range(2)]
-    return (float(alone[0]), 0.0) if errors[0] <= errors[1] else (0.0, float(alone[1]))
 
 
 def measure(options: argparse.Namespace, sizes: Sequence[int]) -> dict[int, dict[str, Rates]]:

@@ -11,7 +11,7 @@ several ranks share serves first who came first.
 
 import heapq
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,12 +36,15 @@ class Done:
     end: float
 
 
-def run(tasks: Sequence[Task]) -> list[Done]:
-    """When each task runs. ValueError for one that needs what is not there, and for tasks that wait for each other."""
+def run(tasks: Sequence[Task], crowd: Collection[str] = (), places: int = 0) -> list[Done]:
+    """When each task runs. Tasks whose kind is in `crowd` also need one of `places` places, such as cores.
+
+    ValueError for a task that needs what is not there, and for tasks that wait for each other.
+    """
     missing, followers = _graph(tasks)
     ready: dict[str, list[tuple[float, int]]] = defaultdict(list)
     free: dict[str, float] = defaultdict(float)
-    starts = [-1.0] * len(tasks)
+    starts, taken = [-1.0] * len(tasks), 0
     events = [(0.0, i, False) for i, count in enumerate(missing) if count == 0]  # (when, task, whether it has ended)
     while events:
         now, touched = events[0][0], {}
@@ -50,13 +53,21 @@ def run(tasks: Sequence[Task]) -> list[Done]:
             touched[tasks[number].stream] = None
             if not ended:
                 heapq.heappush(ready[tasks[number].stream], (now, number))
-            for follower in followers[number] if ended else ():
+                continue
+            taken -= tasks[number].kind in crowd
+            for follower in followers[number]:
                 missing[follower] -= 1
                 if missing[follower] == 0:
                     heapq.heappush(events, (now, follower, False))
-        for stream in touched:
+        # A place that has become free may be for any stream: who has waited longest comes first.
+        streams = touched if not crowd else sorted((s for s in ready if ready[s]), key=lambda s: ready[s][0])
+        for stream in streams:
             if ready[stream] and free[stream] <= now:
+                crowded = tasks[ready[stream][0][1]].kind in crowd
+                if crowded and taken == places:
+                    continue
                 _, chosen = heapq.heappop(ready[stream])
+                taken += crowded
                 starts[chosen], free[stream] = now, now + tasks[chosen].seconds
                 heapq.heappush(events, (free[stream], chosen, True))
     if (first := next((i for i, start in enumerate(starts) if start < 0), None)) is not None:

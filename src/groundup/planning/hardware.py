@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from groundup.accounting.devices import Cluster
 from groundup.accounting.doctor.saved import SavedCard
+from groundup.parallel.plan import ParallelPlan
 from groundup.planning.links import Link, Network
 
 MEMORY_SHARE = 0.9
@@ -50,6 +51,8 @@ class Speed:
 class Hardware:
     """memory_bytes: what a rank may hold. memory_bandwidth: bytes per second, read and written, for the update.
     overlaps: whether a rank computes while it sends; cores that do both do not. said: where each figure is from.
+    cores: where ranks are processes that share so many of them; `speed` is then that of a rank while all are busy, and
+    one that waits leaves its share to the others.
     """
 
     name: str
@@ -58,7 +61,14 @@ class Hardware:
     memory_bandwidth: float
     network: Network
     overlaps: bool = True
+    cores: int | None = None
     said: tuple[str, ...] = ()
+
+    def busy_stages(self, plan: ParallelPlan) -> int:
+        """How many stages of a pipeline can compute at a time: all, unless ranks share cores."""
+        if self.cores is None:
+            return plan.pipeline
+        return min(plan.pipeline, max(1, plan.pipeline * self.cores // plan.size))
 
 
 def hardware_of(

@@ -32,8 +32,8 @@ class Link:
 class Network:
     """The links between `per_machine` ranks of one machine, and between machines (None: there is only one).
 
-    measured: for single operations on a number of ranks, where they were measured apart: their messages are not always
-    as fast as `inside` says, which is for all others.
+    measured: for single operations on a number of ranks, ("all-gather", 4) or ("data all-reduce", 4) for those along
+    one axis alone, where they were measured apart; `inside` is for all others.
     """
 
     inside: Link
@@ -52,7 +52,8 @@ class Network:
     def link(self, traffic: Traffic, together: int) -> Link:
         """What the messages see: the ring's mean latency, and the bandwidth of its slowest part."""
         if traffic.ranks <= together:
-            return self.measured.get((traffic.operation, traffic.ranks), self.inside)
+            names = (f"{traffic.axis} {traffic.operation}", traffic.operation)
+            return next((link for name in names if (link := self.measured.get((name, traffic.ranks)))), self.inside)
         if self.between is None:
             raise ValueError(f"{traffic.ranks} ranks along {traffic.axis} span machines of {self.per_machine}: "
                              "say what lies between them")  # fmt: skip

@@ -64,7 +64,7 @@ def predict(plan: ParallelPlan, rows: int, job: Job, hardware: Hardware) -> Pred
             alike[_kinds(chunk)] = pass_through(chunk, hardware)
     works = [_together([alike[_kinds(chunk)] for chunk in own]) for own in ranks]
     slowest = max(works, key=lambda work: work.seconds)
-    fill = (sum(work.seconds for work in works) - slowest.seconds) / plan.chunks
+    fill = _fill(works, slowest, count, plan, hardware)
     wait = waits(plan, count, costs.send, hardware)
     working = count * slowest.seconds + fill + wait
     end = working
@@ -81,6 +81,17 @@ def predict(plan: ParallelPlan, rows: int, job: Job, hardware: Hardware) -> Pred
         bubble=fill,
         update=max(update_seconds(own, plan, hardware) for own in ranks),
     )
+
+
+def _fill(works: Sequence[Pass], slowest: Pass, count: int, plan: ParallelPlan, hardware: Hardware) -> float:
+    """Seconds in which the slowest rank waits for others.
+
+    Where ranks share cores, a stage that is not held up takes `share` of its time among busy ones; then either the
+    pipeline's length or the cores' work decides.
+    """
+    total, share = sum(work.seconds for work in works), hardware.busy_stages(plan) / plan.pipeline
+    length = count * slowest.seconds + (total - slowest.seconds) / plan.chunks
+    return max(0.0, max(share * length, count * total / plan.pipeline) - count * slowest.seconds)
 
 
 def _kinds(chunk: Chunk) -> tuple[tuple[str, int], ...]:

@@ -124,6 +124,20 @@ def _candidate(plan: ParallelPlan, rows: int, memory: RankMemory, job: Job, hard
     return Candidate(plan, rows, passes(plan, rows, job), prediction, memory, memory.peak <= hardware.memory_bytes)
 
 
+def given(plan: ParallelPlan, job: Job, hardware: Hardware) -> Candidate:
+    """This plan, with the micro-batches of which it is fastest; where it is a pipeline, it says how many there are.
+
+    ValueError where the rows of a step do not divide, or the model does not.
+    """
+    parts = plan.data * plan.shard * plan.expert
+    own = job.rows // parts
+    sizes = [own // plan.microbatches] if plan.pipeline > 1 else _divisors(own, own)
+    found = [_candidate(plan, rows, rank_memory(plan, rows, job), job, hardware) for rows in sizes if rows]
+    if not found:
+        raise ValueError(f"plan: {job.rows} rows cannot be divided into {parts * plan.microbatches} micro-batches")
+    return min(found, key=order)
+
+
 def why(candidate: Candidate, best: Candidate, hardware: Hardware) -> str:
     """What keeps it from being the best: its memory, or what takes most seconds more than there."""
     if not candidate.fits:

@@ -9,7 +9,8 @@ stream of messages for each axis (a pipeline has one for each direction):
     shard      [ gather 2 ]       [ gather 3 ]                                  and for these, which began a layer ahead
 
 Where a rank cannot compute while it sends (`Hardware.overlaps`), all is one stream. `shared_link` gives all axes of a
-lane one stream of messages instead of one each: they then wait for each other.
+lane one stream of messages instead of one each: they then wait for each other. Where ranks share cores
+(`Hardware.cores`), a stage computes when one is free, and faster than among busy ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,8 @@ def simulate_step(plan: ParallelPlan, rows: int, job: Job, hardware: Hardware, *
     """One step, when micro-batches have `rows` rows. ValueError as `predict` and `schedules.schedule` raise it."""
     count, costs = passes(plan, rows, job), Costs(plan, rows, job, hardware)
     program = Program(plan, count, costs.chunks(), costs.send, hardware, shared_link=shared_link)
-    done = run(program.tasks())
+    busy = hardware.busy_stages(plan)
+    done = run(program.tasks(), *((COMPUTE, busy) if busy < plan.pipeline else ()))
     lanes = [[] for _ in range(plan.pipeline)]
     for each in done:
         lanes[int(each.task.stream.partition(" ")[0])].append(each)
@@ -200,6 +202,8 @@ class Program:
     def _add(self, rank: int, kind: str, label: str, seconds: float, stream: str | None = None) -> int:
         own = (stream or kind) if not self.shared_link else "link"
         stream = "compute" if kind in COMPUTE or not self.hardware.overlaps else own
+        if kind in COMPUTE:  # speeds are those of ranks that are all busy
+            seconds *= self.hardware.busy_stages(self.plan) / self.plan.pipeline
         self._tasks.append(Task(f"{rank} {stream}", kind, label, seconds, self._at[rank]))
         return len(self._tasks) - 1
 
