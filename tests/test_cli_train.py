@@ -87,6 +87,13 @@ def test_a_dry_run_says_what_would_be(capsys):
         (["num_layer=3"], "did you mean 'num_layers'"),
         (["--tokens", "99", "--minutes", "1"], "only one says when"),
         (["--ranks", "3"], "batch_size=16 cannot be shared by 3 ranks"),
+        (["--plan", "shard=2"], "give optimizer=adamw"),
+        (["--plan", "pipeline=2"], "no whole model"),
+        (["--plan", "data=2", "--ranks", "4"], "is for 2 ranks; here are 4"),
+        (["--plan", "data=3"], "cannot be shared by 3 parts"),
+        (["--plan", "dta=2"], "did you mean 'data'"),
+        (["--plan", "recompute=true"], "one rank divides nothing"),
+        (["--plan", "context=2", "compile=true"], "changes blocks"),
         (["--resume", "nowhere"], "not a run of groundup train"),
         (["--resume", "nowhere", "--seed", "3"], "leave out seed"),
     ],
@@ -122,6 +129,26 @@ def test_a_run_is_gone_on_with_by_another_number_of_ranks(text, tmp_path):
         for name in ("whole", "run")
     ]  # fmt: skip
     assert len(losses[0]) == 20 and losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_a_run_is_gone_on_with_under_another_plan(text, tmp_path):
+    """Stopped by a signal while each of two ranks has half of all parameters, ended in one."""
+    options = ("optimizer=adamw", "adam_rate=0.001", "--tokens", "6400", "--checkpoint-every", "50")
+    whole = main(train(text, tmp_path / "whole", *options))
+    process = start(text, tmp_path / "run", *options, "--plan", "shard=2")
+    log = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert (whole, process.returncode) == (0, 130) and '--plan "shard=2"' in said
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+         if "loss" in line]
+        for name in ("whole", "run")
+    ]  # fmt: skip
+    assert len(losses[0]) == 10 and losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def children(pid: int) -> list[int]:

@@ -13,11 +13,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "groundup"
 LAYERS = (
     ("environ",),
     ("config", "device", "files"),
-    ("tensorfile", "gguf", "bundled"),
+    ("tensorfile", "step_folders", "gguf", "bundled"),
     ("tokenizer", "kernels"),
     ("model", "optim", "corpus"),
     ("presets",),
     ("data", "parallel", "accounting"),
+    ("planning",),
     ("train", "inference"),
     ("evaluation", "profiling"),
     ("scaling",),

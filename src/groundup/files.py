@@ -158,3 +158,32 @@ def read_json(path: str | Path) -> Any:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused: JSON has none."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sealed(body: dict[str, Any], *, compact: bool = False) -> bytes:
+    """A JSON object with a SHA-256 of itself, which `read_sealed` holds it to. NaN and infinity are refused."""
+    digest = hashlib.sha256(encode_json(body, compact=compact)).hexdigest()
+    return encode_json(body | {"sha256": digest}, compact=compact)
+
+
+def read_sealed(path: Path, *, compact: bool = False, most_bytes: int = 1 << 28) -> dict[str, Any]:
+    """What `sealed` was given, with its hash. ValueError when a byte changed, a key stands twice, or it is too long."""
+    if (size := path.stat().st_size) > most_bytes:
+        raise ValueError(f"{path}: {size} bytes; at most {most_bytes} are read")
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    # Comparing bytes, not values, also catches a flip that only changes white space or a digit's spelling.
+    try:
+        body = {key: each for key, each in value.items() if key != "sha256"}
+        same = path.read_bytes() == sealed(body, compact=compact)
+    except (ValueError, RecursionError):  # NaN or depth, which Python reads and no `sealed` ever wrote
+        same = False
+    if not same:
+        raise ValueError(f"{path}: its own hash does not match: the file is damaged")
+    return value
+
+
+def encode_json(value: Any, *, compact: bool = False) -> bytes:
+    """The one spelling that hashes are taken of. Compact: on one line, many times faster to make."""
+    return (json.dumps(value, indent=None if compact else 1, sort_keys=True, allow_nan=False) + "\n").encode()

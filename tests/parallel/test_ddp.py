@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from groundup import optim
 from groundup.parallel import DDP, replicate, sum_gradients_flat, sum_gradients_naive
 from tests.distributed import RankFailed, run_ranks
+from tests.parallel.counting import counting
 from tests.parallel.training import Awkward, accumulated, backward, divide, tokens_of, weight_of
 
 OPTIMIZERS = {
@@ -78,13 +78,11 @@ def accumulating(rank, size):
     """Three micro-batches per rank, of which the last communicates; each rank's own sum comes first."""
     models = [Awkward(torch.float64) for _ in range(size + 1)]
     ddp = DDP(models[rank], bucket_bytes=300)
-    sent = count_bytes()
     for step in range(3):
-        with ddp.no_sync():
+        with ddp.no_sync(), counting() as sent:
             for number in (0, 1):
                 backward(models[rank], tokens_of(step, 10 * rank + number))
-        if step == 0:
-            assert sent[0] == 0, "no_sync communicates"
+        assert not sent, "no_sync communicates"
         backward(models[rank], tokens_of(step, 10 * rank + 2))
         ddp.finish()
     whole = models[-1]
@@ -110,28 +108,16 @@ def test_only_the_last_micro_batch_communicates():
     run_ranks(accumulating, 2)
 
 
-def count_bytes():
-    sent, original = [0], dist.batch_isend_irecv
-
-    def counting(operations):
-        sent[0] += sum(operation.tensor.nbytes for operation in operations if operation.op is dist.isend)
-        return original(operations)
-
-    dist.batch_isend_irecv = counting
-    return sent
-
-
 def volume(rank, size):
     """Bytes that this rank sends per step, against 2 (N - 1) / N of the gradients' and their flags'."""
     found = []
-    sent = count_bytes()
     for begin in STAGES.values():
         model = nn.Sequential(nn.Linear(15, 16), nn.Linear(16, 15))
         finish = begin(model)
-        sent[0] = 0
-        model(torch.ones(2, 15)).sum().backward()
-        finish()
-        found.append(sent[0])
+        with counting() as sent:
+            model(torch.ones(2, 15)).sum().backward()
+            finish()
+        found.append(sent.total())
     return found, 4 * (15 * 16 + 16 + 16 * 15 + 15) + 4 * 4
 
 
@@ -196,17 +182,20 @@ def launched_early(rank, size):
     """Messages of the last layers leave before the first layer's gradient is made."""
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
     ddp = DDP(model, bucket_bytes=4 * (8 * 8 + 8))
-    sent, seen = count_bytes(), []
-    model[0].weight.register_hook(lambda gradient: seen.append(sent[0]))
-    model(torch.ones(1, 8)).sum().backward()
-    before = sent[0]
-    ddp.finish()
-    return seen[0] / sent[0], before / sent[0]
+    with counting() as sent:
+        seen = []
+        model[0].weight.register_hook(lambda gradient: seen.append(sent.total()))
+        model(torch.ones(1, 8)).sum().backward()
+        before = sent.total()
+        ddp.finish()
+    return seen[0] / sent.total(), before / sent.total()
 
 
 def test_communication_overlaps_with_the_backward_pass():
-    """When the first layer's turn comes, three of four buckets are out and two of them added and on their way back."""
-    for at_first_layer, at_the_end in run_ranks(launched_early, 2):
+    """When the first layer's turn comes, three of four buckets are out; of three ranks two are added and on their way
+    back, where a sum of two ranks makes both ways by itself."""
+    assert run_ranks(launched_early, 2) == [(0.75, 1.0)] * 2
+    for at_first_layer, at_the_end in run_ranks(launched_early, 3):
         assert 0.5 < at_first_layer < 0.7 and 0.8 < at_the_end < 0.9
 
 

@@ -23,6 +23,7 @@ from groundup.parallel.plan import ParallelPlan
 from tests.distributed import run_ranks
 from tests.parallel.parity import accumulated, train_all
 
+TESTED = ["groundup", "torch"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 SINGLE = [
     ("data={n}", "tied"),
@@ -101,20 +102,20 @@ def check(engine: str, size: int, cases: list[tuple[str, str]], steps: int, dtyp
     assert not wrong
 
 
-@pytest.mark.parametrize("engine", ["groundup", "torch"])
+@pytest.mark.parametrize("engine", TESTED)
 def test_every_plan_trains_as_one_process_does(engine):
     """A few steps of all, which is where a mistake shows."""
     check(engine, 2, singles(2), 8, torch.float64)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["groundup", "torch"])
+@pytest.mark.parametrize("engine", TESTED)
 def test_pairs_of_strategies(engine):
     check(engine, 4, PAIRS, 8, torch.float64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "dtype"), [(2, torch.float32), (4, torch.float64)], ids=["2-fp32", "4-fp64"])
-@pytest.mark.parametrize("engine", ["groundup", "torch"])
+@pytest.mark.parametrize("engine", TESTED)
 def test_two_hundred_steps(engine, size, dtype):
     check(engine, size, singles(size), 200, dtype)

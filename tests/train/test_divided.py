@@ -98,7 +98,7 @@ def poisoned(rank, size):
 
     engine, run = train_under("shard=2", 3, None, objective)
     assert run.skipped == 1 and run.step == 3
-    for text, says in (("data=2", "ranks have different bits in"), ("tensor=2", "different bits in embed.weight")):
+    for text, says in (("data=2", "ranks have different bits in"), ("context=2", "different bits in embed.weight")):
         engine, _ = train_under(text, 1, None)
         if rank == 1:
             engine.slices.own["embed.weight"].data[0, 0] += 1.0

@@ -8,16 +8,17 @@ channels instead: devices of a group work on the same rows. Bytes are those that
     shards          (2 + 2 + 4) P (D-1)/D               a pass      bf16 weights gathered for forward and backward,
                                                                     fp32 gradients reduced and scattered
     cut by T        4 L x 2 tokens d_model 2 (T-1)/T    a pass      bf16 outputs forward, their inputs' gradients back;
-                                                                    6 L where the forward pass is done again
+                                                                    5 L where the forward pass is done again
 
-P: parameters that a device computes with, D: data-parallel ranks, L: layers. Each message costs the link's latency
-besides. Nothing overlaps with arithmetic here, so this is an upper bound. Rajbhandari et al. 2020 (arXiv:1910.02054),
-section 7; Shoeybi et al. 2019 (arXiv:1909.08053), section 3.
+P: parameters that a device computes with, D: data-parallel ranks, L: layers. The formulae are those of
+`communication`. Each message costs the link's latency besides. Nothing overlaps with arithmetic here, so this is an
+upper bound; `planning/` has the plan of all axes, with what overlaps.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from groundup.accounting.communication import Traffic, data_parallel, sharded, tensor_parallel
 from groundup.accounting.devices import Measured
 from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig
 
@@ -83,22 +84,18 @@ def communication_seconds(
         return 0.0
     if link.link_bandwidth is None or link.link_latency is None:
         raise ValueError("the time of messages needs a measured link: groundup doctor --links --save")
-    sent, messages = _data_parallel(way, model, parameters, passes)
-    if way.tensor > 1:
-        each = BF16_BYTES * rows * model.context_length * model.d_model * 2 * (way.tensor - 1) / way.tensor
-        number = passes * model.num_layers * (6 if recompute else 4)
-        sent, messages = sent + number * each, messages + number
-    return messages * link.link_latency + sent / link.link_bandwidth
+    each = BF16_BYTES * rows * model.context_length * model.d_model
+    traffic = [
+        *_data_parallel(way, model, parameters, passes),
+        *tensor_parallel(each, way.tensor, model.num_layers, passes, recompute),
+    ]
+    return sum(t.count * link.link_latency + t.sent / link.link_bandwidth for t in traffic)
 
 
-def _data_parallel(way: Placement, model: ModelConfig, parameters: int, passes: int) -> tuple[float, int]:
-    """(bytes that a device sends in a step, messages)."""
-    if way.data == 1:
-        return 0.0, 0
-    share = (way.data - 1) / way.data
+def _data_parallel(way: Placement, model: ModelConfig, parameters: int, passes: int) -> list[Traffic]:
     if way.sharding == "none":
-        return 2 * FP32_BYTES * parameters * share, 1
-    return passes * (2 * BF16_BYTES + FP32_BYTES) * parameters * share, passes * 3 * model.num_layers
+        return data_parallel(FP32_BYTES * parameters, way.data)
+    return sharded(BF16_BYTES * parameters, FP32_BYTES * parameters, way.data, model.num_layers, passes)
 
 
 def update_seconds(way: Placement, parameters: int, bandwidth: float) -> float:

@@ -17,19 +17,15 @@ disagree, the machine does something that the model does not know: caches, or a 
 
 import argparse
 import statistics
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from groundup.bench.measure import Rates
+from groundup.bench.ranks import run_on_ranks
 from groundup.bench.record import Record, load_average, print_table, save
-from groundup.bench.worker import Worker
 from groundup.device import environment
 
 SIZES = [4 * 16**power for power in range(6)] + [16 << 20, 64 << 20]
@@ -72,18 +68,7 @@ def fit(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
 def measure(options: argparse.Namespace, sizes: Sequence[int]) -> dict[int, dict[str, Rates]]:
     """Per size and way, the seconds of each round."""
     program = Path(__file__).with_name("collectives_program.py")
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.ranks) as pool, ExitStack() as stack:
-        common = {"store": f"{folder}/store", "ranks": options.ranks, "sizes": list(sizes), "timeout": 60}
-        # Each waits for all others to begin, so they are begun, and told to run, at the same time.
-        begun = [
-            pool.submit(Worker, sys.executable, program, {**common, "rank": rank}, timeout=options.timeout)
-            for rank in range(options.ranks)
-        ]
-        for future in begun:
-            if future.exception() is None:
-                stack.enter_context(future.result())
-        workers = [future.result() for future in begun]
-        answers = list(pool.map(lambda worker: worker.run(options.rounds), workers))
+    answers = run_on_ranks(program, options.ranks, options.rounds, {"sizes": list(sizes)}, timeout=options.timeout)
     found = answers[0]["measured"]
     return {
         size: {way: Rates(tuple(values)) for way, values in ways.items()}

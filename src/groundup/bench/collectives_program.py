@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from groundup.bench.ranks import join
 from groundup.parallel import ring, sum_in_rank_order, tree
 
 TURN_SECONDS = 0.01
@@ -31,14 +31,7 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], dict[str, Any]]]:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{options['store']}",
-        rank=options["rank"],
-        world_size=options["ranks"],
-        timeout=timedelta(seconds=options["timeout"]),
-    )
+    join(options)
     return {"torch": torch.__version__}, lambda rounds: {"measured": [measure(n, rounds) for n in options["sizes"]]}
 
 

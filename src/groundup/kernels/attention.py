@@ -1,6 +1,6 @@
 """Softmax attention whose mask is a function of positions. The only file that knows fast paths for it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -99,8 +99,8 @@ def attention(
         plain = softcap is None and window is None and q_segments is None and sinks is None and slopes is None
         if plain and _fused_wins(q, k):
             return _fused(q, k, v, None, factor, causal)
-        # All rows share one triangle, which is cheaper to make than one each.
-        q_pos, k_pos = q_pos[:1], k_pos[:1]
+        # All rows share one triangle, cheaper to make than one each, and from numbers of 32 bits cheaper still.
+        q_pos, k_pos = (torch.arange(x.shape[1], dtype=torch.int32, device=x.device)[None] for x in (q, k))
     mask = visible(
         q_pos, k_pos, causal=causal, window=window, sink_tokens=sink_tokens,
         q_segments=q_segments, k_segments=k_segments,
@@ -151,18 +151,32 @@ def _falling(slopes: Tensor, q_pos: Tensor, k_pos: Tensor) -> Float[Tensor, "#ba
 def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, terms: Terms) -> Tensor:
     if terms.is_plain and _fused_wins(q, k):
         return _fused(q, k, v, mask, terms.scale)
-    return _matmul_softmax(q, k, v, mask, terms)
+    return _matmul_softmax(*_by_head(q, k, v, terms.scale), mask, terms)
+
+
+def _by_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Views with the heads in front, and queries times `scale` beside those of their group: (batch, kv_heads, q_seq,
+    groups, d_head), (batch, kv_heads, k_seq, d_head) and the same of values."""
+    rows = (q * scale).unflatten(2, (k.shape[2], -1)).transpose(1, 2)
+    return rows, k.transpose(1, 2), v.transpose(1, 2)
 
 
 def _causal_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, terms: Terms) -> Tensor:
-    """Parts of the queries, each against the keys up to its last: of four, three eighths of the square are skipped."""
+    """Parts of the queries, each against the keys up to its last: of four, three eighths of the square are skipped.
+
+    Every head's tokens are brought together first, once: a batched product of anything else would copy its operands,
+    for each part anew.
+    """
     parts, length = max(1, min(MOST_PARTS, q.shape[1] // LEAST_PART)), q.shape[1]
     ends = [length * (i + 1) // parts for i in range(parts)]
+    rows, k, v = (x.contiguous() for x in _by_head(q, k, v, terms.scale))
     outs = []
     for start, end in zip([0, *ends], ends, strict=False):
         fall = None if terms.fall is None else terms.fall[..., start:end, :end]
         own = mask[:, start:end, :end]
-        outs.append(_matmul_softmax(q[:, start:end], k[:, :end], v[:, :end], own, terms._replace(fall=fall)))
+        outs.append(
+            _matmul_softmax(rows[:, :, start:end], k[:, :, :end], v[:, :, :end], own, terms._replace(fall=fall))
+        )
     return outs[0] if parts == 1 else torch.cat(outs, 1)
 
 
@@ -187,31 +201,50 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, c
 
 
 def _matmul_softmax(
-    q: Float[Tensor, "batch q_seq heads d_head"],
-    k: Float[Tensor, "batch k_seq kv_heads d_head"],
-    v: Float[Tensor, "batch k_seq kv_heads d_value"],
+    rows: Float[Tensor, "batch kv_heads q_seq groups d_head"],
+    k: Float[Tensor, "batch kv_heads k_seq d_head"],
+    v: Float[Tensor, "batch kv_heads k_seq d_value"],
     mask: Bool[Tensor, "#batch q_seq k_seq"],
     terms: Terms,
 ) -> Float[Tensor, "batch q_seq heads d_value"]:
     """Two matrix products around a softmax. K and V are never expanded: a group's queries stack as rows."""
-    q_seq, groups = q.shape[1], q.shape[2] // k.shape[2]
-    rows = (q * terms.scale).unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    scores = (rows @ k.permute(0, 2, 3, 1)).unflatten(2, (groups, q_seq))
+    scores = _Scores.apply(rows.flatten(2, 3), k).unflatten(2, rows.shape[2:4])
     if terms.softcap is not None:
         scores = terms.softcap * torch.tanh(scores / terms.softcap)
     # Adding a bias, unlike masked_fill, keeps nothing for the backward pass and is a fifth faster.
-    bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, float("-inf"))
-    bias = bias[:, None, None]
+    bias = torch.zeros(mask.shape, dtype=rows.dtype, device=rows.device).masked_fill(~mask, float("-inf"))
+    bias = bias[:, None, :, None]
     if terms.fall is not None:
-        bias = bias + terms.fall.to(q.dtype).unflatten(1, (-1, groups))
+        bias = bias + terms.fall.to(rows.dtype).unflatten(1, (-1, rows.shape[3])).transpose(2, 3)
     weights = _softmax(scores + bias, terms.sinks)
-    out = weights.flatten(2, 3) @ v.transpose(1, 2)
-    return out.unflatten(2, (groups, q_seq)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    out = (weights.flatten(2, 3) @ v).unflatten(2, rows.shape[2:4])
+    return out.transpose(1, 2).flatten(2, 3)
 
 
-def _softmax(scores: Float[Tensor, "batch kv_heads groups q_seq k_seq"], sinks: Tensor | None) -> Tensor:
+class _Scores(torch.autograd.Function):
+    """q k^T of each head. Its gradient for k is dS^T q, which lies as k does; autograd's own is the transpose of
+    q^T dS, and whatever reads it next has to go across its rows."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, k: Tensor) -> Tensor:
+        return rows @ k.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows, k = ctx.saved_tensors
+        need_rows, need_k = ctx.needs_input_grad
+        return grad @ k if need_rows else None, grad.mT @ rows if need_k else None
+
+
+def _softmax(scores: Float[Tensor, "batch kv_heads q_seq groups k_seq"], sinks: Tensor | None) -> Tensor:
     """torch's softmax, which accumulates in float32 whatever its input type is; with sinks, of one column more."""
     if sinks is None:
         return scores.softmax(-1)
-    column = sinks.to(scores.dtype).view(scores.shape[1], scores.shape[2], 1, 1).expand(*scores.shape[:-1], 1)
+    column = sinks.to(scores.dtype).view(scores.shape[1], 1, scores.shape[3], 1).expand(*scores.shape[:-1], 1)
     return torch.cat([scores, column], -1).softmax(-1)[..., :-1]

@@ -2,6 +2,7 @@
 
 from groundup.parallel import ring, tree
 from groundup.parallel.agreement import check_alike, check_copies
+from groundup.parallel.apply import GroundupEngine, apply_plan
 from groundup.parallel.collectives import (
     copy_to_ranks,
     exchange,
@@ -24,6 +25,7 @@ from groundup.parallel.group import Place, joined
 from groundup.parallel.launch import launch
 from groundup.parallel.muon import orthogonalize_on_ranks
 from groundup.parallel.pipeline import Pipeline, measured_bubble
+from groundup.parallel.plan import Mesh, ParallelPlan
 from groundup.parallel.rank_order import sum_in_rank_order
 from groundup.parallel.replicate import replicate
 from groundup.parallel.schedules import Action, Timeline, bubble_fraction, schedule, simulate
@@ -37,11 +39,15 @@ __all__ = [
     "DDP",
     "Action",
     "Cut",
+    "GroundupEngine",
+    "Mesh",
+    "ParallelPlan",
     "Pipeline",
     "Place",
     "Timeline",
     "ZeRO",
     "all_to_all",
+    "apply_plan",
     "bubble_fraction",
     "check_alike",
     "check_copies",

@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from groundup.parallel.buckets import (
     BUCKET_BYTES,
@@ -102,14 +102,26 @@ class DDP:
 
 
 def sum_bucket(params: list[nn.Parameter], group: dist.ProcessGroup | None, mean: bool = False) -> Reduction:
-    """All-reduce of one bucket: send pieces; add those of the own piece; hand the sums round."""
+    """All-reduce of one bucket: send pieces; add those of the own piece; hand the sums round.
+
+    Two terms have the same sum in either order, so two ranks leave it to the library, which needs nobody in between.
+    """
     size = dist.get_world_size(group)
     flat = torch.cat(pack(params))
-    lengths = even_lengths(packed_length(params), size)
+    if size == 2:
+        work = dist.all_reduce(flat, group=group, async_op=True)
+        yield
+        assert work is not None
+        work.wait()
+    else:
+        yield from _sum_pieces(flat, even_lengths(packed_length(params), size), group)
+    unpack(flat, params, size if mean else 1.0)
+
+
+def _sum_pieces(flat: Tensor, lengths: list[int], group: dist.ProcessGroup | None) -> Reduction:
     exchange = Exchange(flat, lengths, group)
     yield
     exchange.add()
     gathering = start_gather(flat, lengths, group)
     yield
     gathering.wait()
-    unpack(flat, params, size if mean else 1.0)

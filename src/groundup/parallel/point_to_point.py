@@ -30,9 +30,10 @@ class Pending:
 def post(sends: Sequence[Message], receives: Sequence[Message], group: dist.ProcessGroup | None = None) -> Pending:
     """Start to send and to receive. Messages between two ranks are taken in the order in which they were posted.
 
-    An empty tensor is not sent, since both sides know that it is empty.
+    An empty tensor is not sent, since both sides know that it is empty. Receives come first: a sender that already
+    knows of the room at the other end does not ask for it.
     """
-    messages = [(dist.isend, *message) for message in sends] + [(dist.irecv, *message) for message in receives]
+    messages = [(dist.irecv, *message) for message in receives] + [(dist.isend, *message) for message in sends]
     messages = [message for message in messages if message[1].numel()]
     assert all(tensor.is_contiguous() for _, tensor, _ in messages)
     operations = [dist.P2POp(way, tensor, group=group, group_peer=peer) for way, tensor, peer in messages]

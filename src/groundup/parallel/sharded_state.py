@@ -103,10 +103,15 @@ def _check_shapes(member: Any, p: Tensor, group: dict[str, Any], name: str, stat
 
 def place_state(member: Any, p: Tensor, group: dict[str, Any], key: str, value: Tensor) -> Tensor:
     """A copy of a state, where the optimizer expects it."""
+    return value.to(state_device(member, p, group, key), copy=True)
+
+
+def state_device(member: Any, p: Tensor, group: dict[str, Any], key: str) -> torch.device:
+    """Where an optimizer keeps a state of p."""
     # torch's own optimizers keep an unfused step count on the host; ours can skip a step on the device.
     ours = getattr(member, "supports_skip", False)
     on_host = key == "step" and not (ours or group.get("fused") or group.get("capturable"))
-    return value.clone() if on_host else value.to(p.device, copy=True)
+    return torch.device("cpu") if on_host else p.device
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -8,7 +8,8 @@
     backward    f sums the gradients of x  g passes the gradient on
 
 So a layer sends two all-reduces of its activations forward, after attention and after the feed-forward layer, and two
-backward. Attention is cut the same way, with heads for channels.
+backward: children that read the same tensor add its gradients up before they are summed over ranks. Attention is cut
+the same way, with heads for channels.
 
 A module declares what may be cut in a class attribute: {"wq": "col", ..., "wo": "row"}. Per word, what
 becomes of that child:
@@ -39,7 +40,7 @@ WORDS = ("col", "row", "shared", "partial", "heads")
 
 @dataclass(frozen=True)
 class Cut:
-    """How one child is cut over `size` ranks.
+    """How one child of `owner`, whose table says so, is cut over `size` ranks.
 
     `word` is its table entry, except that a `col` child with fewer heads than ranks becomes `shared`: it
     stays whole and each rank reads the one head it needs, `head` channels wide.
@@ -47,6 +48,7 @@ class Cut:
 
     path: str
     child: nn.Module
+    owner: nn.Module
     word: str
     head: int = 1
 
@@ -66,15 +68,15 @@ def _cut(path: str, module: nn.Module, name: str, word: str, size: int) -> Cut:
     if word not in WORDS:
         raise ValueError(f"{path}: shard word {word!r}{nearest(word, WORDS)}")
     if word in ("shared", "partial"):
-        return Cut(path, child, word)
+        return Cut(path, child, module, word)
     # Attention is cut between heads, never through one.
     head = 1 if word == "heads" else _head_width(module, name)
     rows = len(child.values) if hasattr(child, "values") else child.weight.shape[1 if word == "row" else 0]
     units = rows // head
     if units % size == 0:
-        return Cut(path, child, word)
+        return Cut(path, child, module, word)
     if word == "col" and head > 1 and size % units == 0:
-        return Cut(path, child, "shared", head)
+        return Cut(path, child, module, "shared", head)
     what = f"{units} heads" if head > 1 or word == "heads" else f"{units} channels"
     raise ValueError(f"{path}: {what} cannot be divided over {size} tensor-parallel ranks")
 
@@ -101,7 +103,8 @@ def communicate(cut: Cut, group: dist.ProcessGroup | None = None) -> None:
     """What the child has to send, once its weights are cut; see the words above."""
     match cut.word:
         case "col":
-            cut.child.register_forward_pre_hook(lambda _, inputs: (copy_to_ranks(inputs[0], group), *inputs[1:]))
+            read = _read_by(cut.owner, group)
+            cut.child.register_forward_pre_hook(lambda _, inputs: (read(inputs[0]), *inputs[1:]))
         case "row":
             reduce_output(cut.child, lambda x: sum_over_ranks(x, group))
         case "shared":
@@ -110,6 +113,31 @@ def communicate(cut: Cut, group: dist.ProcessGroup | None = None) -> None:
         case "partial":
             for parameter in cut.child.parameters():
                 sum_gradient(parameter, group)
+
+
+class _Read:
+    """What a module's `col` children read: one `copy_to_ranks` for all that read the same tensor in turn, so that their
+    gradients are added before they are summed over ranks, and sent once."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = group
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.last is None or self.last[0] is not x:
+            self.last = x, copy_to_ranks(x, self.group)
+        return self.last[1]
+
+    def forget(self, *_: Any) -> None:
+        self.last = None
+
+
+def _read_by(owner: Any, group: dist.ProcessGroup | None) -> _Read:
+    """One for each owner, which forgets at the end of the owner's forward."""
+    if not isinstance(getattr(owner, "columns_read", None), _Read):
+        owner.columns_read = _Read(group)
+        owner.register_forward_hook(owner.columns_read.forget, always_call=True)
+    return owner.columns_read
 
 
 def full_parameters(

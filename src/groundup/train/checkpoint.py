@@ -7,11 +7,7 @@ A folder is filled under a temporary name, made durable, and renamed; a name is 
 or a full disk at any moment leaves the checkpoints that were there, and the new one whole or not at all.
 """
 
-import hashlib
-import json
 import logging
-import re
-import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from groundup.files import atomic_directory, fsync_directory, sha256, write_durably
+from groundup.files import atomic_directory, encode_json, read_json, read_sealed, sealed, sha256, write_durably
+from groundup.step_folders import free_name, step_folders, step_of, sweep
+from groundup.step_folders import prune as prune_folders
 from groundup.tensorfile import read_tensors, validate_header, write_tensors
 
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 SHARD_BYTES = 1 << 30  # of tensors; the library copies a whole shard while it writes it
 SHARD_TENSORS = 4096
-_NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 logger = logging.getLogger("groundup.train")
 
@@ -55,9 +52,9 @@ def save(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _sweep(directory)
-    body = _encode(state)
-    final = _free_name(directory, step)
+    sweep(directory)
+    body = encode_json(state)
+    final = free_name(directory, step)
     with atomic_directory(final) as folder:
         entries = {}
         for number, shard in enumerate(_shards(tensors), start=1):
@@ -66,7 +63,7 @@ def save(
             entries |= {key: _describe(tensor, name) for key, tensor in shard.items()}
         write_durably(folder / STATE, body)
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
-        write_durably(folder / MANIFEST, _seal({"format": FORMAT, "step": step, "files": files, "tensors": entries}))
+        write_durably(folder / MANIFEST, sealed({"format": FORMAT, "step": step, "files": files, "tensors": entries}))
     if keep is not None:
         prune(directory, keep)
     return final
@@ -94,7 +91,7 @@ def load(path: str | Path, *, verified: bool = False) -> Checkpoint:
     for name in sorted(manifest["files"]):
         if name.endswith(".safetensors"):
             tensors |= read_tensors(path / name)
-    return Checkpoint(path, manifest["step"], tensors, _parse_json(path / STATE))
+    return Checkpoint(path, manifest["step"], tensors, read_json(path / STATE))
 
 
 def verify(path: str | Path) -> dict[str, Any]:
@@ -112,40 +109,12 @@ def verify(path: str | Path) -> dict[str, Any]:
 
 def checkpoints(directory: str | Path) -> list[Path]:
     """Every folder named like a checkpoint, newest first, whole or not."""
-    directory = Path(directory)
-    named = [p for p in directory.iterdir() if _NAME.fullmatch(p.name)] if directory.is_dir() else []
-    return sorted(named, key=_order, reverse=True)
+    return step_folders(directory)
 
 
 def prune(directory: str | Path, keep: int) -> None:
     """Drop all but the newest `keep` checkpoints, unless none of those verifies: the last good one stays."""
-    if keep < 1:
-        raise ValueError(f"keep={keep}: expected at least 1")
-    kept, dropped = checkpoints(directory)[:keep], checkpoints(directory)[keep:]
-    if not dropped or not any(_is_whole(path) for path in kept):
-        return
-    for path in dropped:
-        doomed = path.with_name(f".{path.name}.dropped.tmp")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
-    fsync_directory(Path(directory))
-
-
-def _order(path: Path) -> tuple[int, int]:
-    match = _NAME.fullmatch(path.name)
-    assert match is not None
-    return int(match[1]), int(match[2] or 0)
-
-
-def _free_name(directory: Path, step: int) -> Path:
-    taken = [attempt for number, attempt in map(_order, checkpoints(directory)) if number == step]
-    return directory / (f"step-{step}.{max(taken) + 1}" if taken else f"step-{step}")
-
-
-def _sweep(directory: Path) -> None:
-    """Remove what a killed save or prune left behind."""
-    for path in directory.glob(".step-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+    prune_folders(directory, keep, _is_whole)
 
 
 def _is_whole(path: Path) -> bool:
@@ -182,37 +151,15 @@ def _crc32(tensor: Tensor) -> int:
     return zlib.crc32(flat.view(torch.uint8).numpy().data) if flat.numel() else 0
 
 
-def _encode(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _seal(body: dict[str, Any]) -> bytes:
-    return _encode(body | {"sha256": hashlib.sha256(_encode(body)).hexdigest()})
-
-
-def _parse_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({str(error)[:200]})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return value
-
-
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest, which is whole by its own hash; the files that it lists are not looked at."""
     file = path / MANIFEST
     if not file.is_file():
         raise ValueError(f"{path}: no {MANIFEST}: not a checkpoint, or its save did not finish")
-    manifest = _parse_json(file)
-    # Comparing bytes, not values, also catches a flip that only changes white space or a digit's spelling.
-    if file.read_bytes() != _seal({key: value for key, value in manifest.items() if key != "sha256"}):
-        raise ValueError(f"{file}: its own hash does not match: the manifest is damaged")
+    manifest = read_sealed(file)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{file}: format {manifest.get('format')!r}; this version reads {FORMAT}")
-    match = _NAME.fullmatch(path.name)
-    if match and int(match[1]) != manifest["step"]:
+    if step_of(path) not in (None, manifest["step"]):
         raise ValueError(f"{path}: its manifest is of step {manifest['step']}: the folder was renamed or mixed up")
     return manifest
 

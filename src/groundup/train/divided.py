@@ -45,20 +45,21 @@ def restore(tensors: dict[str, Tensor], engine: GroundupEngine, where: str = "ch
 
 
 def check_replicas(engine: GroundupEngine) -> None:
-    """RuntimeError where ranks that should have copies of the same weights or optimizer state have other bits.
+    """RuntimeError where ranks that were given the same sums have other bits in weights or optimizer state.
 
-    Ranks differ in what they own (zero), and in parts of what is cut, which only `data` and `context` copy.
+    Those are ranks along `data` and `context`, and along `expert` for what is no expert's. What `tensor` copies each
+    rank computes by itself, which on a GPU need not give the same last bit; with zero each owns another state.
     """
-    slices, group = engine.slices, engine.mesh.group("data", "context")
+    slices = engine.slices
     states = {} if isinstance(engine.optimizer, ZeRO) else own_states(engine.optimizer)
     whole: dict[str, Tensor] = {}
     parts: dict[str, Tensor] = {}
     for name, p in slices.own.items():
-        table = parts if slices.divided(name) else whole
+        table = parts if "expert" in slices.divided(name) else whole
         table[name] = p
         table |= {f"{key} of {name}": value for key, value in sorted(states.get(p, {}).items())}
-    check_copies(whole)
-    check_copies(parts, group)
+    check_copies(whole, engine.mesh.group("data", "expert", "context"))
+    check_copies(parts, engine.mesh.group("data", "context"))
 
 
 def vocabularies(engine: GroundupEngine) -> dict[str, int]:

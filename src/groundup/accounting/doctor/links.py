@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
+from groundup.accounting.communication import wire_share
 from groundup.accounting.doctor import child
 from groundup.accounting.doctor.matmul import fastest
 from groundup.device import synchronize
 
 SIZES = tuple(2**power for power in range(12, 25, 2))  # 4 KiB to 16 MiB
-COLLECTIVES = ("all-reduce", "all-gather")
+COLLECTIVES = ("send", "all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 CHILD_SECONDS = 90.0
 
 
@@ -33,8 +34,8 @@ class Transfer:
 class Link:
     """A way for bytes. `bandwidth` is bytes per second on the wire that each device sends, at the largest size.
 
-    kind: `all-reduce`, `all-gather`, `peer copy`, `host to device`, ... between: what is linked, in words.
-    error: why there are no figures.
+    kind: `send` (from one rank to the next), `all-reduce`, `all-gather`, `peer copy`, `host to device`, ... between:
+    what is linked, in words. ranks: how many took part. error: why there are no figures.
     """
 
     kind: str
@@ -43,28 +44,20 @@ class Link:
     bandwidth: float | None = None
     transfers: tuple[Transfer, ...] = ()
     error: str = ""
-
-
-def wire_share(kind: str, ranks: int) -> float:
-    """What each rank sends, as a share of the message: 2 (n-1) / n for a ring all-reduce, (n-1) / n for all-gather.
-
-    >>> wire_share("all-reduce", 2), wire_share("all-gather", 4), wire_share("peer copy", 2)
-    (1.0, 0.75, 1.0)
-
-    A rate counted so is the link's, whatever the number of ranks (Patarasuk and Yuan 2009; "bus bandwidth" in NCCL's
-    tests).
-    """
-    return {"all-reduce": 2 * (ranks - 1) / ranks, "all-gather": (ranks - 1) / ranks}.get(kind, 1.0)
+    ranks: int = 2
 
 
 def link(kind: str, between: str, transfers: Iterable[Transfer], ranks: int = 2) -> Link:
-    """A link with its two figures, from transfers of several sizes."""
+    """A link with its two figures, from transfers of several sizes. Bytes are those that each rank sends
+    (`communication.wire_share`), so that a rate is the link's, whatever the number of ranks ("bus bandwidth" in NCCL's
+    tests).
+    """
     found = tuple(sorted(transfers, key=lambda transfer: transfer.bytes))
     if not found:
         return Link(kind, between, error="nothing was measured")
     largest = found[-1]
     bandwidth = wire_share(kind, ranks) * largest.bytes / largest.seconds
-    return Link(kind, between, found[0].seconds, bandwidth, found)
+    return Link(kind, between, found[0].seconds, bandwidth, found, ranks=ranks)
 
 
 def seconds_for(way: Link, wire_bytes: float) -> float:
@@ -98,7 +91,7 @@ def _between_gpus(count: int) -> list[Link]:
 
 
 def collectives(backend: str, ranks: int, sizes: Iterable[int] = SIZES, timeout: float = CHILD_SECONDS) -> list[Link]:
-    """All-reduce and all-gather between processes of this machine, each with one thread."""
+    """A send from each rank to the next, and what collectives reach, between processes of one thread each."""
     between = f"{ranks} {'GPUs' if backend == 'nccl' else 'processes'} ({backend})"
     wanted, deadline = json.dumps(list(sizes)), time.monotonic() + timeout
     with tempfile.TemporaryDirectory(prefix="groundup-links-") as folder:

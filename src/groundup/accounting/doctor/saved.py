@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from groundup.accounting.communication import hops
 from groundup.accounting.devices import Cluster, Device, Measured, recognise
 from groundup.accounting.doctor.card import Card
 from groundup.accounting.doctor.links import Link
@@ -25,15 +26,21 @@ MOST_FILE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class SavedLink:
-    """As `links.Link`, whose kind is `what` here, without its single transfers."""
+    """As `links.Link`, whose kind is `what` here, without its single transfers. `ranks` took part in it."""
 
     what: str
     between: str
     latency_seconds: float
     bandwidth: float
+    ranks: int = 2
 
     def __post_init__(self) -> None:
-        _check(latency_seconds=self.latency_seconds, bandwidth=self.bandwidth)
+        _check(latency_seconds=self.latency_seconds, bandwidth=self.bandwidth, ranks=self.ranks - 1)
+
+    @property
+    def hop_seconds(self) -> float:
+        """Of one message without bytes: collectives make several, one after the other."""
+        return self.latency_seconds / hops(self.what, self.ranks)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def saved(card: Card, links: Sequence[Link], count: int) -> SavedCard:
         if rate.flops:
             rates[rate.dtype] = max(rates.get(rate.dtype, 0.0), rate.flops)
     kept = (
-        SavedLink(way.kind, way.between, way.latency_seconds, way.bandwidth)
+        SavedLink(way.kind, way.between, way.latency_seconds, way.bandwidth, way.ranks)
         for way in links if way.latency_seconds and way.bandwidth
     )  # fmt: skip
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
