@@ -17,8 +17,8 @@ VOCAB, SEQ, ROWS, BATCHES, CLIP, STEPS = 23, 8, 4, 2, 0.05, 2
 
 def model_of(kind: str) -> Transformer:
     attention = AttentionConfig(4, 2, 4, bias=True, out_bias=True, qk_norm=True, sinks=True)
-    moe = MoEConfig(4, 2, 12, num_shared=1, balance=Balance(load=0.02, z=0.01))
-    ffn = moe if kind == "experts" else MLPConfig(24, bias=True)
+    balance = Balance(load=0.02, z=0.01) if kind == "experts" else Balance()
+    ffn = MoEConfig(4, 2, 12, num_shared=1, balance=balance) if "experts" in kind else MLPConfig(24, bias=True)
     config = ModelConfig(VOCAB, 16, 4, (BlockConfig(attention, ffn),), tie_embeddings=kind == "tied")
     model = Transformer(config).double()
     model.compute_dtype = torch.float64
