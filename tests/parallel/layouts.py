@@ -15,18 +15,25 @@ from tests.parallel.parity import ENGINES, transformer
 
 SINGLE = "single"
 PLANS = {
-    ("deep", 2): (
-        "data=2", "data=2 zero=1", "data=2 zero=2", "shard=2", "tensor=2", "tensor=2 sequence=true",
-        "pipeline=2 microbatches=2", "pipeline=2 chunks=2 schedule=interleaved microbatches=2", "context=2",
+    ("deep", "groundup", 2): (
+        "data=2", "data=2 zero=1", "data=2 zero=2", "shard=2", "tensor=2", "tensor=2 sequence=true", "context=2",
+        "pipeline=2 microbatches=2", "pipeline=2 chunks=2 schedule=interleaved microbatches=2",
     ),
-    ("deep", 4): (
+    ("deep", "groundup", 4): (
         "data=4 zero=1", "shard=4", "data=2 tensor=2", "shard=2 tensor=2", "data=2 shard=2",
-        "pipeline=2 data=2 microbatches=2", "pipeline=2 tensor=2 microbatches=2",
+        "pipeline=2 data=2 microbatches=2",
     ),
-    ("experts", 2): ("data=2", "shard=2", "tensor=2", "expert=2"),
-    ("experts", 4): ("expert=4", "data=2 expert=2", "shard=2 expert=2"),
+    ("deep", "torch", 2): (
+        "data=2 zero=1", "data=2 zero=2", "shard=2", "tensor=2",
+        "pipeline=2 chunks=2 schedule=interleaved microbatches=2",
+    ),
+    ("deep", "torch", 4): ("shard=4", "shard=2 tensor=2", "data=2 shard=2", "pipeline=2 data=2 microbatches=2"),
+    ("experts", "groundup", 2): ("data=2", "shard=2", "tensor=2", "expert=2"),
+    ("experts", "groundup", 4): ("expert=4", "data=2 expert=2", "shard=2 expert=2"),
+    ("experts", "torch", 2): ("shard=2", "expert=2"),
+    ("experts", "torch", 4): ("shard=2 expert=2",),
 }  # fmt: skip
-"""By model and number of ranks."""
+"""By model, engine and number of ranks. Of torch's engine those that cut otherwise than ours."""
 
 
 def model_of(kind):

@@ -74,7 +74,7 @@ def test_all_pairs_of_layouts_and_engines(tmp_path):
             (kind, engine, plan)
             for kind in ("deep", "experts")
             for engine in ("groundup", "torch")
-            for plan in PLANS[kind, ranks]
+            for plan in PLANS[kind, engine, ranks]
         ]
         for ranks in (2, 4)
     }

@@ -24,12 +24,15 @@ from groundup.parallel.fsdp import fully_shard, gathered
 from groundup.parallel.group import Place, joined
 from groundup.parallel.launch import launch
 from groundup.parallel.muon import orthogonalize_on_ranks
+from groundup.parallel.pieces import Parts
 from groundup.parallel.pipeline import Pipeline, measured_bubble
 from groundup.parallel.plan import Mesh, ParallelPlan
 from groundup.parallel.rank_order import sum_in_rank_order
 from groundup.parallel.replicate import replicate
 from groundup.parallel.schedules import Action, Timeline, bubble_fraction, schedule, simulate
 from groundup.parallel.sequence import join_sequence, sequence_parallel, split_sequence
+from groundup.parallel.sharded_checkpoint import load_sharded, read_whole
+from groundup.parallel.sharded_saving import ShardedSaver, latest_sharded
 from groundup.parallel.split import split_blocks
 from groundup.parallel.tensor import Cut, cuts, full_parameters, tensor_parallel
 from groundup.parallel.whole import full_state_dict, full_tensors, grad_norm, load_full
@@ -42,8 +45,10 @@ __all__ = [
     "GroundupEngine",
     "Mesh",
     "ParallelPlan",
+    "Parts",
     "Pipeline",
     "Place",
+    "ShardedSaver",
     "Timeline",
     "ZeRO",
     "all_to_all",
@@ -67,11 +72,14 @@ __all__ = [
     "grad_norm",
     "join_sequence",
     "joined",
+    "latest_sharded",
     "launch",
     "load_full",
+    "load_sharded",
     "measured_bubble",
     "orthogonalize_on_ranks",
     "own_part",
+    "read_whole",
     "replicate",
     "ring",
     "ring_attention",

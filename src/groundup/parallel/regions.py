@@ -12,6 +12,7 @@ parts of any two layouts are compared block by block.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -35,11 +36,11 @@ class Region:
         """All of a tensor of this shape."""
         return cls(tuple((0, size) for size in shape))
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return volume(self.box) if self.run is None else self.run[1] - self.run[0]
 
-    @property
+    @cached_property
     def blocks(self) -> list[tuple[Box, int]]:
         """(box, where its elements begin in this part's memory), in the order of memory.
 

@@ -63,6 +63,7 @@ class StoredParts:
         self.path = Path(path)
         self.index = read_index(self.path)
         self._files: dict[str, _Mapped] = {}
+        self._shared: dict[tuple[str, Box], list[tuple[Box, Tensor, tuple[Stored, int]]]] = {}
 
     def check(self, name: str, piece: Piece) -> None:
         """Raise ValueError unless the tensor is that of the piece, and what it needs is undamaged and finite."""
@@ -79,7 +80,7 @@ class StoredParts:
         """Overwrite the piece's memory by what is stored."""
         entry = self._entry(name)
         for box, memory in piece.blocks():
-            for shared, values in self._stored(name, entry, box):
+            for shared, values, _ in self._stored(name, entry, box):
                 memory[within(shared, box)].copy_(values)
 
     def whole(self, name: str) -> Tensor:
@@ -104,21 +105,22 @@ class StoredParts:
 
     def _verify(self, name: str, entry: Entry, region: Region) -> None:
         for box, _ in region.blocks:
-            for _, values in self._stored(name, entry, box, checked=True):
+            for _, values, (part, start) in self._stored(name, entry, box):
+                self._file(part.file).verify(name, part, start, values)
                 # Types of one byte have no infinity, or no test for it.
                 if entry.dtype.is_floating_point and entry.dtype.itemsize > 1 and not bool(values.isfinite().all()):
                     raise ValueError(f"{self.path}: {name} holds NaN or infinity")
 
-    def _stored(self, name: str, entry: Entry, box: Box, checked: bool = False) -> Iterator[tuple[Box, Tensor]]:
-        """Boxes that make up this one, with what is stored of each."""
-        for part in entry.parts:
-            for block, start in part.region.blocks:
-                if (shared := common(block, box)) is not None:
-                    file = self._file(part.file)
-                    values = file.values(name, start, block)[within(shared, block)]
-                    if checked:
-                        file.verify(name, part, start, values)
-                    yield shared, values
+    def _stored(self, name: str, entry: Entry, box: Box) -> list[tuple[Box, Tensor, tuple[Stored, int]]]:
+        """Boxes that make up this one, what is stored of each, and of which part's block it is."""
+        if (name, box) not in self._shared:
+            self._shared[name, box] = [
+                (shared, self._file(part.file).values(name, start, block)[within(shared, block)], (part, start))
+                for part in entry.parts
+                for block, start in part.region.blocks
+                if (shared := common(block, box)) is not None
+            ]
+        return self._shared[name, box]
 
     def _file(self, name: str) -> "_Mapped":
         if name not in self._files:
