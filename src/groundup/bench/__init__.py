@@ -16,6 +16,7 @@ REGISTRY = {
     "fusion": "Bytes and time of one formula as many operations and as one: GELU, or RMSNorm of a residual sum.",
     "collectives": "Milliseconds of an all-reduce over ranks of this machine, ours beside torch.distributed's.",
     "parallel": "Tokens per second of DDP and FSDP over ranks of this machine, ours beside torch's.",
+    "pipeline": "Share of time that pipeline schedules leave idle, measured beside the formula and the simulator.",
     "shakespeare": "Loss after three minutes on a CPU, character by character, beside nanoGPT's recipe.",
     "tokenizer-train": "Seconds to learn a vocabulary, beside gigatoken, Hugging Face tokenizers and others.",
     "tokenizer-encode": "MB of text per second to ids, beside gigatoken, tiktoken and Hugging Face tokenizers.",
