@@ -11,8 +11,13 @@ direction that rounding decides; with 1e-3 its step is as small as its gradient.
 
 Gradients are clipped, by a norm that most steps exceed, so that every rank's norm is part of what is compared. Rows
 have 17 to 2 tokens that count, so no two ranks have as many.
+
+Four ranks on two cores take up to 0.2 s a step, so 200 steps are run here for some plans; for all by
+
+    python -m tests.parallel.test_parity groundup 4 200 float64
 """
 
+import sys
 from functools import cache
 
 import pytest
@@ -39,6 +44,18 @@ SINGLE = [
     ("context={n} method=gather", "dense"),
     ("expert={n}", "experts"),
 ]
+LONG = {
+    2: [
+        ("data=2", "experts"),
+        ("data=2 zero=2", "dense"),
+        ("shard=2", "tied"),
+        ("tensor=2", "dense"),
+        ("pipeline=2 microbatches=4", "deep"),
+        ("context=2 method=gather", "dense"),
+        ("expert=2", "experts"),
+    ],
+    4: [("data=4", "tied"), ("shard=4", "tied")],
+}
 INTERLEAVED = ("pipeline=2 microbatches=4 schedule=interleaved chunks=2", "deep")
 PAIRS = [
     ("data=2 tensor=2", "tied"),
@@ -118,4 +135,17 @@ def test_pairs_of_strategies(engine):
 @pytest.mark.parametrize(("size", "dtype"), [(2, torch.float32), (4, torch.float64)], ids=["2-fp32", "4-fp64"])
 @pytest.mark.parametrize("engine", TESTED)
 def test_two_hundred_steps(engine, size, dtype):
-    check(engine, size, singles(size), 200, dtype)
+    check(engine, size, LONG[size], 200, dtype)
+
+
+def show(engine: str, size: int, steps: int, dtype: torch.dtype) -> None:
+    """Every plan's differences, as in `check`."""
+    for text, kind in [*singles(size), *(PAIRS if size == 4 else [])]:
+        (found,) = run_ranks(train_all, size, engine, [(text, kind)], steps, dtype, timeout=900.0)[0]
+        expected = oracle(kind, parts_of(ParallelPlan.parse(text), kind), steps, dtype)
+        losses, weights = differences(found, expected)
+        print(f"{engine} {size} {text:55} {kind:8} losses {losses:.1e} weights {weights:.1e}", flush=True)
+
+
+if __name__ == "__main__":
+    show(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), getattr(torch, sys.argv[4]))
