@@ -91,5 +91,5 @@ def test_a_plan_that_was_asked_for():
 
 
 def test_rows_that_nobody_can_divide():
-    with pytest.raises(ValueError, match=r"16 rows in a step, .* over 7 ranks"):
-        ranked(job(), hardware(), 7)
+    with pytest.raises(ValueError, match=r"16 rows in a step, .* over 11 ranks"):
+        ranked(job(), hardware(), 11)

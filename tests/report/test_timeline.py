@@ -10,7 +10,7 @@ from tests.browser import CHROMIUM, NO_CHROMIUM, running
 from tests.planning.small import hardware, job
 from tests.report.test_html import Checker
 
-TEXT = "shard=2 pipeline=4 microbatches=4 recompute=true"
+TEXT = "shard=2 pipeline=4 microbatches=4 recompute=True"
 
 
 @pytest.fixture(scope="module")
