@@ -63,13 +63,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--rows", type=int, nargs="+", default=[16])
-    parser.add_argument("--again", action="store_true", help="predict anew from the measurements in 024_order.jsonl")
     options = parser.parse_args()
     before = [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
-    if options.again:
-        lines = [predicted_again(line) for line in before if "plans" in line]
-    else:
-        lines = [line for ranks in options.ranks for line in on_ranks(ranks, options.rows)]
+    lines = [line for ranks in options.ranks for line in on_ranks(ranks, options.rows)]
     print("| ranks | rows | plan | ms predicted | ms simulated | ms measured, all rounds | predicted / measured |")
     print("|---|---|---|---|---|---|---|")
     for line in lines:
@@ -79,8 +75,6 @@ def main() -> None:
                   f"{1e3 * row['simulated']:.0f} | {spread} | {row['predicted'] / row['measured']:.2f} |")  # fmt: skip
         print(f"order {'as predicted' if line['same_order'] else 'NOT as predicted'}; picked within "
               f"{line['pick_over_best'] - 1:.1%} of the best")  # fmt: skip
-    if options.again:
-        return
     kept = [line for line in before if line.get("ranks") not in (None, *options.ranks)]
     write_atomic(
         OUT, "".join(json.dumps(line) + "\n" for line in [{"environment": environment()}, *kept, *lines]).encode()
@@ -112,20 +106,6 @@ def rank_main(rank: int, ranks: int, rows: list[int], folder: str) -> None:
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()
-
-
-def predicted_again(line: dict[str, Any]) -> dict[str, Any]:
-    """The line with what the model says now of the figures that were measured then."""
-    ranks, rows = line["ranks"], line["rows"]
-    links = {(name.rpartition(" on ")[0], ranks): Link(*figures) for name, figures in line["links"].items()}
-    speed = Speed(1e9 * line["gflops"], 1e-3 * line["layer_ms"], {ranks: line["shrunk"]})
-    hardware = machine(ranks, speed, 1e9 * line["update_gb_per_s"], links)
-    for row in line["plans"]:
-        plan, job = ParallelPlan.parse(row["plan"]), Job(MODEL, rows, torch.float32)
-        micro = rows // (plan.data * plan.shard * plan.microbatches)
-        row["predicted"] = predict(plan, micro, job, hardware).seconds
-        row["simulated"] = simulate_step(plan, micro, job, hardware).seconds
-    return line | orders(line["plans"])
 
 
 def orders(found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_a_plan_that_was_asked_for_is_drawn_and_built(capsys, tmp_path):
         (["--gpus", "4", "--plan", "dta=4"], "dta"),
         (["--gpus", "4", "--model", "llama-3-8b"], "with --model NAME or --params N"),
         (["--gpus", "4", "--budget", "1h"], "--budget plans a budget"),
-        (["--timeline", "x.html"], "--timeline is for a plan of ranks: add --gpus N"),
+        (["--timeline", "x.html"], "is for a plan of ranks: add --gpus N"),
     ],
 )
 def test_wrong_use_is_said(capsys, more, fault):

@@ -121,6 +121,7 @@ def _given(text: str, found: Sequence["Candidate"], job: "Job", hardware: "Hardw
 
 
 def _print(found: Sequence["Candidate"], chosen: "Candidate", job: "Job", hardware: "Hardware") -> None:
+    from groundup.parallel.compose import apart
     from groundup.planning.search import why
 
     fitting = sum(each.fits for each in found)
@@ -144,6 +145,8 @@ def _print(found: Sequence["Candidate"], chosen: "Candidate", job: "Job", hardwa
     print(f"a step of it: {parts}")
     for line in hardware.said:
         print(f"  {line}")
+    if fault := apart(chosen.plan):
+        print(f"for torch's engine; in our own {fault}")
     print(f"plan: {chosen.plan.text or 'one rank'}")
 
 

@@ -46,14 +46,16 @@ import json, resource
 from groundup import presets
 from groundup.parallel.plan import ParallelPlan
 from groundup.planning.build_check import build
-found = build(ParallelPlan.parse("shard=128 tensor=8 sequence=true recompute=true"), presets.published("llama-3-70b"), 517)
+plan = ParallelPlan.parse("shard=128 tensor=8 sequence=true recompute=true")
+found = build(plan, presets.published("llama-3-70b"), 517)
 print(json.dumps([found.parameters, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 """
 
 
 @pytest.mark.slow
 def test_seventy_billion_parameters_on_1024_ranks_build_and_fit():
-    plan, model = ParallelPlan.parse("shard=128 tensor=8 sequence=true recompute=true"), presets.published("llama-3-70b")
+    plan = ParallelPlan.parse("shard=128 tensor=8 sequence=true recompute=true")
+    model = presets.published("llama-3-70b")
     ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
     parameters, resident = json.loads(ended.stdout)

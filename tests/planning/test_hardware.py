@@ -1,5 +1,7 @@
 """Where figures are from: a card that was measured, else data sheets, and what is said of each."""
 
+from dataclasses import replace
+
 import pytest
 
 from groundup.accounting.devices import cluster
@@ -42,8 +44,7 @@ def test_a_narrow_product_has_the_share_of_the_nearest_that_was_measured():
 
 
 def test_ranks_that_share_cores_leave_them_to_each_other():
-    machine, alone = hardware(), hardware()
-    object.__setattr__(machine, "cores", 2)
+    machine, alone = replace(hardware(), cores=2), hardware()
     plans = [ParallelPlan.parse(text) for text in ("data=4", "pipeline=4", "pipeline=2", "data=2 pipeline=2")]
     assert [machine.busy_stages(plan) for plan in plans] == [1, 2, 2, 1]
     assert [alone.busy_stages(plan) for plan in plans] == [1, 4, 2, 2]

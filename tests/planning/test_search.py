@@ -1,5 +1,7 @@
 """Which plans are tried, how they are ranked, and why one loses; memory by the ledger of one process."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def test_every_axis_divides_what_it_should():
 
 def test_a_pipeline_keeps_as_many_micro_batches_as_are_on_their_way():
     one, four = memory("pipeline=4 schedule=gpipe microbatches=8"), memory("pipeline=4 microbatches=8")
-    layer = (memory("").activations - memory("").activations % 1) / 8
+    layer = (memory("", model=replace(MODEL, num_layers=16)).activations - memory("").activations) / 8
     assert four.activations == pytest.approx(4 * 2 * layer, rel=0.05)  # 4 micro-batches of the first stage's 2 layers
     assert one.activations == pytest.approx(2 * four.activations, rel=0.05)
     assert four.parameters < memory("").parameters / 3
@@ -78,7 +80,7 @@ def test_slow_links_and_little_memory_change_the_choice():
 def test_why_names_what_costs_most():
     found = ranked(job(), hardware(bandwidth=1e9), 4)
     said = {why(each, found[0], hardware()).partition(" +")[0] for each in found[1:]}
-    assert "messages of tensor" in said and any(words.startswith("needs") or "bubble" in words for words in said) or said
+    assert any(words.startswith("messages of ") for words in said) and all(said)
 
 
 def test_a_plan_that_was_asked_for():
@@ -89,5 +91,5 @@ def test_a_plan_that_was_asked_for():
 
 
 def test_rows_that_nobody_can_divide():
-    with pytest.raises(ValueError, match=r"16 rows in a step, .* over 7 ranks"):
-        ranked(job(), hardware(), 7)
+    with pytest.raises(ValueError, match=r"16 rows in a step, .* over 11 ranks"):
+        ranked(job(), hardware(), 11)

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,21 @@ def test_who_comes_first_is_served_first():
     assert times(("a", "", "", 5.0), ("b", "", "", 1.0), ("link", "", "", 4.0, (0,)), ("link", "", "", 4.0, (1,))) == [
         (0, 5), (0, 1), (5, 9), (1, 5),
     ]  # fmt: skip
+
+
+def test_a_crowd_shares_its_places():
+    tasks = [Task(str(i), "work", "", 2.0) for i in range(3)] + [Task("3", "message", "", 2.0)]
+    assert [done.start for done in run(tasks, ("work",), 2)] == [0, 0, 2, 0]
+
+
+def test_stages_that_share_cores_have_no_bubble_and_take_as_long_as_their_work():
+    model = presets.llama(vocab_size=2, d_model=64, num_layers=8, num_heads=4, d_head=16, context_length=128)
+    plan, alone = ParallelPlan.parse("pipeline=4 microbatches=8"), hardware(inside=FREE)
+    apart = simulate_step(plan, 2, job(model=model), alone)
+    shared = simulate_step(plan, 2, job(model=model), replace(alone, cores=2))
+    work = apart.lanes[0].busy  # of one of four ranks, with all busy; on two cores the four take no longer
+    assert work * (1 - 1e-9) <= shared.seconds < apart.seconds
+    assert predict(plan, 2, job(model=model), replace(alone, cores=2)).seconds == pytest.approx(shared.seconds, rel=0.1)
 
 
 def test_tasks_of_no_length_take_no_time():

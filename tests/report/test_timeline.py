@@ -10,7 +10,7 @@ from tests.browser import CHROMIUM, NO_CHROMIUM, running
 from tests.planning.small import hardware, job
 from tests.report.test_html import Checker
 
-TEXT = "shard=2 pipeline=4 microbatches=4 recompute=true"
+TEXT = "shard=2 pipeline=4 microbatches=4 recompute=True"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_bars_are_within_the_step_and_all_time_is_there(written):
     step = written[1]
     for number, lane in enumerate(step.lanes):
         drawn = bars(lane, number, step.seconds)
-        assert all(0 <= bar.x and bar.x + bar.width <= 1600 + 1e-6 for bar in drawn)
+        assert all(bar.x >= 0 and bar.x + bar.width <= 1600 + 1e-6 for bar in drawn)
         arithmetic = sum(bar.width for bar in drawn if bar.kind in ("forward", "recompute", "backward", "update"))
         assert arithmetic * step.seconds / 1600 == pytest.approx(lane.busy, rel=0.02)
 

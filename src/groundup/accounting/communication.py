@@ -6,9 +6,7 @@
                all-gather       step                     parameters
     shard      all-gather       unit and pass, twice     parameters of the unit, compute type        shard
                reduce-scatter   unit and pass            gradients of the unit
-    tensor     all-reduce       branch and pass, and     activations X                               tensor
-                                back for each product
-                                cut by columns
+    tensor     all-reduce       branch and pass, twice   activations X                               tensor
       sequence all-gather and reduce-scatter in place of each all-reduce: the same bytes
     pipeline   send             chunk and pass, twice    activations X                               pipeline
     context    ring: send       layer and pass, N - 1    keys and values; back: those and gradients  context
@@ -120,17 +118,14 @@ def sharded(parameter_bytes: float, gradient_bytes: float, ranks: int, units: in
 
 
 def tensor_parallel(
-    hidden_bytes: float, ranks: int, layers: int, passes: int, recompute: bool = False, sequence: bool = False,
-    back: float = 2,
-) -> list[Traffic]:  # fmt: skip
-    """Sums of activations after each of a layer's two branches, and `back` sums of gradients on the way back.
+    hidden_bytes: float, ranks: int, layers: int, passes: int, recompute: bool = False, sequence: bool = False
+) -> list[Traffic]:
+    """Sums of activations after each of a layer's two branches, and of their inputs' gradients on the way back.
 
-    back: 2 where a branch adds its inputs' gradients up before they are summed over ranks (Megatron's f, and always
-    with `sequence`); `parallel.tensor_parallel` sums that of every product cut by columns, 5 in a gated layer.
     Recomputing stops at the last product that is read again, so the sum after the feed-forward layer is not repeated.
     """
     if not sequence:
-        return _of([Traffic("tensor", "all-reduce", ranks, (2 + back + recompute) * layers * passes, hidden_bytes)])
+        return _of([Traffic("tensor", "all-reduce", ranks, (4 + recompute) * layers * passes, hidden_bytes)])
     return _of([
         Traffic("tensor", "all-gather", ranks, (4 + 2 * recompute) * layers * passes, hidden_bytes),
         Traffic("tensor", "reduce-scatter", ranks, (4 + recompute) * layers * passes, hidden_bytes),

@@ -33,15 +33,20 @@ _APART = (
 
 def check_plan(model: nn.Module, plan: ParallelPlan) -> None:
     """Raise ValueError for what this model or these strategies cannot do together."""
-    for one, other, why in _APART:
-        if _used(plan, one) and _used(plan, other):
-            raise ValueError(f"plan: {one} and {other} do not go together: {why}")
+    if fault := apart(plan):
+        raise ValueError(f"plan: {fault}")
     if plan.recompute and not hasattr(model, "recompute"):
         raise ValueError(f"plan: recompute=True, but this {type(model).__name__} has no `recompute` to be set")
     if plan.pipeline > 1 and has_balancing_losses(model):
         raise ValueError("plan: balancing losses of experts do not travel through a pipeline; use expert or data")
     if any(p.is_meta for p in model.parameters()):
         raise ValueError("plan: the model is on the meta device; give its weights a place before it is cut")
+
+
+def apart(plan: ParallelPlan) -> str:
+    """Which strategies of the plan do not go together here, and why; "" where all do."""
+    found = ((one, other, why) for one, other, why in _APART if _used(plan, one) and _used(plan, other))
+    return next((f"{one} and {other} do not go together: {why}" for one, other, why in found), "")
 
 
 def _used(plan: ParallelPlan, name: str) -> bool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from groundup.parallel.replicate import texts_of_ranks
+from groundup.parallel.agreement import texts_of_ranks
 
 THRESHOLD = 1.3
 

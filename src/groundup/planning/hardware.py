@@ -12,6 +12,7 @@ they can be (`measure.py`); from a data sheet they are 0 and 1, and the plan say
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from groundup.accounting.communication import AROUND
 from groundup.accounting.devices import Cluster
 from groundup.accounting.doctor.saved import SavedCard
 from groundup.parallel.plan import ParallelPlan
@@ -28,6 +29,9 @@ LATENCY, BETWEEN = 5e-6, Link(10e-6, 50e9)
 machine has is measured with `groundup doctor --links --save`."""
 
 PER_MACHINE = 8
+
+BETWEEN_RANKS = (*AROUND, "send", "peer copy")
+"""What of a card's links are messages between ranks; others go to the host."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,10 @@ def network_of(cluster: Cluster, card: SavedCard | None, between: Link | None) -
     """(links, where they are from): the card's where it has them, else the data sheet's half of both directions."""
     per_machine = card.count if card else min(cluster.count, PER_MACHINE)
     inside, how, measured = _promised(cluster), "", {}
-    if card is not None and card.links:
-        measured = {(link.what, link.ranks): Link(link.hop_seconds, link.bandwidth) for link in card.links}
+    if card is not None:
+        links = [link for link in card.links if link.what in BETWEEN_RANKS]
+        measured = {(link.what, link.ranks): Link(link.hop_seconds, link.bandwidth) for link in links}
+    if card is not None and measured:
         slowest = min(measured.values(), key=lambda link: link.bandwidth)
         inside = measured.get(("all-reduce", card.count), slowest)
         how = f"measured: {card.node}, {card.date[:10]}"

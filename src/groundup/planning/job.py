@@ -6,10 +6,9 @@ from functools import cache, cached_property
 import torch
 
 from groundup.accounting.flops import ledger
-from groundup.accounting.params import count_parameters, meta_model
+from groundup.accounting.params import count_parameters
 from groundup.accounting.placement import can_cut, cut
 from groundup.model import AttentionConfig, ModelConfig, MoEConfig
-from groundup.parallel.tensor import cuts
 
 FP32_BYTES = 4
 
@@ -57,7 +56,7 @@ class Part:
 
     flops: of the forward pass of one row, those of attention's products with scores apart. parameters: `expert` are
     those of them that expert parallelism deals out. kv: numbers in keys and values of one row. pairs: of a token with
-    an expert, in one row. columns: products that tensor parallelism cuts by columns.
+    an expert, in one row.
     """
 
     flops: float
@@ -66,7 +65,6 @@ class Part:
     expert: int = 0
     kv: float = 0.0
     pairs: float = 0.0
-    columns: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,6 @@ def parts(model: ModelConfig, tensor: int) -> Parts:
         parameters=count.blocks // period,
         expert=sum(_expert_parameters(block.ffn, model.d_model) for block in part.blocks) // period,
         kv=sum(_kv(block.mixer) for block in part.blocks) / period * model.context_length,
-        columns=sum(cut.word == "col" for cut in cuts(meta_model(part).blocks, 1)) / period,
         pairs=sum(getattr(block.ffn, "top_k", 0) for block in part.blocks) / period * model.context_length,
     )
     head = next(row.flops for row in rows if row.name == "head")

@@ -18,7 +18,7 @@ from functools import cache
 
 import torch
 
-from groundup.accounting.memory import MemoryLedger, training_memory
+from groundup.accounting.memory import LOGIT_COPIES, MemoryLedger, training_memory
 from groundup.accounting.placement import cut
 from groundup.model import ModelConfig
 from groundup.parallel.plan import ParallelPlan
@@ -28,6 +28,9 @@ from groundup.planning.predict import passes
 
 MOMENTS = 2
 """fp32 numbers that AdamW keeps for a parameter."""
+
+LOGIT_ROWS = 512
+"""Tokens of a chunk of the fused head and loss."""
 
 WHOLE_UNITS = 2
 """Units that are gathered at a time: the one that computes and the one that comes next."""
@@ -72,9 +75,13 @@ def _stage_memory(plan: ParallelPlan, rows: int, job: Job, rank: int) -> RankMem
         optimizer=int(MOMENTS * FP32_BYTES * own / (plan.data if plan.zero else 1)),
         cast_weights=int(casts),
         activations=int(rows * (alive * layers / plan.chunks * work.layer + is_last * work.ends)),
-        logits=work.logits if is_last else 0,
+        logits=is_last * LOGIT_COPIES * FP32_BYTES * _logit_rows(plan, rows, job) * job.model.vocab_size,
         gathered=int((WHOLE_UNITS * job.itemsize + FP32_BYTES) * largest) if plan.shard > 1 else 0,
     )
+
+
+def _logit_rows(plan: ParallelPlan, rows: int, job: Job) -> int:
+    return min(LOGIT_ROWS, rows * job.seq // plan.context)
 
 
 @cache
@@ -104,7 +111,6 @@ class _Work:
     layer: float
     ends: float
     casts: float
-    logits: int
 
 
 def _work(model: ModelConfig, plan: ParallelPlan, dtype: torch.dtype) -> _Work:
@@ -127,4 +133,4 @@ def _ledger(model: ModelConfig, tensor: int, dtype: torch.dtype, recompute: bool
         for n in (period, 2 * period)
     )
     layer = (two.activations - one.activations) / period
-    return _Work(layer, one.activations - period * layer, (two.cast_weights - one.cast_weights) / period, one.logits)
+    return _Work(layer, one.activations - period * layer, (two.cast_weights - one.cast_weights) / period)

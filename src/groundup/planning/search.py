@@ -15,6 +15,7 @@ from groundup.planning.hardware import Hardware
 from groundup.planning.job import Job
 from groundup.planning.memory import RankMemory, rank_memory
 from groundup.planning.predict import Prediction, passes, predict
+from groundup.planning.units import check
 
 CHUNKS = (1, 2, 4)
 MOST_TENSOR, MOST_CONTEXT = 16, 64
@@ -129,6 +130,7 @@ def given(plan: ParallelPlan, job: Job, hardware: Hardware) -> Candidate:
 
     ValueError where the rows of a step do not divide, or the model does not.
     """
+    check(plan, job)
     parts = plan.data * plan.shard * plan.expert
     own = job.rows // parts
     sizes = [own // plan.microbatches] if plan.pipeline > 1 else _divisors(own, own)

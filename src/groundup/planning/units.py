@@ -131,20 +131,12 @@ class Costs:
         )
 
     def _exchange(self, part: Part, forward: int, backward: int) -> Exchange:
-        """Of one layer and pass: half of the experts' rows go each way."""
+        """Of one layer and pass: half of tensor's and expert's messages go each way."""
         plan, half = self.plan, 0.5
-        tensor = self._sums(part, backward)
+        tensor = communication.tensor_parallel(self.hidden, plan.tensor, 1, 1, sequence=plan.sequence)
         pairs = part.pairs * self.rows / plan.context * self.job.model.d_model * self.job.itemsize
         expert = communication.expert_parallel(pairs, plan.expert, 1, 1)
-        return Exchange(tensor, half * self.seconds(expert), self._ring(part, forward, backward))
-
-    def _sums(self, part: Part, backward: int) -> float:
-        """Of tensor parallelism on the way there, or back."""
-        plan = self.plan
-        if plan.sequence:
-            return 0.5 * self.seconds(communication.tensor_parallel(self.hidden, plan.tensor, 1, 1, sequence=True))
-        there = self.seconds(communication.tensor_parallel(self.hidden, plan.tensor, 1, 1, back=0))
-        return part.columns / 2 * there if backward else there
+        return Exchange(half * self.seconds(tensor), half * self.seconds(expert), self._ring(part, forward, backward))
 
     def _ring(self, part: Part, forward: int, backward: int) -> float:
         """Keys and values on the way there; on the way back those again (ring), and their gradients."""

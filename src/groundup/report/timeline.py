@@ -20,7 +20,7 @@ from groundup.planning.simulate import COMPUTE, Lane, Step
 from groundup.report.tables import Column, Table, to_html
 from groundup.report.templates import fill
 
-WIDTH, ROW, GAP, LABELS = 1600, 18, 12, 150
+WIDTH, ROW, GAP, LABELS = 1600, 28, 14, 150
 MOST_LANES, LEAST_PIXELS = 8, 3.0
 
 KINDS = {
