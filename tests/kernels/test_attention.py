@@ -172,6 +172,20 @@ def test_skipping_a_part_of_the_square_changes_neither_values_nor_gradients(seq,
         torch.testing.assert_close(got, expected)
 
 
+def test_the_own_backward_pass_of_the_scores_is_autograds():
+    """Once and twice, for each sample by itself, and the keys' gradient lies as the keys do."""
+    rows, k = (torch.randn(2, 3, n, 4, dtype=torch.float64, requires_grad=True) for n in (5, 6))
+    scores = module._Scores.apply
+    assert torch.autograd.gradcheck(scores, (rows, k)) and torch.autograd.gradgradcheck(scores, (rows, k))
+    upstream = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    got = torch.autograd.grad(scores(rows, k), (rows, k), upstream)
+    assert got[1].is_contiguous()
+    expected = torch.autograd.grad(rows @ k.mT, (rows, k), upstream)
+    torch.testing.assert_close(got, expected, rtol=1e-14, atol=1e-14)
+    each = torch.func.vmap(torch.func.grad(lambda r, k, up: (scores(r, k) * up).sum(), argnums=(0, 1)))
+    torch.testing.assert_close(each(rows, k, upstream), expected, rtol=1e-14, atol=1e-14)
+
+
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("causal", [True, False])
 def test_scattered_positions_with_padding_and_gradients(causal):

@@ -1,5 +1,6 @@
 """Both forms against the formula in float64, with everything that changes a loss."""
 
+import importlib
 import math
 
 import pytest
@@ -177,3 +178,27 @@ def test_compiled_into_one_graph_it_gives_the_same_gradients(option, backend):
     got = torch.autograd.grad(torch.compile(loss, backend=backend, fullgraph=True)(hidden, weight), (hidden, weight))
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_compiled_between_the_products_changes_no_gradient(dtype, monkeypatch):
+    """By a compiler that traces both pieces and runs them as they are."""
+    compiled = importlib.import_module("groundup.kernels.cross_entropy")._compiled
+    compiled.cache_clear()
+    made, compiler = [], torch.compile
+
+    def traced(function, **options):
+        made.append(function.__name__)
+        return compiler(function, backend="aot_eager", fullgraph=True, **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    hidden, weight, targets, weights = random(tokens=10, dtype=torch.float32)
+    hidden = hidden.detach().to(dtype).requires_grad_()
+    results = []
+    for is_compiled in (False, True):
+        total, _ = linear_cross_entropy(hidden, weight, targets, weights, chunk=4, compiled=is_compiled)
+        results.append(torch.autograd.grad(total, (hidden, weight)))
+    compiled.cache_clear()
+    assert sorted(made) == ["_add", "_pointwise_chunk_loss"]
+    close = {} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(results[1], results[0], **close)

@@ -23,12 +23,12 @@ def asked(monkeypatch):
     return notes
 
 
-def test_every_block_is_compiled_in_place_and_nothing_else(asked):
+def test_every_block_and_the_final_norm_are_compiled_in_place_and_nothing_else(asked):
     model = tiny_model()
     names = list(model.state_dict())
     assert compile_blocks(model, required=True) and model.compiled
     owners = [function.__self__ for function, _ in asked if hasattr(function, "__self__")]
-    assert owners == list(model.blocks) and len(asked) == len(owners) + 1  # and one tiny trial
+    assert owners == [*model.blocks, model.final_norm] and len(asked) == len(owners) + 1  # and one tiny trial
     assert all(options == {"dynamic": False} for _, options in asked)
     assert list(model.state_dict()) == names
 

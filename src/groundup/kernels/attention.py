@@ -99,8 +99,8 @@ def attention(
         plain = softcap is None and window is None and q_segments is None and sinks is None and slopes is None
         if plain and _fused_wins(q, k):
             return _fused(q, k, v, None, factor, causal)
-        # All rows share one triangle, cheaper to make than one each, and from numbers of 32 bits cheaper still.
-        q_pos, k_pos = (torch.arange(x.shape[1], dtype=torch.int32, device=x.device)[None] for x in (q, k))
+        # All rows share one triangle, which is cheaper to make than one each.
+        q_pos, k_pos = q_pos[:1], k_pos[:1]
     mask = visible(
         q_pos, k_pos, causal=causal, window=window, sink_tokens=sink_tokens,
         q_segments=q_segments, k_segments=k_segments,
@@ -164,8 +164,8 @@ def _by_head(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Ten
 def _causal_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, terms: Terms) -> Tensor:
     """Parts of the queries, each against the keys up to its last: of four, three eighths of the square are skipped.
 
-    Every head's tokens are brought together first, once: a batched product of anything else would copy its operands,
-    for each part anew.
+    Every head's tokens are brought together first, once, and a part's operands are laid out before they are
+    transposed: a batched product copies whatever is neither contiguous nor the transpose of that, and slowly.
     """
     parts, length = max(1, min(MOST_PARTS, q.shape[1] // LEAST_PART)), q.shape[1]
     ends = [length * (i + 1) // parts for i in range(parts)]
@@ -174,9 +174,8 @@ def _causal_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, terms: Terms) -
     for start, end in zip([0, *ends], ends, strict=False):
         fall = None if terms.fall is None else terms.fall[..., start:end, :end]
         own = mask[:, start:end, :end]
-        outs.append(
-            _matmul_softmax(rows[:, :, start:end], k[:, :, :end], v[:, :, :end], own, terms._replace(fall=fall))
-        )
+        part = (x.contiguous() for x in (rows[:, :, start:end], k[:, :, :end], v[:, :, :end]))
+        outs.append(_matmul_softmax(*part, own, terms._replace(fall=fall)))
     return outs[0] if parts == 1 else torch.cat(outs, 1)
 
 

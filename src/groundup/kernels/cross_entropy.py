@@ -166,8 +166,7 @@ def _pointwise_chunk_loss(
     lse = largest + total.log()
     index, w = targets.clamp(min=0).long()[:, None], weights[:, None]
     losses = lse - logits.gather(-1, index) + z_loss * lse.square()
-    # Compared as 32 bits, twice as many at a time.
-    is_target = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device) == index.int()
+    is_target = torch.arange(logits.shape[-1], device=logits.device) == index
     gradient = w * (exponentials * ((1 + 2 * z_loss * lse) / total) - is_target.to(weights.dtype))
     if softcap is not None:
         gradient = gradient * (1 - (logits / softcap).square())

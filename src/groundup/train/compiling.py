@@ -1,6 +1,7 @@
 """torch.compile, block by block: identical blocks share one compiled graph, and names stay as they are.
 
-The loss between the head's matrix products is compiled too: `model.compiled` tells the objective.
+The final norm is compiled, too, and so is the loss between the head's matrix products: `model.compiled` tells the
+objective.
 """
 
 import logging
@@ -15,7 +16,7 @@ _said: set[str] = set()
 
 
 def compile_blocks(model: nn.Module, *, required: bool) -> bool:
-    """Compile every child of `model.blocks` in place; whether that was done.
+    """Compile every child of `model.blocks`, and the norm after them, in place; whether that was done.
 
     Where the compiler cannot run here (no C++ compiler, no Triton), `required` makes it an error with the
     reason; otherwise the model stays as it is, and that is said once.
@@ -24,8 +25,8 @@ def compile_blocks(model: nn.Module, *, required: bool) -> bool:
     reason = "the model has no `blocks`" if not isinstance(blocks, nn.Module) else _why_not(model)
     if reason is None:
         assert isinstance(blocks, nn.Module)
-        for block in blocks.children():
-            block.compile(dynamic=False)
+        for module in (*blocks.children(), *_final_norm(model)):
+            module.compile(dynamic=False)
         model.compiled = True  # type: ignore[assignment]
         return True
     if required:
@@ -34,6 +35,12 @@ def compile_blocks(model: nn.Module, *, required: bool) -> bool:
         _said.add(reason)
         logger.warning("not compiling: %s", reason)
     return False
+
+
+def _final_norm(model: nn.Module) -> list[nn.Module]:
+    """The norm between the last block and the head, if the model has one."""
+    norm = getattr(model, "final_norm", None)
+    return [norm] if isinstance(norm, nn.Module) and any(True for _ in norm.parameters()) else []
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
