@@ -106,7 +106,7 @@ def _plan(options: Arguments) -> "ParallelPlan | None":
 
 
 def _check_plan(plan: "ParallelPlan", recipe: "Recipe", ranks: int) -> None:
-    from groundup.recipes.run import check_plan_of
+    from groundup.recipes.ranks import check_plan_of
 
     if plan.size == 1:
         raise ValueError(f"--plan {plan.text!r}: one rank divides nothing; leave it out")

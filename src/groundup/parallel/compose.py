@@ -24,9 +24,9 @@ _APART = (
     ("zero", "shard", "shard divides the optimizer's state already"),
     ("zero", "expert", "ranks do not share all parameters"),
     ("zero", "pipeline", "ranks do not share all parameters"),
-    ("pipeline", "shard", "each micro-batch would gather all of a stage twice; use data or zero's stage 3 alone"),
+    ("pipeline", "shard", "each micro-batch would gather a stage twice; use data"),
     ("pipeline", "expert", "balancing losses do not travel through a pipeline"),
-    ("pipeline", "context", "a stage would need the positions of the other ranks' chunks"),
+    ("pipeline", "context", "micro-batches are whole rows"),
     ("pipeline", "sequence", "stages pass on whole sequences"),
 )
 

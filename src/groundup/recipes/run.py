@@ -23,8 +23,9 @@ from groundup.model import Transformer
 from groundup.model.pretrained import save_pretrained
 from groundup.optim.groups import split_for_muon
 from groundup.parallel import joined, orthogonalize_on_ranks
-from groundup.parallel.apply import GroundupEngine, apply_plan
+from groundup.parallel.apply import GroundupEngine
 from groundup.parallel.plan import ParallelPlan
+from groundup.recipes.ranks import check_plan_of, divide, whole_model
 from groundup.recipes.recipe import Recipe
 from groundup.recipes.text import Files, Ids, Prepared, await_prepared, prepare
 from groundup.train import checkpoint, objectives, precision
@@ -89,7 +90,7 @@ def run(
     keeping = {"checkpoint_every": checkpoint_every, "resume": resume}
     with joined(timeout) as place:
         model = make_model(recipe, where, seed)
-        engine = None if plan is None else divide(recipe, model, plan)
+        engine = None if plan is None else divide(recipe, model, plan, make_optimizer)
         ran = _train(recipe, model, prepared, out, seed, began, progress, keeping, engine)
         model = model if engine is None else whole_model(recipe, model, engine)
     if place.rank != 0:
@@ -160,41 +161,6 @@ def make_optimizer(recipe: Recipe, model: Any, alike: bool = True) -> optim.Opti
         return optim.Optimizers([optim.AdamW(groups, lr=recipe.adam_rate, eps=1e-10, weight_decay=0.0)])
     muon = optim.Muon(matrices, recipe.muon_rate, weight_decay=recipe.weight_decay, together=together)
     return optim.Optimizers([muon, optim.AdamW(groups, lr=recipe.adam_rate, eps=1e-10, weight_decay=0.0)])
-
-
-def check_plan_of(recipe: Recipe, plan: ParallelPlan) -> None:
-    """Raise ValueError for a plan under which this recipe cannot be trained."""
-    if plan.pipeline > 1:
-        raise ValueError("plan: a pipeline's stages are no whole model, as training needs; use them from Python")
-    if plan.shard * plan.tensor > 1 and recipe.optimizer == "muon":
-        axis = "shard" if plan.shard > 1 else "tensor"
-        raise ValueError(f"plan: {axis} cuts matrices, which Muon needs whole; give optimizer=adamw, or use zero")
-    if recipe.compile and not _leaves_blocks(plan):
-        raise ValueError("plan: compile=true with what changes blocks; leave compile out, or use data and zero alone")
-    if recipe.batch_size % (parts := plan.data * plan.shard * plan.expert):
-        raise ValueError(f"batch_size={recipe.batch_size} cannot be shared by {parts} parts of rows of {plan.text}")
-
-
-def _leaves_blocks(plan: ParallelPlan) -> bool:
-    return plan.data == plan.size and not plan.recompute
-
-
-def divide(recipe: Recipe, model: Transformer, plan: ParallelPlan) -> GroundupEngine:
-    """The model over the ranks of the plan, with its optimizer."""
-    if recipe.compile is not False and _leaves_blocks(plan):
-        compile_blocks(model, required=recipe.compile is True)
-    engine = apply_plan(model, plan)
-    alike = plan.zero == 0 and plan.data * plan.context == plan.size
-    engine.optimize(lambda _: make_optimizer(recipe, engine.modules[0], alike))
-    return engine
-
-
-def whole_model(recipe: Recipe, part: Transformer, engine: GroundupEngine) -> Transformer:
-    """What all ranks have together, on each of them: a collective."""
-    model = Transformer(recipe.model).to(part.device)
-    model.load_state_dict(engine.full_state_dict())
-    model.compute_dtype, model.dropout = part.compute_dtype, part.dropout
-    return model
 
 
 def schedule(recipe: Recipe) -> Any:
