@@ -73,6 +73,7 @@ def save_one(folder, step=3, seed=0, **options):
     with ShardedSaver(folder, **options) as saver:
         saver.save(step, Parts.of_modules([model], optimizer), STATE)
         path = saver.finish()
+    assert path is not None
     return path, bits(model, optimizer)
 
 

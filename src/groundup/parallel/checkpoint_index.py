@@ -122,7 +122,7 @@ def header_sha256(path: Path) -> str:
 
 def checksums(tensor: Tensor) -> tuple[int, ...]:
     """A CRC-32 of every `CHUNK_BYTES` of a contiguous tensor on the CPU."""
-    data = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
+    data = tensor.detach().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
     return tuple(zlib.crc32(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
 
 

@@ -78,7 +78,9 @@ class ShardedSaver:
         state: anything that JSON can say, the same on all ranks. Waits for the save before. Raises ValueError, on all
         ranks, where ranks differ in step or state, or their parts do not make up whole tensors.
         """
-        error, body, pieces = None, None, {}
+        error: ValueError | None = None
+        body: dict[str, Any] = {}
+        pieces: dict[str, Piece] = {}
         try:
             body, pieces = json.loads(encode_json(dict(state or {}))), named_pieces(parts)
         except (ValueError, TypeError) as fault:

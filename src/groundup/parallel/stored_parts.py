@@ -153,9 +153,10 @@ class _Mapped:
     def verify(self, name: str, part: Stored, start: int, values: Tensor) -> None:
         """Hold against checksums the bytes from the first to the last of `values`, a view of the block at `start`."""
         entry = self._entries[name]
-        first = start + values.storage_offset()
+        first = start + int(values.storage_offset())
         last = first + sum((size - 1) * stride for size, stride in zip(values.shape, values.stride(), strict=True))
-        chunks = range(first * values.itemsize // CHUNK_BYTES, last * values.itemsize // CHUNK_BYTES + 1)
+        width = entry.dtype.itemsize
+        chunks = range(first * width // CHUNK_BYTES, int(last) * width // CHUNK_BYTES + 1)
         data = memoryview(self._memory)[self._start + entry.begin : self._start + entry.end]
         for chunk in chunks:
             if (name, chunk) not in self._verified:
