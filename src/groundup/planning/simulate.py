@@ -67,7 +67,7 @@ def simulate_step(plan: ParallelPlan, rows: int, job: Job, hardware: Hardware, *
     count, costs = passes(plan, rows, job), Costs(plan, rows, job, hardware)
     program = Program(plan, count, costs.chunks(), costs.send, hardware, shared_link=shared_link)
     busy = hardware.busy_stages(plan)
-    done = run(program.tasks(), *((COMPUTE, busy) if busy < plan.pipeline else ()))
+    done = run(program.tasks(), COMPUTE if busy < plan.pipeline else (), busy)
     lanes = [[] for _ in range(plan.pipeline)]
     for each in done:
         lanes[int(each.task.stream.partition(" ")[0])].append(each)
