@@ -174,8 +174,8 @@ def _causal_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, terms: Terms) -
     for start, end in zip([0, *ends], ends, strict=False):
         fall = None if terms.fall is None else terms.fall[..., start:end, :end]
         own = mask[:, start:end, :end]
-        part = (x.contiguous() for x in (rows[:, :, start:end], k[:, :, :end], v[:, :, :end]))
-        outs.append(_matmul_softmax(*part, own, terms._replace(fall=fall)))
+        query, key, value = (x.contiguous() for x in (rows[:, :, start:end], k[:, :, :end], v[:, :, :end]))
+        outs.append(_matmul_softmax(query, key, value, own, terms._replace(fall=fall)))
     return outs[0] if parts == 1 else torch.cat(outs, 1)
 
 

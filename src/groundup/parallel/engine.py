@@ -37,8 +37,10 @@ class Engine(Protocol):
 
     plan: ParallelPlan
     mesh: Mesh
-    modules: Sequence[nn.Module]
     optimizer: Any
+
+    @property
+    def modules(self) -> Sequence[nn.Module]: ...
 
     def named_parameters(self) -> Named:
         """This rank's parameters, or its pieces of them, under the model's names. No collective."""

@@ -5,8 +5,8 @@
 
 Each step works on what the one before has left: fully_shard divides slices that tensor parallelism cut, and gathers
 them outside of what is compiled. Two axes have no engine of torch's that would fit, and run ours: `expert` (torch has
-none that is public; `expert.py`) and `context` (torch's experimental context_parallel replaces scaled_dot_product_attention
-on whole sequences, has no form for CPUs, and knows no windows, packed documents or sinks; `context.py`).
+none that is public; `expert.py`) and `context` (torch's experimental context_parallel replaces PyTorch's own
+scaled_dot_product_attention, has no form for CPUs, and would lose windows, packed documents and sinks; `context.py`).
 
 Gradients are sums over tokens, divided by all ranks' number of tokens in `step`. Optimizers are given plain tensors,
 the local parts of DTensors: a list of both, or of DTensors on different meshes, is more than fused updates take.
@@ -15,37 +15,41 @@ the local parts of DTensors: a list of both, or of DTensors on different meshes,
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from groundup.config import nearest
-from groundup.parallel.context import context_batch, context_parallel
+from groundup.parallel.context import context_batch
 from groundup.parallel.engine import Batch, Loss, Named
-from groundup.parallel.expert import dealt_parameters, expert_parallel
 from groundup.parallel.plan import Mesh, ParallelPlan
 from groundup.parallel.replicate import replicate
 from groundup.parallel.sharded_state import members, own_states, place_state
 from groundup.parallel.split import split_blocks
-from groundup.parallel.torch_pipeline import Stages, check_schedule
+from groundup.parallel.torch_compose import (
+    Reading,
+    check_plan,
+    divide,
+    divided_optimizer,
+    local_part,
+    pieces_of,
+    shared_groups,
+)
+from groundup.parallel.torch_pipeline import Stages
 from groundup.parallel.torch_shard import (
     DENSE,
     device_mesh,
     replicas,
-    shard_axis,
     shard_parameters,
     sharded_modules,
     uses_ddp,
 )
 from groundup.parallel.torch_state import Piece, State, Whole, own_state
-from groundup.parallel.torch_tensor import tensor_parallel
 from groundup.parallel.units import choose_units
 
 EPS = 1e-6
@@ -55,10 +59,10 @@ EPS = 1e-6
 def apply_plan(
     model: nn.Module, plan: ParallelPlan, *, compile: Callable[[nn.Module], Any] | None = None
 ) -> "TorchEngine":
-    """Put `model` on the ranks of the plan, in place; see `engine.Engine`. A collective; keep no reference to the model.
+    """Put `model` on the ranks of the plan, in place; see `engine.Engine`. A collective.
 
-    All ranks get the weights of rank 0. A model is called with tokens, and with positions and segments by name where a
-    batch has them.
+    Keep no reference to the model. All ranks get the weights of rank 0. A model is called with tokens, and with
+    positions and segments by name where a batch has them.
 
     compile: is called with each block, such as `lambda block: block.compile()`.
 
@@ -72,7 +76,7 @@ class TorchEngine:
     which piece this rank has of each parameter."""
 
     def __init__(self, model: nn.Module, plan: ParallelPlan, compile: Callable[[nn.Module], Any] | None) -> None:
-        _check(model, plan)
+        check_plan(model, plan)
         self.plan, self.mesh = plan, Mesh(plan)
         replicate(model)
         self.device = next(model.parameters()).device
@@ -83,23 +87,24 @@ class TorchEngine:
         self.modules: Sequence[nn.Module] = held[self.mesh.place["pipeline"]]
         self.optimizer: Any = None
         self._whole = Whole(model, held, self.mesh)
-        self._shared = _shared(self._whole, self.mesh)
+        self._shared = shared_groups(self._whole, self.mesh)
         dense = device_mesh(self.mesh, self.device)
         self.pieces: dict[str, Piece] = {}
         for chunk in self.modules:
-            _divide(chunk, self.mesh, dense["tensor"])
-            self.pieces |= _pieces(chunk, self._whole, self.mesh)
-            for block in choose_units(chunk, None) if compile is not None else ():
-                compile(block)
+            divide(chunk, self.mesh, dense["tensor"])
+            self.pieces |= pieces_of(chunk, self._whole, self.mesh)
+            if compile is not None:
+                for block in choose_units(chunk, None):
+                    compile(block)
         self._wrap(dense)
         self._placed = {name: p for chunk in self.modules for name, p in chunk.named_parameters()}
-        self._local = {name: _local(p) for name, p in self._placed.items()}
+        self._local = {name: local_part(p) for name, p in self._placed.items()}
         self._begun = False
 
     def _wrap(self, dense: DeviceMesh) -> None:
         """What sums gradients, and what runs a batch."""
         self._stages = Stages(self.modules, self.mesh, self.device) if self.plan.pipeline > 1 else None
-        self._roots = list(self.modules) if self._stages else [_Reading(self.modules[0])]
+        self._roots = list(self.modules) if self._stages else [Reading(self.modules[0])]
         self._run: nn.Module = self._roots[0]
         if uses_ddp(self.plan):
             self._run = replicas(self._run, self.mesh.group(*DENSE))
@@ -118,7 +123,7 @@ class TorchEngine:
         """
         self.optimizer = make([(name, p) for name, p in self._local.items() if p.requires_grad])
         if self.plan.zero == 1:
-            self.optimizer = _divided(self.optimizer, self.mesh.group("data"))
+            self.optimizer = divided_optimizer(self.optimizer, self.mesh.group("data"))
 
     def accumulate(self, batches: Sequence[Batch], loss: Loss) -> tuple[float, float]:
         """See `engine.Engine`. Layers' own losses, which are means over tokens, are added once for each token.
@@ -228,7 +233,8 @@ class TorchEngine:
                 module.reshard()
         own, names = self._tensors(), self._whole.names
         missing = set(self._whole.parameters)
-        for name, tensor in tensors.items() if isinstance(tensors, Mapping) else tensors:
+        given: Any = tensors.items() if isinstance(tensors, Mapping) else tensors
+        for name, tensor in given:
             if name not in names:
                 raise ValueError(f"load_full: the model has no tensor {name!r}{nearest(name, names)}")
             shape, _ = self._whole.kinds[names[name]]
@@ -248,15 +254,17 @@ class TorchEngine:
         return self._whole.gather_state(self.pieces, local, self.device, owned=self.plan.zero == 1)
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """See `engine.Engine`. Raises ValueError, before anything changes, for unknown names and shapes that do not fit."""
+        """See `engine.Engine`. Raises ValueError, before anything changes, for unknown names and other shapes."""
         if unknown := sorted(state.keys() - self._whole.kinds.keys()):
             raise ValueError(f"optimizer state of parameters that the model has not: {', '.join(unknown[:10])}")
         names = {p: name for name, p in self._local.items()}
-        found = [
-            (member, p, {key: place_state(member, p, group, key, own_state(self.pieces[names[p]], names[p], key, value))
-                         for key, value in state.get(names[p], {}).items()})
-            for member in members(self._inner()) for group in member.param_groups for p in group["params"]
-        ]  # fmt: skip
+        found = []
+        for member in members(self._inner()):
+            for group in member.param_groups:
+                for p in group["params"]:
+                    piece, name = self.pieces[names[p]], names[p]
+                    parts = {key: own_state(piece, name, key, t) for key, t in state.get(name, {}).items()}
+                    found.append((member, p, {k: place_state(member, p, group, k, t) for k, t in parts.items()}))
         for member in members(self._inner()):
             member.state.clear()
         for member, p, states in found:
@@ -272,104 +280,6 @@ class TorchEngine:
     def _tensors(self) -> dict[str, Tensor]:
         buffers = {name: b for chunk in self.modules for name, b in chunk.named_buffers() if name in self._whole.kinds}
         return {**self._local, **buffers}
-
-
-class _Reading(nn.Module):
-    """Logits, and the losses that layers leave behind: what DDP and fully_shard wrap."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.auxiliary: list[Tensor] = []
-        self.balances = any(hasattr(module, "sum_batch") for module in model.modules())
-        for block in choose_units(model, None) if self.balances else ():
-            block.register_forward_pre_hook(self._give_list)
-
-    def forward(self, tokens: Tensor, **inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        self.auxiliary = []
-        if not self.balances:
-            return self.model(tokens, **inputs), self.auxiliary
-        model: Any = self.model
-        return model.logits(model.hidden(tokens, **inputs, auxiliary=self.auxiliary)), self.auxiliary
-
-    def _give_list(self, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        # fully_shard hands a block a copy of a list that has tensors in it, and what the block adds would be lost.
-        return tuple(replace(x, auxiliary=self.auxiliary) if hasattr(x, "auxiliary") else x for x in inputs)
-
-
-def _check(model: nn.Module, plan: ParallelPlan) -> None:
-    if any(p.is_meta for p in model.parameters()):
-        raise ValueError("plan: the model is on the meta device; give every rank its weights, or zeros to load into")
-    if plan.zero and plan.shard > 1:
-        raise ValueError(
-            f"plan: zero={plan.zero} with shard={plan.shard}, which divides the optimizer's state already; use "
-            f"shard={plan.data * plan.shard} without data, or zero=0"
-        )
-    if plan.recompute and not hasattr(model, "recompute"):
-        raise ValueError(f"plan: recompute, but this {type(model).__name__} has no attribute `recompute`")
-    if plan.expert > 1 and not any(hasattr(module, "expert_stacks") for module in model.modules()):
-        raise ValueError(f"plan: expert={plan.expert}, but this {type(model).__name__} has no experts")
-    if plan.pipeline > 1:
-        check_schedule(plan)
-        for path, module in model.named_modules():
-            balance = getattr(getattr(module, "config", None), "balance", None)
-            if hasattr(module, "sum_batch") and is_dataclass(balance) and any(vars(balance).values()):
-                raise ValueError(f"plan: {path} has a balancing loss, which does not travel through a pipeline")
-
-
-def _divide(chunk: nn.Module, mesh: Mesh, tensor: DeviceMesh) -> None:
-    """Everything that cuts or changes modules from inside."""
-    plan, together = mesh.plan, mesh.group("expert", "context")
-    if plan.expert > 1 and any(hasattr(module, "expert_stacks") for module in chunk.modules()):
-        expert_parallel(chunk, mesh.group("expert"), together)
-    if plan.tensor > 1:
-        tensor_parallel(chunk, tensor, sequence=plan.sequence)
-    if plan.context > 1:
-        context_parallel(chunk, mesh.group("context"), plan.method, together)
-
-
-def _pieces(chunk: nn.Module, whole: Whole, mesh: Mesh) -> dict[str, Piece]:
-    """How each parameter has been cut, and will be by fully_shard."""
-    dealt, found = dealt_parameters(chunk), {}
-    shard = shard_axis(mesh.plan)
-    for name, p in chunk.named_parameters():
-        cuts: list[tuple[str, int]] = [("expert", 0)] if name in dealt else []
-        if isinstance(p, DTensor) and isinstance(p.placements[0], Shard):
-            cuts.append(("tensor", p.placements[0].dim))
-        if mesh.size(shard) > 1 and (shard == "shard" or mesh.plan.zero == 2):
-            cuts.append((shard, 0))
-        found[name] = Piece(whole.kinds[whole.names[name]][0], tuple(cuts), mesh)
-    return found
-
-
-def _local(p: nn.Parameter) -> nn.Parameter:
-    with torch.no_grad():
-        return nn.Parameter(p.to_local().detach(), p.requires_grad) if isinstance(p, DTensor) else p
-
-
-def _shared(whole: Whole, mesh: Mesh) -> dict[str, dist.ProcessGroup]:
-    """For each tensor that stages of several ranks hold alike (a tied embedding) the group that sums its gradient."""
-    found = {}
-    for holders in sorted({tuple(stages) for stages in whole.stages.values() if len(stages) > 1}):
-        for ranks in mesh.plan.groups(["pipeline"]):
-            group = dist.new_group([ranks[stage] for stage in holders])
-            if mesh.rank in [ranks[stage] for stage in holders]:
-                found |= {name: group for name, stages in whole.stages.items() if tuple(stages) == holders}
-    return found
-
-
-def _divided(optimizer: Any, group: dist.ProcessGroup) -> ZeroRedundancyOptimizer:
-    """ZeRO stage 1 around an optimizer that is there already, and keeps only what this rank updates."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"plan: zero=1 divides a torch.optim.Optimizer; a {type(optimizer).__name__} is none")
-
-    def keep(groups: list[dict[str, Any]], **_: Any) -> torch.optim.Optimizer:
-        for own, part in zip(optimizer.param_groups, groups, strict=True):
-            own["params"] = part["params"]
-        return optimizer
-
-    whole = [dict(each) for each in optimizer.param_groups]
-    return ZeroRedundancyOptimizer(whole, keep, process_group=group)  # type: ignore[arg-type]
 
 
 def _columns(batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -15,6 +15,7 @@ own, without that axis. Zhao et al. 2023 (arXiv:2304.11277); Rajbhandari et al. 
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,19 +55,20 @@ def device_mesh(mesh: Mesh, device: torch.device) -> DeviceMesh:
 
 def replicas(model: nn.Module, group: dist.ProcessGroup) -> DistributedDataParallel:
     """DDP whose gradients are sums."""
-    ddp = DistributedDataParallel(model, process_group=group, init_sync=False, **{_BUFFERS: False})
+    options: dict[str, Any] = {_BUFFERS: False}
+    ddp = DistributedDataParallel(model, process_group=group, init_sync=False, **options)
     ddp.register_comm_hook(group, _sum)
     return ddp
 
 
-def shard_parameters(root: nn.Module, model: nn.Module, mesh: Mesh, dense: DeviceMesh) -> bool:
-    """fully_shard each block of `model`, and `root`, which is the model or has it inside. Whether there was a need to."""
+def shard_parameters(root: nn.Module, model: nn.Module, mesh: Mesh, dense: DeviceMesh) -> None:
+    """fully_shard each block of `model`, and `root`, which is the model or has it inside, if ranks have to sum."""
     plan, keeps = mesh.plan, mesh.plan.zero != 2
     dealt = dealt_parameters(model)
     alone = mesh.size("shard", *EXPERT) == 1
     experts = {p for name, p in model.named_parameters() if name in dealt} if alone else set()
     if mesh.size("shard", *DENSE) == 1:
-        return False
+        return
     if plan.expert > 1 and not alone:
         own = _mesh(mesh, next(model.parameters()).device, EXPERT, ())
         for module in model.modules():
@@ -79,7 +81,6 @@ def shard_parameters(root: nn.Module, model: nn.Module, mesh: Mesh, dense: Devic
     for module in sharded_modules(root):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-    return True
 
 
 def sharded_modules(root: nn.Module) -> Iterator[FSDPModule]:
@@ -103,7 +104,10 @@ def _mesh(mesh: Mesh, device: torch.device, copies: tuple[str, ...], inner: tupl
     return DeviceMesh.from_group(groups, device.type, grid.reshape(sizes), mesh_dim_names=names)
 
 
-def _sum(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _sum(
+    group: dist.ProcessGroup,
+    bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]  # which DDP asks for by this very name
+) -> torch.futures.Future[torch.Tensor]:
     """In place of DDP's average."""
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     assert work is not None

@@ -93,7 +93,11 @@ def change_input(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
 
 def change_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
     """Call `change` on the output from now on."""
-    module.register_forward_hook(lambda _module, _inputs, output: change(output))
+
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return change(output)
+
+    module.register_forward_hook(hook)
 
 
 def _place(cut: Cut, mesh: DeviceMesh) -> None:
