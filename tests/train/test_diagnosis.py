@@ -348,7 +348,8 @@ def test_ranks_agree_and_the_one_at_fault_is_named(kind, words, tmp_path):
     one, two = run_ranks(only_rank_one, 2, kind, str(tmp_path))
     assert one[:2] == two[:2] == (1, 54)
     assert all(torch.equal(a, b) for a, b in zip(one[2], two[2], strict=True))
-    event = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])
+    events = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    event = next(event for event in events if event["event"] != "slow rank")  # as a busy machine may have one
     assert event["step"] == LATE + 1 and words in event["text"] and "rank 0" not in event["text"]
     assert event["event"] == ("rewind" if kind == "weight" else "skip")
 

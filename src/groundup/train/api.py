@@ -11,6 +11,7 @@ from groundup.data.batch import Batch
 from groundup.device import keep_memory
 from groundup.optim.schedule import ClockDecay
 from groundup.parallel.apply import GroundupEngine
+from groundup.parallel.straggler import Stragglers
 from groundup.train import divided, resources
 from groundup.train.compiling import compile_blocks
 from groundup.train.feed import Feed
@@ -21,7 +22,7 @@ from groundup.train.noise import NoiseScale
 from groundup.train.objectives import vocabularies
 from groundup.train.pace import Pace
 from groundup.train.progress import ProgressLine
-from groundup.train.ranks import is_main
+from groundup.train.ranks import is_main, world_size
 from groundup.train.recorder import Recorder
 from groundup.train.resume import Resumable, Saver
 from groundup.train.room import AtLeast, Memory
@@ -29,6 +30,9 @@ from groundup.train.run import Run
 from groundup.train.scaler import LossScaler
 from groundup.train.snapshot import fingerprint
 from groundup.train.step import Objective
+
+SLOW_WINDOW = 10
+"""Updates over which ranks' times are compared; a slow rank is named after two such windows."""
 
 
 def train(
@@ -134,6 +138,8 @@ def train(
     training.recorder = _recorder(recorder, run_dir) if able else None
     if training.recorder is not None:
         training.recorder.open(log_dir, log_every, training.run.step)
+    if world_size() > 1 and engine is None and device.type == "cpu":  # elsewhere the host only launches the work
+        training.stragglers = Stragglers(SLOW_WINDOW)
     training.progress = ProgressLine() if progress and is_main() else None
     if log_dir is None or watch_seconds is None:
         return training.loop()

@@ -16,6 +16,7 @@ from groundup.data.batch import Batch
 from groundup.device import peak_memory_bytes, random_state, set_random_state
 from groundup.model.balance import update_biases
 from groundup.optim.schedule import ClockDecay
+from groundup.parallel.straggler import Stragglers
 from groundup.train import checkpoint, diagnosis, resources
 from groundup.train.feed import count_tokens, split
 from groundup.train.guard import first_non_finite_weight
@@ -67,6 +68,7 @@ class Training:
     flops_per_token: float | None
     peak_flops: float | None
     recorder: Recorder | None = None
+    stragglers: Stragglers | None = None
 
     def __post_init__(self) -> None:
         self.model, self.optimizer, self.run = self.parts.model, self.parts.optimizer, self.parts.run
@@ -179,7 +181,10 @@ class Training:
             rng, held = random_state(self.device), held_bytes(self.device)
             micro = [part for batch in group for part in split(batch, self.memory.micro_batches)]
             try:
-                return compute_gradients(self.model, self.objective, micro, self.clip, self.parts.scaler, self.engine)
+                return compute_gradients(
+                    self.model, self.objective, micro, self.clip, self.parts.scaler, self.engine,
+                    None if self.stragglers is None else self.stragglers.work(),
+                )  # fmt: skip
             except (RuntimeError, MemoryError) as error:
                 shortage = shortage_of(error, grown=held_bytes(self.device) - held)
                 if shortage is None or self.engine is not None:  # the other ranks are in the midst of the step
@@ -258,6 +263,7 @@ class Training:
             self.guard.accept(values.loss)
             self.parts.noise.observe(values.small_square, values.small_weight, values.grad_norm**2, values.weight)
         step = self.run.step
+        self.name_slow_ranks(step)
         if step % self.log_every == 0 or step == self.steps:
             self.write_log(queued.rate, values, logits)
         for hook in (hook for n, hook in self.every.items() if step % n == 0):
@@ -268,6 +274,13 @@ class Training:
         if self.saver.due(step):
             self.saver.save(self.parts, self.log)
         self.pace.pause_done()
+
+    def name_slow_ranks(self, step: int) -> None:
+        """Those that were slow in the last two windows, and again each time that this has lasted twice as long."""
+        for slow in self.stragglers.step() if self.stragglers is not None else ():
+            lasted = slow.windows
+            if is_main() and lasted > 1 and lasted & (lasted - 1) == 0:
+                self.log.event(step, "slow rank", str(slow))
 
     def write_log(self, rate: float, values: StepValues, logits: dict[str, Any]) -> None:
         record = self.run.record(self.run.step % self.log_every or self.log_every, self.cost)

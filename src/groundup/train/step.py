@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +69,7 @@ def compute_gradients(
     max_norm: float,
     scaler: LossScaler | None = None,
     engine: GroundupEngine | None = None,
+    alone: AbstractContextManager[None] | None = None,
 ) -> tuple[Tensor, list[str]]:
     """Leave the clipped mean gradient in `.grad`; return (a vector of values on the device, metric names).
 
@@ -81,10 +82,13 @@ def compute_gradients(
 
     engine: of a model that ranks divide by a plan. It then cuts batches, sums and clips; the micro-batch's own norm is
     not known, since gradients are summed while they are made.
+
+    alone: entered while this rank computes and waits for no other.
     """
     params = [p for p in model.parameters() if p.requires_grad]
     start_step(model)
-    sums, names, small_square, small_weight = _backward(model, objective, micro, params, scaler, engine)
+    with alone or nullcontext():
+        sums, names, small_square, small_weight = _backward(model, objective, micro, params, scaler, engine)
     parts = world_size() if engine is None else engine.mesh.size(*TOKENS)
     several = len(micro) * parts > 1
     sums = torch.stack([*sums, small_square if several and engine is None else sums[0].new_zeros(()), small_weight])
