@@ -9,6 +9,7 @@ import pytest
 
 from groundup.gguf import KINDS, GGUFFile, read_header, write_gguf
 from groundup.gguf.metadata import MAX_ITEMS, header_bytes
+from tests.thorough import times
 
 METADATA = {
     "general.architecture": "llama",
@@ -202,7 +203,7 @@ def mutants(data, count, seed):
         yield bytes(mutant)
 
 
-@pytest.mark.parametrize("count", [600, pytest.param(50_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [600, pytest.param(times(20_000), marks=pytest.mark.slow)])
 def test_mutants_are_read_or_refused(path, count, unchecked):
     accepted = 0
     for mutant in mutants(path.read_bytes(), count, seed=count):

@@ -24,6 +24,7 @@ from groundup.parallel.sharded_saving import ShardedSaver, latest_sharded
 from groundup.parallel.stored_parts import StoredParts
 from groundup.step_folders import step_folders
 from tests.distributed import run_ranks
+from tests.thorough import times
 
 STATE = {"loader": {"samples": 12}, "rng": [1, 2], "text": "ü", "none": None}
 
@@ -169,7 +170,7 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
 # ---- damage ----
 
 
-@pytest.mark.parametrize("flips", [60, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [60, pytest.param(times(600), marks=pytest.mark.slow)])
 def test_every_flipped_bit_is_detected(tmp_path, flips):
     path, _ = save_one(tmp_path)
     rng = random.Random(0)

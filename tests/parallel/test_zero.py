@@ -38,7 +38,7 @@ def elementwise(rank, size, steps):
             assert not torch.equal(expected["long.weight"], Awkward(dtype).long.weight), "the test trains too little"
 
 
-SIZES = [(2, 20), (4, 20), pytest.param(2, 200, marks=pytest.mark.slow)]
+SIZES = [(2, 20), (4, 20), pytest.param(2, 60, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("size", "steps"), SIZES)

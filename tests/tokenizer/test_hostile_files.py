@@ -12,6 +12,7 @@ from groundup.tokenizer import Tokenizer, formats, gguf, tiktoken_ranks
 from groundup.tokenizer.hugging_face import MAX_ITEMS, from_json, to_json
 from groundup.tokenizer.parts import MAX_FILE_BYTES
 from groundup.tokenizer.spelling import byte_alphabet, spell
+from tests.thorough import times
 from tests.tokenizer.vocabularies import Reference
 
 TEXT = "It's the 🌍, 12!\x00\n "
@@ -126,7 +127,7 @@ def mutants(data, count, seed):
 
 
 @pytest.mark.parametrize("kind", ["json", "ranks", "gguf"])
-@pytest.mark.parametrize("count", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [600, pytest.param(times(3_000), marks=pytest.mark.slow)])
 def test_mutants_are_sound_or_refused(files, kind, count, tmp_path):
     name, data = files[kind]
     path, accepted = tmp_path / name, 0

@@ -17,6 +17,7 @@ pytest.importorskip("llvmlite")
 from groundup.tokenizer import count_state, training, word_count
 from groundup.tokenizer.fast.front import SCANNERS
 from groundup.tokenizer.fast.merges import words_of
+from tests.thorough import times
 from tests.tokenizer.awkward import FRAGMENTS
 
 END = "<|endoftext|>"
@@ -344,7 +345,7 @@ def train_with_kills(path, state, source, kills):
     return begun, lines[-1]
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(times(20), marks=pytest.mark.slow)])
 def test_a_training_that_is_killed_learns_the_same_merges(kills, tmp_path):
     path = write(tmp_path / "text", documents(14, 30 * kills + 40))
     whole = subprocess.run([sys.executable, "-c", TRAINER, path, tmp_path / "whole"],
