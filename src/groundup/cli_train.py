@@ -91,7 +91,7 @@ def run(options: Arguments) -> int:
     if plan is not None:
         _check_plan(plan, recipe, ranks, options.engine or ENGINE)
     elif options.engine is not None:
-        wrong_use("groundup train", f"--engine {options.engine} runs a --plan; without one the trainer sums gradients")
+        raise ValueError(f"--engine {options.engine} is for a --plan; without one the trainer itself sums gradients")
     elif recipe.batch_size % ranks:
         raise ValueError(
             f"batch_size={recipe.batch_size} cannot be shared by {ranks} ranks: give a multiple of {ranks}"

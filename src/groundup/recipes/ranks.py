@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from groundup.config import nearest
-from groundup.model import Transformer
+from groundup.model import MoEConfig, Transformer
 from groundup.parallel.compose import apart
 from groundup.parallel.engine import Engine
 from groundup.parallel.engines import ENGINES, engine_for
@@ -31,6 +31,8 @@ def _fault(recipe: Recipe, plan: ParallelPlan, engine: str) -> str:
         return "a pipeline's stages are no whole model, as training needs; use them from Python"
     if plan.zero and plan.shard > 1:
         return "zero and shard do not go together: shard divides the optimizer's state already"
+    if plan.expert > 1 and not any(isinstance(block.ffn, MoEConfig) for block in recipe.model.blocks):
+        return f"expert={plan.expert}, but the model has no experts"
     if engine == "groundup" and (fault := apart(plan)):
         return fault
     if (axis := _cuts_matrices(plan, engine)) and recipe.optimizer == "muon":
