@@ -89,6 +89,13 @@ def test_a_dry_run_says_what_would_be(capsys):
         (["--ranks", "3"], "batch_size=16 cannot be shared by 3 ranks"),
         (["--plan", "shard=2"], "give optimizer=adamw"),
         (["--plan", "pipeline=2"], "no whole model"),
+        (
+            ["--plan", "data=2 zero=2"],
+            "which Muon needs whole; give optimizer=adamw, or use zero=1; the groundup engine",
+        ),
+        (["--plan", "expert=2"], "the model has no experts"),
+        (["--plan", "data=2", "--engine", "touch"], "did you mean 'torch'"),
+        (["--engine", "torch"], "is for a --plan"),
         (["--plan", "data=2", "--ranks", "4"], "is for 2 ranks; here are 4"),
         (["--plan", "data=3"], "cannot be shared by 3 parts"),
         (["--plan", "dta=2"], "did you mean 'data'"),
@@ -132,7 +139,7 @@ def test_a_run_is_gone_on_with_by_another_number_of_ranks(text, tmp_path):
 
 
 def test_a_run_is_gone_on_with_under_another_plan(text, tmp_path):
-    """Stopped by a signal while each of two ranks has half of all parameters, ended in one."""
+    """Stopped by a signal while each of two ranks has half of all parameters, in torch's engine; ended in one."""
     options = ("optimizer=adamw", "adam_rate=0.001", "--tokens", "6400", "--checkpoint-every", "50")
     whole = main(train(text, tmp_path / "whole", *options))
     process = start(text, tmp_path / "run", *options, "--plan", "shard=2")

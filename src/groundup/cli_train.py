@@ -27,6 +27,7 @@ PRESETS = ("llama", "qwen3", "gpt2", "mamba2")
 SHAPE = {"vocab_size": 4096, "num_layers": 4, "d_model": 256, "context_length": 256}
 HELD_OUT = 0.05
 FACTS = "train.json"
+ENGINE = "torch"
 # What a recipe says of itself, or what an option of this command says.
 NOT_SETTINGS = ("summary", "text", "goal", "target", "measured", "model", "minutes", "tokens", "clock", "tail")
 BEGINNINGS = {"files": [], "valid": [], "model": None, "minutes": None, "tokens": None, "seed": None, "out": None,
@@ -49,6 +50,8 @@ def options(parser: Parser) -> None:
     add("--plan", metavar="PLAN", help="how the ranks divide the work, of data, shard, tensor, context and expert, "
         "e.g. \"data=2 zero=1\", \"shard=2\", \"data=2 tensor=2\"; shard and tensor need optimizer=adamw "
         "(default: each rank has the whole model)")  # fmt: skip
+    add("--engine", metavar="NAME", help="what runs a --plan: torch (DDP, fully_shard, DTensor) or groundup (this "
+        "package's own, in files to be read) (default: torch)")  # fmt: skip
     add("--restarts", type=count, default=3, metavar="N", help="with --ranks: times to start all ranks again from the "
         "newest checkpoint after one of them died, without progress between (default: 3)")  # fmt: skip
     add("--timeout", type=number, default=600.0, metavar="SECONDS",
@@ -86,7 +89,9 @@ def run(options: Arguments) -> int:
     facts, recipe = _saved(options) if options.resume else _new(options)
     ranks = max(world_size(), options.ranks)
     if plan is not None:
-        _check_plan(plan, recipe, ranks)
+        _check_plan(plan, recipe, ranks, options.engine or ENGINE)
+    elif options.engine is not None:
+        raise ValueError(f"--engine {options.engine} is for a --plan; without one the trainer itself sums gradients")
     elif recipe.batch_size % ranks:
         raise ValueError(
             f"batch_size={recipe.batch_size} cannot be shared by {ranks} ranks: give a multiple of {ranks}"
@@ -105,7 +110,7 @@ def _plan(options: Arguments) -> "ParallelPlan | None":
     return None if options.plan is None else ParallelPlan.parse(options.plan)
 
 
-def _check_plan(plan: "ParallelPlan", recipe: "Recipe", ranks: int) -> None:
+def _check_plan(plan: "ParallelPlan", recipe: "Recipe", ranks: int, engine: str) -> None:
     from groundup.recipes.ranks import check_plan_of
 
     if plan.size == 1:
@@ -114,7 +119,7 @@ def _check_plan(plan: "ParallelPlan", recipe: "Recipe", ranks: int) -> None:
         raise ValueError(
             f"--plan {plan.text!r} is for {plan.size} ranks; here are {ranks}: leave out --ranks, or agree"
         )
-    check_plan_of(recipe, plan)
+    check_plan_of(recipe, plan, engine)
 
 
 def _saved(options: Arguments) -> tuple[dict[str, Any], "Recipe"]:
@@ -134,7 +139,7 @@ def _refuse_beside_resume(options: Arguments) -> None:
     if given:
         raise ValueError(
             f"--resume goes on with the run's own settings: leave out {', '.join(given)}; --ranks, --plan, "
-            "--restarts, --timeout and --device may differ"
+            "--engine, --restarts, --timeout and --device may differ"
         )
 
 
@@ -248,6 +253,7 @@ def _launch(options: Arguments, out: Path) -> int:
     command += ["--timeout", str(options.timeout), *(["--json"] if options.json else [])]
     command += ["--device", options.device] if options.device else []
     command += ["--plan", options.plan] if options.plan is not None else []
+    command += ["--engine", options.engine] if options.engine is not None else []
 
     def newest() -> Path | None:
         return next(iter(checkpoint.checkpoints(out / "checkpoints")), None)
@@ -255,6 +261,7 @@ def _launch(options: Arguments, out: Path) -> int:
     code = launch(command, options.ranks, restarts=options.restarts, progress=newest)
     if code:
         how = f"--ranks {options.ranks}" if options.plan is None else f'--plan "{options.plan}"'
+        how += f" --engine {options.engine}" if options.engine is not None else ""
         print(f"go on with: groundup train --resume {out} {how}", file=sys.stderr)
     return code
 
@@ -293,7 +300,7 @@ def _train(options: Arguments, recipe: "Recipe", facts: dict[str, Any], out: Pat
     result = run_recipe(
         recipe, _files(facts), facts["valid"], out=out, data_folder=facts["data"], seed=facts["seed"],
         device=options.device, checkpoint_every=facts["checkpoint_every"], resume=True, timeout=options.timeout,
-        plan=_plan(options),
+        plan=_plan(options), engine=options.engine or ENGINE,
     )  # fmt: skip
     if result["rank"] != 0:
         return 130 if result["stopped_by"] == "interrupt" else 0

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from groundup.model import AttentionConfig, BlockConfig, MLPConfig, ModelConfig, MoEConfig, Transformer
 from groundup.model.balance import Balance
-from groundup.optim import Adafactor, AdamW, Optimizers, clip_by_global_norm
+from groundup.optim import Adafactor, AdamW, clip_by_global_norm
 from groundup.parallel import torch_engine
 from groundup.parallel.engines import engine_for
 from groundup.parallel.plan import ParallelPlan
@@ -177,16 +177,21 @@ def test_weights_and_states_go_from_plan_to_plan_and_engine_to_engine():
         assert full.keys() == weights.keys() and all(close(full[name], weights[name]) for name in weights)
 
 
+class Keep:
+    """An optimizer that changes nothing."""
+
+    def __init__(self, kept, named):
+        self.kept, self.named = kept, named
+
+    def step(self):
+        self.kept.update({name: p.grad.clone() for name, p in self.named})
+
+
 def one_batch_each(rank, size):
     """(gradients summed by DDP, gradients of one process that accumulates)."""
     engine = torch_engine.apply_plan(model_of("tied"), ParallelPlan(data=size))
     kept = {}
-
-    class Keep:
-        def step(self):
-            kept.update({name: p.grad.clone() for name, p in engine.named_parameters()})
-
-    engine.optimize(lambda named: Keep())
+    engine.optimize(lambda named: Keep(kept, named))
     engine.accumulate(batches_of(0, rank)[:1], loss_sum)
     engine.step()
     model = model_of("tied")
@@ -227,12 +232,14 @@ def wrong_calls(size):
     assert [name for name, _ in engine.modules[0].named_parameters()] == names
     whole = engine.full_state_dict()
     batch = batches_of(0, 0)[0]
+    with pytest.raises(ValueError, match="a batch has mask"):
+        engine.accumulate([batch | {"mask": batch["tokens"]}], loss_sum)
+    engine.accumulate([batch], loss_sum)
     for run, error, message in [
-        (lambda: engine.step(), RuntimeError, "call optimize"),
-        (lambda: engine.optimizer_state(), RuntimeError, "call optimize"),
-        (lambda: engine.step(clip=0.0), ValueError, "clip=0.0"),
-        (lambda: engine.accumulate([batch | {"mask": batch["tokens"]}], loss_sum), ValueError, "mask in a batch"),
-        (lambda: engine.accumulate([batch], loss_sum), RuntimeError, "a call before"),
+        (lambda: engine.step(), RuntimeError, "call `optimize`"),
+        (lambda: engine.optimizer_state(), RuntimeError, "call `optimize`"),
+        (lambda: engine.clip(0.0), ValueError, "clip=0.0"),
+        (lambda: engine.accumulate([batch], loss_sum), RuntimeError, "summed over ranks already"),
         (lambda: engine.load_full(whole | {"head.wieght": whole["embed.weight"]}), ValueError, "no tensor 'head.wi"),
         (lambda: engine.load_full(whole | {"embed.weight": torch.ones(3)}), ValueError, "embed.weight has shape"),
         (lambda: engine.load_full({"embed.weight": whole["embed.weight"]}), ValueError, "nothing was given for"),
@@ -250,12 +257,18 @@ def wrong_calls(size):
     ]:
         with pytest.raises(ValueError, match=message):
             run()
-    with pytest.raises(ValueError, match=r"zero=1 divides a torch.optim.Optimizer; a Optimizers is none"):
+    with pytest.raises(ValueError, match=r"zero=1 divides a torch.optim.Optimizer; a Keep is none"):
         engine = torch_engine.apply_plan(model_of("tied"), ParallelPlan(data=size, zero=1))
-        engine.optimize(lambda named: Optimizers([make(named)]))
-    with pytest.raises(ValueError, match="4 rows cannot be divided into 3 micro-batches"):
-        engine = torch_engine.apply_plan(model_of("tied"), ParallelPlan(pipeline=size, microbatches=3))
+        engine.optimize(lambda named: Keep({}, named))
+    engine = torch_engine.apply_plan(model_of("tied"), ParallelPlan(pipeline=size, microbatches=3))
+    with pytest.raises(ValueError, match="4 rows cannot be 3 micro-batches"):
         engine.accumulate([batch], loss_sum)
+    with pytest.raises(ValueError, match="no stage of a pipeline is the model"):
+        engine.backward(lambda model, batch: batch["tokens"].sum(), batch, last=True)
+    engine = torch_engine.apply_plan(model_of("tied"), ParallelPlan(data=size))
+    engine.backward(lambda model, batch: model.embed.weight.sum(), batch, last=True)
+    with pytest.raises(RuntimeError, match=r"not use all trained parameters \(blocks.0.*did not send .* gradients"):
+        engine.finish()
 
 
 def test_sums_are_exact_and_what_a_rank_cannot_do_is_named():

@@ -2,14 +2,16 @@
 
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 from groundup.model import AttentionConfig, BlockConfig, ModelConfig, MoEConfig, TopKRouter, Transformer
-from groundup.optim import AdamW
-from groundup.parallel.apply import apply_plan
+from groundup.optim import AdamW, Muon, Optimizers
+from groundup.optim.groups import split_for_muon
+from groundup.parallel.engines import ENGINES, engine_for
 from groundup.parallel.plan import ParallelPlan
 from groundup.train import next_token, train
 from groundup.train.divided import check_replicas
@@ -18,7 +20,11 @@ from groundup.train.recorder import Recorder
 from tests.distributed import run_ranks
 from tests.train.small import VOCAB, Batches, batch
 
-PLANS = ("data=2", "shard=2", "expert=2", "tensor=2", "context=2", "data=2 zero=2", "shard=2 recompute=true")
+PLANS = [  # each goes on with what the one before left, often the other engine's
+    (text, engine)
+    for text in ("data=2", "data=2 zero=1", "shard=2", "expert=2", "tensor=2", "context=2", "data=2 zero=2")
+    for engine in ("torch", "groundup")
+] + [("shard=2 recompute=true", "torch"), ("tensor=2 sequence=true", "torch")]
 EACH = 2  # updates under each plan
 END = EACH * len(PLANS) + EACH
 
@@ -54,7 +60,11 @@ class Rows(Batches):
 
 
 def adamw(model: nn.Module) -> AdamW:
-    return AdamW(model.parameters(), lr=3e-3, eps=1e-4)
+    return adamw_over(list(model.named_parameters()))
+
+
+def adamw_over(named) -> AdamW:
+    return AdamW([p for _, p in named], lr=3e-3, eps=1e-4)
 
 
 def alone(steps: int, **options):
@@ -62,24 +72,24 @@ def alone(steps: int, **options):
     return model, train(model, Rows(), next_token, adamw(model), steps, progress=False, **options)
 
 
-def train_under(text: str, steps: int, folder: Path | None, objective=next_token, **options):
-    engine = apply_plan(experts(), ParallelPlan.parse(text))
+def train_under(text: str, name: str, steps: int, folder: Path | None, objective=next_token, **options):
+    engine = engine_for(experts(), ParallelPlan.parse(text), name)
     model = engine.modules[0]
-    engine.optimize(lambda _: adamw(model))
+    engine.optimize(adamw_over)
     rows = Rows(engine.mesh.rows, engine.mesh.row_parts)
-    settings = {"run_dir": folder, "resume": folder is not None, "progress": False} | options
+    settings = {"run_dir": folder, "resume": folder is not None, "progress": False, "micro_batches": 2} | options
     return engine, train(model, rows, objective, engine.optimizer, steps, engine=engine, **settings)
 
 
 def one_plan_after_the_other(rank, size, folder):
-    for number, text in enumerate(PLANS):
-        engine, run = train_under(text, EACH * (number + 1), Path(folder), checkpoint_every=1)
+    for number, (text, name) in enumerate(PLANS):
+        engine, run = train_under(text, name, EACH * (number + 1), Path(folder), checkpoint_every=EACH)
     return engine.full_state_dict(), run.losses, run.tokens
 
 
-def test_a_run_goes_on_under_any_plan_and_ends_on_one_process(tmp_path):
+def test_a_run_goes_on_under_any_plan_of_either_engine_and_ends_on_one_process(tmp_path):
     expected, run = alone(END)
-    for weights, losses, tokens in run_ranks(one_plan_after_the_other, 2, str(tmp_path), timeout=120):
+    for weights, losses, tokens in run_ranks(one_plan_after_the_other, 2, str(tmp_path), timeout=300):
         assert losses == pytest.approx(run.losses[: len(losses)], rel=1e-11, abs=0) and len(losses) == END - EACH
         assert tokens == 32 * (END - EACH) and weights["blocks.0.ffn.router.bias"].abs().max() > 0
     ended, last = alone(END, run_dir=tmp_path, resume=True)
@@ -96,17 +106,18 @@ def poisoned(rank, size):
         bad = rank == 1 and torch.equal(b["tokens"], batch(2)["tokens"][2:])
         return Loss(loss.total * (math.nan if bad else 1.0), loss.weight, loss.metrics)
 
-    engine, run = train_under("shard=2", 3, None, objective)
-    assert run.skipped == 1 and run.step == 3
-    for text, says in (("data=2", "ranks have different bits in"), ("context=2", "different bits in embed.weight")):
-        engine, _ = train_under(text, 1, None)
-        if rank == 1:
-            engine.slices.own["embed.weight"].data[0, 0] += 1.0
-        with pytest.raises(RuntimeError, match=says):
-            check_replicas(engine)
-    engine = apply_plan(experts(), ParallelPlan(tensor=2))
+    for name in ENGINES:
+        engine, run = train_under("shard=2", name, 3, None, objective, micro_batches=1)
+        assert run.skipped == 1 and run.step == 3
+        for text, says in (("data=2", "ranks have different bits in"), ("context=2", "different bits in embed.weight")):
+            engine, _ = train_under(text, name, 1, None)
+            if rank == 1:
+                dict(engine.named_parameters())["embed.weight"].data[0, 0] += 1.0
+            with pytest.raises(RuntimeError, match=says):
+                check_replicas(engine)
+    engine = engine_for(experts(), ParallelPlan(tensor=2))
     model = engine.modules[0]
-    engine.optimize(lambda _: adamw(model))
+    engine.optimize(adamw_over)
     for options, says in (
         ({"micro_batches": "auto"}, "give a number"),
         ({"recorder": Recorder()}, "whole gradients"),
@@ -115,8 +126,45 @@ def poisoned(rank, size):
             train(model, Rows(), next_token, engine.optimizer, 1, engine=engine, **options)
     with pytest.raises(ValueError, match="model and optimizer are"):
         train(model, Rows(), next_token, adamw(model), 1, engine=engine)
-    return True
+    for name in ENGINES:
+        engine = engine_for(CutHead(), ParallelPlan(tensor=2), name)
+        engine.optimize(adamw_over)
+        with pytest.raises(ValueError, match=r"cuts head.weight over tensor, but objectives read the head whole"):
+            train(engine.modules[0], Rows(), next_token, engine.optimizer, 1, engine=engine)
+    return several_optimizers_divided()
 
 
-def test_a_bad_step_is_skipped_by_all_and_what_cannot_be_is_refused():
+def several_optimizers_divided() -> bool:
+    """Whether they give the bits of whole ones: sums have two terms, and nothing is cut."""
+    expected = trained_with_muon("data=2", "groundup")
+    return all(
+        torch.equal(tensor, expected[name])
+        for engine in ENGINES
+        for name, tensor in trained_with_muon("data=2 zero=1", engine).items()
+    )
+
+
+class CutHead(Transformer):
+    """As a user may write one, whose head ranks of tensor parallelism share."""
+
+    shard: ClassVar = {"head": "col"}
+
+    def __init__(self) -> None:
+        super().__init__(ModelConfig(VOCAB + 1, 16, 1, (BlockConfig(AttentionConfig(2, 2, 8), None),)))
+
+
+def muon_of(named) -> Optimizers:
+    matrices, rest = split_for_muon(named)
+    return Optimizers([Muon(matrices), AdamW([p for _, p in rest], lr=1e-3)])
+
+
+def trained_with_muon(text: str, name: str) -> dict[str, torch.Tensor]:
+    engine = engine_for(experts(), ParallelPlan.parse(text), name)
+    engine.optimize(muon_of)
+    rows = Rows(engine.mesh.rows, engine.mesh.row_parts)
+    train(engine.modules[0], rows, next_token, engine.optimizer, 2, engine=engine, progress=False, clip=None)
+    return engine.full_state_dict()
+
+
+def test_a_bad_step_is_skipped_by_all_what_cannot_be_is_refused_and_optimizers_are_divided():
     assert run_ranks(poisoned, 2) == [True, True]

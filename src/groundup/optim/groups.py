@@ -1,8 +1,12 @@
 """Which parameter decays, and which goes to Muon: one visible table."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
+
+Named = Sequence[tuple[str, nn.Parameter]]
+"""A model's parameters, or a rank's parts of them, under their names in the model."""
 
 Kind = Literal["matrix", "head", "embedding", "router", "vector"]
 
@@ -46,7 +50,7 @@ def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in table if group["params"]]
 
 
-def split_for_muon(model: nn.Module) -> tuple[list[nn.Parameter], list[tuple[str, nn.Parameter]]]:
+def split_for_muon(model: nn.Module | Named) -> tuple[list[nn.Parameter], list[tuple[str, nn.Parameter]]]:
     """(hidden matrices for Muon, the named rest for AdamW)."""
     matrices = [p for name, p in _trainable(model) if TO_MUON[kind(name, p)]]
     rest = [(name, p) for name, p in _trainable(model) if not TO_MUON[kind(name, p)]]
@@ -64,5 +68,6 @@ def describe(model: nn.Module) -> str:
     return "\n".join(lines)
 
 
-def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+def _trainable(model: nn.Module | Named) -> list[tuple[str, nn.Parameter]]:
+    named = model.named_parameters() if isinstance(model, nn.Module) else model
+    return [(name, p) for name, p in named if p.requires_grad]

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from groundup.parallel.batch_loss import ModelLoss, columns
 from groundup.parallel.buckets import Overlap, make_buckets
-from groundup.parallel.compose import check_plan, cut_layers, has_balancing_losses, own_stages, shard_stages
+from groundup.parallel.compose import check_plan, cut_layers, own_stages, shard_stages
 from groundup.parallel.context import context_batch
 from groundup.parallel.ddp import sum_bucket
-from groundup.parallel.engine import Batch, Loss, Named
+from groundup.parallel.engine import Batch, Loss, Named, Objective
 from groundup.parallel.expert import dealt_parameters
 from groundup.parallel.fsdp import gathered
 from groundup.parallel.norms import global_norm
@@ -53,12 +54,11 @@ def apply_plan(model: nn.Module, plan: ParallelPlan) -> "GroundupEngine":
 
 
 class GroundupEngine:
-    """See `Engine`. Steps also come apart, for training loops of their own: `micro_batch`, `finish`, `clip`."""
+    """See `engine.Engine`."""
 
     def __init__(self, model: nn.Module, mesh: Mesh) -> None:
         self.mesh, self.plan = mesh, mesh.plan
         self.optimizer: Any = None
-        self._losses_of_layers = has_balancing_losses(model)
         names = Names(model)
         cut_layers(model, mesh)
         self.modules, self._shared = own_stages(model, mesh)
@@ -85,6 +85,22 @@ class GroundupEngine:
                 buckets += made
         return Overlap(buckets, lambda bucket: sum_bucket(bucket, groups[id(bucket[0])]))
 
+    @property
+    def inner(self) -> Any:
+        """See `engine.Engine`."""
+        if self.optimizer is None:
+            raise RuntimeError("there is no optimizer: call `optimize` before its state is asked for")
+        return self.optimizer.optimizer if isinstance(self.optimizer, ZeRO) else self.optimizer
+
+    @property
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """See `engine.Engine`."""
+        return self.slices.names.shapes
+
+    def cut_axes(self, name: str) -> set[str]:
+        """See `engine.Engine`. With zero a parameter is whole, but its state and gradient are its owner's alone."""
+        return self.slices.divided(name)
+
     def named_parameters(self) -> Named:
         """This rank's parameters or its parts of them, under the model's names. No collective."""
         return list(self.slices.own.items())
@@ -105,15 +121,30 @@ class GroundupEngine:
         """
         totals = torch.zeros(2, dtype=torch.float64)
         for number, batch in enumerate(batches):
-            with self.micro_batch(last=number + 1 == len(batches)):
-                for part in self._piped(batch, loss) if self._pipeline is not None else [self._forward(batch, loss)]:
-                    totals += torch.stack([value.detach().double().cpu() for value in part])
+            for part in self._losses(batch, loss, last=number + 1 == len(batches)):
+                totals += torch.stack([value.detach().double().cpu() for value in part])
         self.finish()
         nats, tokens = self.over_ranks(totals).tolist()
         return nats, tokens
 
+    def _losses(self, batch: Batch, loss: Loss, *, last: bool) -> list[tuple[Tensor, Tensor]]:
+        """Forward and backward of one batch: its (loss, tokens), of each micro-batch of a pipeline."""
+        if self._pipeline is not None:
+            with self._micro_batch(last=last):
+                return self._piped(batch, loss)
+        objective = ModelLoss(loss)
+        self.backward(objective, batch, last=last)
+        return objective.found
+
+    def backward(self, objective: Objective, batch: Batch, *, last: bool) -> None:
+        """See `engine.Engine`."""
+        if self._pipeline is not None:
+            raise ValueError("backward: no stage of a pipeline is the model that an objective calls; use accumulate")
+        with self._micro_batch(last=last):
+            objective(self.modules[0], self._part_of(batch)).backward()
+
     @contextmanager
-    def micro_batch(self, *, last: bool) -> Iterator[None]:
+    def _micro_batch(self, *, last: bool) -> Iterator[None]:
         """Around one forward and backward pass; the last one of a step sends gradients while it makes them."""
         if self._summed:
             raise RuntimeError(
@@ -136,24 +167,9 @@ class GroundupEngine:
         self._sums.finish()
         self._summed = True
 
-    def part_of(self, batch: Batch) -> Batch:
+    def _part_of(self, batch: Batch) -> Batch:
         """What this rank has of a batch that all ranks of its rows were given: the positions of `context`."""
         return context_batch(batch, self.mesh.group("context")) if self.plan.context > 1 else batch
-
-    def _forward(self, whole: Batch, loss: Loss) -> tuple[Tensor, Tensor]:
-        """Forward and backward of one batch: its (loss, tokens)."""
-        model: Any = self.modules[0]
-        tokens, inputs, targets = _inputs(self.part_of(whole))
-        auxiliary: list[Tensor] = []
-        if self._losses_of_layers:
-            logits = model.logits(model.hidden(tokens, **inputs, auxiliary=auxiliary))
-        else:
-            logits = model(tokens, **inputs)
-        total, weight = loss(logits, targets)
-        if auxiliary:
-            total = total + weight * sum(auxiliary, torch.zeros_like(total))
-        total.backward()
-        return total, weight
 
     def _piped(self, batch: Batch, loss: Loss) -> list[tuple[Tensor, Tensor]]:
         """The same in micro-batches through the pipeline; the last stage has the losses."""
@@ -165,7 +181,7 @@ class GroundupEngine:
             dict(zip(batch, parts, strict=True))
             for parts in zip(*(t.chunk(count) for t in batch.values()), strict=True)
         ]
-        divided = [_inputs(part) for part in micro]
+        divided = [columns(part) for part in micro]
         weights: list[Tensor] = []
 
         def last(logits: Tensor, number: int) -> Tensor:
@@ -177,18 +193,21 @@ class GroundupEngine:
         losses = self._pipeline.step([tokens for tokens, _, _ in divided], last, keywords)
         return list(zip(losses, weights, strict=True))
 
-    def over_ranks(self, totals: Tensor) -> Tensor:
+    def over_ranks(self, sums: Tensor) -> Tensor:
         """The sum over the ranks that had other tokens, in their order, known to all stages of a pipeline."""
         device = next(iter(self.slices.own.values())).device
-        totals = sum_in_rank_order(totals.to(device), self.mesh.group(*TOKENS))
-        return sum_in_rank_order(totals, self.mesh.group("pipeline")) if self._pipeline is not None else totals
+        total = sum_in_rank_order(sums.to(device), self.mesh.group(*TOKENS))
+        return sum_in_rank_order(total, self.mesh.group("pipeline")) if self._pipeline is not None else total
 
     @torch.no_grad()
     def clip(self, max_norm: float = float("inf"), eps: float = 1e-6, *, divisor: Tensor | float = 1.0) -> Tensor:
         """Scale all ranks' gradients by min(1, max_norm / (norm + eps)) / divisor; the norm, before, of the quotient.
 
-        One that is not finite scales by the divisor only, as in `optim.clip_by_global_norm`.
+        One that is not finite scales by the divisor only, as in `optim.clip_by_global_norm`. Raises ValueError for a
+        norm that is not above 0.
         """
+        if not max_norm > 0:
+            raise ValueError(f"clip={max_norm}: expected a number above 0 (float('inf') does not clip)")
         norm = global_norm(self.slices, self._shared) / divisor
         factor = torch.where(norm.isfinite(), (max_norm / (norm + eps)).clamp(max=1.0), 1.0) / divisor
         if grads := [p.grad for p in self.slices.own.values() if p.grad is not None]:
@@ -223,7 +242,7 @@ class GroundupEngine:
         if isinstance(self.optimizer, ZeRO):
             return self.slices.whole_states(dict(self.optimizer.full_state()))
         names = {p: name for name, p in self.slices.own.items()}
-        return self.slices.whole_states({names[p]: states for p, states in own_states(self.optimizer).items()})
+        return self.slices.whole_states({names[p]: states for p, states in own_states(self.inner).items()})
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take this rank's part of a state that `optimizer_state` gave, under any plan.
@@ -233,19 +252,10 @@ class GroundupEngine:
         if unknown := sorted(state.keys() - set(self.slices.names.trained)):
             raise ValueError(f"optimizer state of parameters that are not trained here: {', '.join(unknown[:10])}")
         names = {p: name for name, p in self.slices.own.items()}
-        inner = self.optimizer.optimizer if isinstance(self.optimizer, ZeRO) else self.optimizer
-        for member in members(inner):
+        for member in members(self.inner):
             member.state.clear()
             for group in member.param_groups:
                 for p in group["params"]:
                     part = self.slices.part_of_state(names[p], state.get(names[p], {}))
                     if part:
                         member.state[p] = {k: place_state(member, p, group, k, value) for k, value in part.items()}
-
-
-def _inputs(batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """(tokens, positions and segments by name, targets)."""
-    if unknown := sorted(batch.keys() - {"tokens", "positions", "segments"}):
-        raise ValueError(f"a batch has {', '.join(unknown)}; expected tokens, and perhaps positions and segments")
-    inputs = {name: tensor[:, :-1] for name, tensor in batch.items()}
-    return inputs.pop("tokens"), inputs, batch["tokens"][:, 1:]

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from groundup.parallel.batch_loss import has_balancing_losses
 from groundup.parallel.context import context_parallel
 from groundup.parallel.expert import expert_parallel, share_balance
 from groundup.parallel.fsdp import fully_shard
@@ -51,11 +52,6 @@ def apart(plan: ParallelPlan) -> str:
 
 def _used(plan: ParallelPlan, name: str) -> bool:
     return getattr(plan, name) != getattr(ParallelPlan, name)
-
-
-def has_balancing_losses(model: nn.Module) -> bool:
-    """Whether layers leave losses of their own in the list `auxiliary`: such a module declares `sum_batch`."""
-    return any(hasattr(module, "sum_batch") for module in model.modules())
 
 
 def cut_layers(model: nn.Module, mesh: Mesh) -> None:

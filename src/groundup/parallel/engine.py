@@ -10,11 +10,22 @@
 
 The caller need not know which ranks do what: batches go in whole for the ranks that share their rows, and losses come
 out for all. Everything here is a collective, unless it says otherwise.
+
+A loop of its own, whose objective does more than call the model, takes the step apart:
+
+    for number, batch in enumerate(batches):
+        engine.backward(objective, batch, last=number + 1 == len(batches))
+    engine.finish()                             # gradients are sums over ranks
+    nats, weight = engine.over_ranks(sums)      # what the objective has kept
+    engine.clip(1.0, divisor=weight)
+    engine.optimizer.step()
+    engine.zero_grad()
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from groundup.parallel.plan import Mesh, ParallelPlan
@@ -24,6 +35,9 @@ Batch = dict[str, Tensor]
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(logits (..., vocab), targets (...)) -> (the sum of the tokens' losses, the number of tokens that count)."""
+
+Objective = Callable[[nn.Module, Batch], Tensor]
+"""(the model, this rank's part of a batch) -> a sum over the part's tokens, whose gradient is wanted."""
 
 Named = Sequence[tuple[str, nn.Parameter]]
 
@@ -42,8 +56,25 @@ class Engine(Protocol):
     @property
     def modules(self) -> Sequence[nn.Module]: ...
 
+    @property
+    def inner(self) -> Any:
+        """The optimizer that `optimize` was given, of what this rank updates: without ZeRO around it. No collective.
+
+        RuntimeError before `optimize`.
+        """
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """{parameter: its shape, where nothing cuts it}. No collective."""
+        ...
+
+    def cut_axes(self, name: str) -> set[str]:
+        """The axes along which each rank has another part of this parameter, and not a copy. No collective."""
+        ...
+
     def named_parameters(self) -> Named:
-        """This rank's parameters, or its pieces of them, under the model's names. No collective."""
+        """This rank's parameters, or its pieces of them, as plain tensors under the model's names. No collective."""
         ...
 
     def optimize(self, make: Callable[[Named], Any]) -> None:
@@ -60,6 +91,35 @@ class Engine(Protocol):
 
     def step(self, divisor: float = 1.0, clip: float = float("inf")) -> float:
         """Divide the gradients, clip them by the norm of all ranks', update, forget them. Returns the norm."""
+        ...
+
+    def backward(self, objective: Objective, batch: Batch, *, last: bool) -> None:
+        """Forward and backward of one batch, of as many on every rank; gradients add up, and the `last` sends them.
+
+        The objective may call any part of the model, several times, and read the model's own weights (those of no
+        block: embedding, head, last norm), which are whole meanwhile, unless tensor parallelism cut them. RuntimeError
+        after `finish`; ValueError with a pipeline, of which no stage is a model.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Leave in `.grad` of `named_parameters` the sums over all ranks that had other tokens."""
+        ...
+
+    def over_ranks(self, sums: Tensor) -> Tensor:
+        """The sum over all ranks that had other tokens, of what is a sum over this rank's. The same on every rank."""
+        ...
+
+    def clip(self, max_norm: float = float("inf"), *, divisor: Tensor | float = 1.0) -> Tensor:
+        """Scale all ranks' gradients by min(1, max_norm / norm) / divisor; the norm, before, of the quotient.
+
+        One that is not finite scales by the divisor only, as in `optim.clip_by_global_norm`. ValueError for a norm that
+        is not above 0.
+        """
+        ...
+
+    def zero_grad(self) -> None:
+        """Forget the gradients: a new step begins. No collective."""
         ...
 
     def full_state_dict(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """What a plan does to a model before torch's engine runs it: checked, cut from inside, and its optimizer divided."""
 
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -11,13 +11,14 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Shard
 
 from groundup.parallel.context import context_parallel
+from groundup.parallel.engine import Batch, Objective
 from groundup.parallel.expert import dealt_parameters, expert_parallel
 from groundup.parallel.plan import Mesh, ParallelPlan
+from groundup.parallel.sharded_state import members
 from groundup.parallel.torch_pipeline import check_schedule
 from groundup.parallel.torch_shard import shard_axis
 from groundup.parallel.torch_state import Piece, Whole
 from groundup.parallel.torch_tensor import tensor_parallel
-from groundup.parallel.units import choose_units
 
 
 def check_plan(model: nn.Module, plan: ParallelPlan) -> None:
@@ -83,10 +84,32 @@ def shared_groups(whole: Whole, mesh: Mesh) -> dict[str, dist.ProcessGroup]:
     return found
 
 
-def divided_optimizer(optimizer: Any, group: dist.ProcessGroup) -> ZeroRedundancyOptimizer:
-    """ZeRO stage 1 around an optimizer that is there already, and keeps only what this rank updates."""
+class DividedOptimizer:
+    """ZeRO stage 1 around an optimizer, or around each of several in one, which keep only what this rank updates."""
+
+    def __init__(self, optimizer: Any, group: dist.ProcessGroup) -> None:
+        self.optimizer = optimizer
+        self._divided = [_divided(member, group) for member in members(optimizer)]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Of all parameters; options that are set here reach the optimizer before it steps."""
+        return [group for each in self._divided for group in each.param_groups]
+
+    def step(self) -> None:
+        """Update what this rank owns, then give all ranks all parameters."""
+        for each in self._divided:
+            each.step()
+
+
+def _divided(optimizer: Any, group: dist.ProcessGroup) -> ZeroRedundancyOptimizer:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"plan: zero=1 divides a torch.optim.Optimizer; a {type(optimizer).__name__} is none")
+    if getattr(optimizer, "together", None) is not None:
+        raise ValueError(
+            f"plan: zero=1, but {type(optimizer).__name__} shares its work among ranks itself (together=...), for "
+            "which each needs all gradients; build it without"
+        )
 
     def keep(groups: list[dict[str, Any]], **_: Any) -> torch.optim.Optimizer:
         for own, part in zip(optimizer.param_groups, groups, strict=True):
@@ -97,24 +120,41 @@ def divided_optimizer(optimizer: Any, group: dist.ProcessGroup) -> ZeroRedundanc
     return ZeroRedundancyOptimizer(whole, keep, process_group=group)  # type: ignore[arg-type]
 
 
-class Reading(nn.Module):
-    """Logits, and the losses that layers leave behind: what DDP and fully_shard wrap."""
+class Enclosed(nn.Module):
+    """A model in a module whose forward pass is any function of it: what DDP and fully_shard wrap.
+
+    So their hooks are around an objective that calls parts of the model and reads its weights, and not only around a
+    call of the model: fully_shard keeps what belongs to no block whole until the backward pass is done.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.auxiliary: list[Tensor] = []
-        self.balances = any(hasattr(module, "sum_batch") for module in model.modules())
-        for block in choose_units(model, None) if self.balances else ():
-            block.register_forward_pre_hook(self._give_list)
 
-    def forward(self, tokens: Tensor, **inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        self.auxiliary = []
-        if not self.balances:
-            return self.model(tokens, **inputs), self.auxiliary
-        model: Any = self.model
-        return model.logits(model.hidden(tokens, **inputs, auxiliary=self.auxiliary)), self.auxiliary
+    def forward(self, objective: Objective, batch: Batch) -> Tensor:
+        return objective(self.model, batch)
 
-    def _give_list(self, _block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        # fully_shard hands a block a copy of a list that has tensors in it, and what the block adds would be lost.
-        return tuple(replace(x, auxiliary=self.auxiliary) if hasattr(x, "auxiliary") else x for x in inputs)
+
+def keep_lists(block: nn.Module) -> None:
+    """Let a block add to the lists that its caller gave it; call this after fully_shard.
+
+    Around dataclasses that hold tensors with gradients fully_shard puts copies, lists included, and what the block
+    adds to a copy would be lost.
+    """
+    given: list[Any] = []
+
+    def before(_block: nn.Module, inputs: tuple[Any, ...]) -> None:
+        given[:] = inputs
+
+    def after(_block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(_with_lists_of(x, old) for x, old in zip(inputs, given, strict=True))
+
+    block.register_forward_pre_hook(before, prepend=True)
+    block.register_forward_pre_hook(after)
+
+
+def _with_lists_of(x: Any, old: Any) -> Any:
+    if not is_dataclass(x) or isinstance(x, type):
+        return x
+    lists = {field.name: getattr(old, field.name) for field in fields(x)}
+    return replace(x, **{name: value for name, value in lists.items() if isinstance(value, list)})

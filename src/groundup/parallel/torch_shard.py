@@ -53,12 +53,42 @@ def device_mesh(mesh: Mesh, device: torch.device) -> DeviceMesh:
     return _mesh(mesh, device, DENSE, ("tensor",))
 
 
-def replicas(model: nn.Module, group: dist.ProcessGroup) -> DistributedDataParallel:
-    """DDP whose gradients are sums."""
-    options: dict[str, Any] = {_BUFFERS: False}
-    ddp = DistributedDataParallel(model, process_group=group, init_sync=False, **options)
-    ddp.register_comm_hook(group, _sum)
-    return ddp
+class Replicas(DistributedDataParallel):
+    """DDP whose gradients are sums, and which knows whether all of them have been sent."""
+
+    def __init__(self, model: nn.Module, group: dist.ProcessGroup) -> None:
+        options: dict[str, Any] = {_BUFFERS: False}
+        super().__init__(model, process_group=group, init_sync=False, **options)
+        self._sent = 0
+        self.register_comm_hook(group, self._sum)
+
+    def check_sent(self) -> None:
+        """After a backward pass that sends: RuntimeError where something has stayed behind, until the next such pass.
+
+        A bucket is sent when all of its parameters have a gradient, so one that the objective did not use keeps back
+        others, whose gradients are then this rank's alone.
+        """
+        trained = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        sent, self._sent = self._sent, 0
+        if sent != len(trained):
+            unused = [name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None]
+            which = ", ".join(name.removeprefix("model.") for name in unused[:5]) or "some, in the last batch"
+            raise RuntimeError(
+                f"the objective does not use all trained parameters ({which}), so DistributedDataParallel did not send "
+                f"{len(trained) - sent} of {len(trained)} gradients: freeze what is not used, or take the groundup "
+                "engine, which counts it as zeros"
+            )
+
+    def _sum(
+        self,
+        group: dist.ProcessGroup,
+        bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]  # which DDP asks for by this very name
+    ) -> torch.futures.Future[torch.Tensor]:
+        """In place of DDP's average."""
+        self._sent += len(bucket.parameters())
+        work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+        assert work is not None
+        return work.get_future().then(lambda future: future.value()[0])
 
 
 def shard_parameters(root: nn.Module, model: nn.Module, mesh: Mesh, dense: DeviceMesh) -> None:
@@ -102,13 +132,3 @@ def _mesh(mesh: Mesh, device: torch.device, copies: tuple[str, ...], inner: tupl
     groups = [mesh.group(*copies), mesh.group(shard), *(mesh.group(axis) for axis in inner)]
     names = ("replicate", "shard", *inner)
     return DeviceMesh.from_group(groups, device.type, grid.reshape(sizes), mesh_dim_names=names)
-
-
-def _sum(
-    group: dist.ProcessGroup,
-    bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]  # which DDP asks for by this very name
-) -> torch.futures.Future[torch.Tensor]:
-    """In place of DDP's average."""
-    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
-    assert work is not None
-    return work.get_future().then(lambda future: future.value()[0])

@@ -9,13 +9,15 @@ between the two engines, as they would with one process.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from groundup.config import nearest
 from groundup.parallel.agreement import texts_of_ranks
 from groundup.parallel.plan import Mesh
 
@@ -100,6 +102,31 @@ class Whole:
             for name, (shape, dtype) in self.kinds.items()
         }
         return {name: found[first] for name, first in self.names.items()}
+
+    def load(
+        self,
+        given: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]],
+        pieces: Mapping[str, Piece],
+        local: Mapping[str, Tensor],
+    ) -> None:
+        """Copy into what this rank has its part of each whole tensor. ValueError for names and shapes that do not fit.
+
+        Raises it also, in the end, for parameters of which nothing was given.
+        """
+        missing = set(self.parameters)
+        pairs: Any = given.items() if isinstance(given, Mapping) else given
+        for name, tensor in pairs:
+            if name not in self.names:
+                raise ValueError(f"load_full: the model has no tensor {name!r}{nearest(name, self.names)}")
+            first = self.names[name]
+            if tensor.shape != self.kinds[first][0]:
+                expected = tuple(self.kinds[first][0])
+                raise ValueError(f"load_full: {name} has shape {tuple(tensor.shape)}; expected {expected}")
+            if (own := local.get(first)) is not None:
+                own.copy_(pieces[first].take(tensor) if first in pieces else tensor)
+            missing.discard(first)
+        if missing:
+            raise ValueError(f"load_full: nothing was given for {', '.join(sorted(missing)[:10])}")
 
     def gather_state(self, pieces: Mapping[str, Piece], local: State, device: torch.device, owned: bool) -> State:
         """The optimizer's state of every parameter, from what this rank has of it. A collective.

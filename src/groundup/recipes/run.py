@@ -23,7 +23,7 @@ from groundup.model import Transformer
 from groundup.model.pretrained import save_pretrained
 from groundup.optim.groups import split_for_muon
 from groundup.parallel import joined, orthogonalize_on_ranks
-from groundup.parallel.apply import GroundupEngine
+from groundup.parallel.engine import Engine
 from groundup.parallel.plan import ParallelPlan
 from groundup.recipes.ranks import check_plan_of, divide, whole_model
 from groundup.recipes.recipe import Recipe
@@ -53,6 +53,7 @@ def run(
     resume: bool = False,
     timeout: float = 600.0,
     plan: ParallelPlan | None = None,
+    engine: str = "torch",
 ) -> dict[str, Any]:
     """Run a recipe into the new folder `out`; what result.json there says.
 
@@ -63,6 +64,7 @@ def run(
     timeout: seconds in one collective that are a hang (see `parallel.joined`).
     plan: how the ranks divide the work (null: all have the whole model, and rows of their own). A run may be gone on
     with under any other that its optimizer allows.
+    engine: what runs a plan, "torch" or "groundup" (see `parallel.engines`); a run may go on with the other one.
 
     `out` then is a model folder, with recipe.json, env.json, metrics.jsonl, curve.jsonl (scores on the way, by the
     clock) and result.json. The loss is the mean over all validation tokens, each predicted once, in windows of the
@@ -74,7 +76,7 @@ def run(
     Raises ValueError where `out` holds something, for a plan that cannot be, and what `text.prepare` raises.
     """
     if plan is not None:
-        check_plan_of(recipe, plan)
+        check_plan_of(recipe, plan, engine)
     started = time.monotonic()
     out = Path(out)
     if not resume and out.exists() and any(out.iterdir()):
@@ -90,9 +92,9 @@ def run(
     keeping = {"checkpoint_every": checkpoint_every, "resume": resume}
     with joined(timeout) as place:
         model = make_model(recipe, where, seed)
-        engine = None if plan is None else divide(recipe, model, plan, make_optimizer)
-        ran = _train(recipe, model, prepared, out, seed, began, progress, keeping, engine)
-        model = model if engine is None else whole_model(recipe, model, engine)
+        ranks = None if plan is None else divide(recipe, model, plan, make_optimizer, engine)
+        ran = _train(recipe, model, prepared, out, seed, began, progress, keeping, ranks)
+        model = model if ranks is None else whole_model(recipe, model, ranks)
     if place.rank != 0:
         return {"rank": place.rank, "stopped_by": ran.stopped_by}
     seconds = time.monotonic() - began
@@ -110,6 +112,7 @@ def run(
         "rank": 0,
         "ranks": place.size,
         "plan": None if plan is None else plan.text,
+        "engine": None if plan is None else engine,
         "stopped_by": ran.stopped_by,
     }
     if ran.stopped_by == "interrupt" and checkpoint_every is not None:
@@ -149,6 +152,7 @@ def make_model(recipe: Recipe, device: torch.device, seed: int) -> Transformer:
 def make_optimizer(recipe: Recipe, model: Any, alike: bool = True) -> optim.Optimizers:
     """Muon for the blocks' matrices, or AdamW, which alone decay, and AdamW for embeddings, head and norms.
 
+    model: or its parameters by name, of which a rank may have parts.
     alike: all ranks have the same matrices and gradients, so that they can share Muon's work.
     """
     matrices, rest = split_for_muon(model)
@@ -179,7 +183,7 @@ def _train(
     began: float,
     progress: bool,
     keeping: dict[str, Any],
-    engine: GroundupEngine | None,
+    engine: Engine | None,
 ) -> train.Run:
     part, parts = (rank(), world_size()) if engine is None else (engine.mesh.rows, engine.mesh.row_parts)
     if engine is None and recipe.compile is not False:
@@ -218,7 +222,7 @@ class Curve:
     prepared: Prepared
     began: float
     deadline: float | None
-    engine: GroundupEngine | None = None
+    engine: Engine | None = None
     points: list[dict[str, float]] = field(default_factory=list)
     twin: Transformer | None = None
 

@@ -10,7 +10,7 @@ from torch import nn
 from groundup.data.batch import Batch
 from groundup.device import keep_memory
 from groundup.optim.schedule import ClockDecay
-from groundup.parallel.apply import GroundupEngine
+from groundup.parallel.engine import Engine
 from groundup.parallel.straggler import Stragglers
 from groundup.train import divided, resources
 from groundup.train.compiling import compile_blocks
@@ -65,7 +65,7 @@ def train(
     lookahead: int | None = None,
     watch_seconds: float | None = resources.SECONDS,
     recorder: Recorder | bool = True,
-    engine: GroundupEngine | None = None,
+    engine: Engine | None = None,
 ) -> Run:
     """Train until `steps` updates were made, the deadline nears, a signal comes, or the source ends.
 
@@ -90,8 +90,9 @@ def train(
     watch_seconds: between two looks at what the run uses of its machine, in run_dir/resources.jsonl (None: no looks).
     recorder: of norms by layer, in run_dir/flight.jsonl; True is one with a record each `log_every` updates if there is
     a run_dir, which is also what a bad step is held against (see `diagnosis`).
-    engine: of `parallel.apply.apply_plan`, whose model and optimizer these are; the source gives a rank the rows of
-    engine.mesh.rows out of engine.mesh.row_parts. Checkpoints hold whole tensors and fit any plan, and one process.
+    engine: of `parallel.engines.engine_for`, whose model and optimizer these are; the source gives a rank the rows of
+    engine.mesh.rows out of engine.mesh.row_parts. Checkpoints hold whole tensors and fit any plan on either engine, and
+    one process.
     Then the noise scale is not measured, a recorder works where each rank has whole gradients only (plans of data and
     context), a bad step is not run again to be explained, and memory that runs out ends the run.
 
@@ -108,7 +109,7 @@ def train(
     if device.type == "cpu":
         keep_memory()
     feed = Feed(source, device, vocabularies(model) if engine is None else divided.vocabularies(engine))
-    facts = fingerprint(model, divided.described(optimizer), source, config)
+    facts = fingerprint(model, optimizer if engine is None else engine.inner, source, config)
     memory = Memory(micro_batches)
     if scaler is None and getattr(model, "compute_dtype", None) == torch.float16:
         scaler = LossScaler()

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from groundup.data.batch import Batch
 from groundup.model.balance import count_micro_batch, start_step
 from groundup.train import suspects
 from groundup.train.feed import split
-from groundup.train.guard import fingerprint, first_non_finite_weight
+from groundup.train.guard import fingerprint, first_non_finite
 from groundup.train.objectives import Loss
 from groundup.train.ranks import texts_of_ranks, world_size
 from groundup.train.recorder import Sheet
@@ -32,7 +32,8 @@ class Case:
     """A bad step, and what it is held against.
 
     group: its batches, each cut into `parts`. threshold: the largest loss that would have passed. reference: the
-    batches of the last good step. usual: the recorder's medians. rerun: whether one rank alone can run the step again.
+    batches of the last good step. usual: the recorder's medians. parts_of_weights: this rank's, where ranks divide the
+    model, so that none can run the step again by itself.
     """
 
     model: nn.Module
@@ -43,7 +44,11 @@ class Case:
     threshold: float = math.inf
     reference: list[Batch] | None = None
     usual: dict[str, dict[str, float]] = field(default_factory=dict)
-    rerun: bool = True
+    parts_of_weights: Sequence[tuple[str, Tensor]] | None = None
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.model.named_parameters() if self.parts_of_weights is None else self.parts_of_weights)
 
 
 @dataclass
@@ -90,8 +95,8 @@ def _headline(values: StepValues) -> str:
 
 
 def _examine(case: Case) -> Diagnosis:
-    if name := first_non_finite_weight(case.model):
-        return _broken_weight(case.model, name)
+    if name := first_non_finite(case.weights.items()):
+        return _broken_weight(case.weights[name], name)
     if case.values.weight == 0:
         return Diagnosis("masked", "mask", "all weights are finite")
     if bad := suspects.broken_tensors(case.group):
@@ -99,7 +104,7 @@ def _examine(case: Case) -> Diagnosis:
         places = [(number, row) for row in rows]
         text = f"the batch's own {name!r} is not finite in {named_rows(places, len(case.group))}"
         return Diagnosis("data", name, text, places)
-    if not case.rerun:
+    if case.parts_of_weights is not None:
         text = "this rank's weights and batch are finite; the step is not run again where ranks divide the model"
         return Diagnosis("unknown", "", text)
     origin, places, layers = _rerun(case)
@@ -110,8 +115,7 @@ def _examine(case: Case) -> Diagnosis:
     return _nothing_broke(case, layers)
 
 
-def _broken_weight(model: nn.Module, name: str) -> Diagnosis:
-    weight = model.get_parameter(name)
+def _broken_weight(weight: Tensor, name: str) -> Diagnosis:
     bad = ~torch.isfinite(weight)
     first = tuple(bad.nonzero()[0].tolist())
     text = f"the first weight that is not finite is {name} ({int(bad.sum()):,} of {weight.numel():,} numbers, first at"

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from groundup.parallel import check_copies
-from groundup.parallel.apply import GroundupEngine
+from groundup.parallel.engine import Engine
+from groundup.parallel.plan import TOKENS
 from groundup.parallel.sharded_state import own_states
-from groundup.parallel.zero import ZeRO
 from groundup.train import snapshot
 
 
-def capture(engine: GroundupEngine) -> dict[str, Tensor]:
+def capture(engine: Engine) -> dict[str, Tensor]:
     """The tensors that `snapshot.capture` has on one process, on every rank; generators are this rank's."""
     tensors = {f"model.{name}": tensor for name, tensor in engine.full_state_dict().items()}
     for name, states in engine.optimizer_state().items():
@@ -27,7 +27,7 @@ def capture(engine: GroundupEngine) -> dict[str, Tensor]:
     return tensors | snapshot.generators()
 
 
-def restore(tensors: dict[str, Tensor], engine: GroundupEngine, where: str = "checkpoint") -> None:
+def restore(tensors: dict[str, Tensor], engine: Engine, where: str = "checkpoint") -> None:
     """Take this rank's part of what `capture`, or a single process, left behind.
 
     Raises ValueError for tensors that do not fit the model, or are not finite.
@@ -44,42 +44,38 @@ def restore(tensors: dict[str, Tensor], engine: GroundupEngine, where: str = "ch
     snapshot.restore_generators(tensors)
 
 
-def check_replicas(engine: GroundupEngine) -> None:
+def check_replicas(engine: Engine) -> None:
     """RuntimeError where ranks that were given the same sums have other bits in weights or optimizer state.
 
     Those are ranks along `data` and `context`, and along `expert` for what is no expert's. What `tensor` copies each
     rank computes by itself, which on a GPU need not give the same last bit; with zero each owns another state.
     """
-    slices = engine.slices
-    states = {} if isinstance(engine.optimizer, ZeRO) else own_states(engine.optimizer)
-    whole: dict[str, Tensor] = {}
-    parts: dict[str, Tensor] = {}
-    for name, p in slices.own.items():
-        table = parts if "expert" in slices.divided(name) else whole
+    states = {} if engine.plan.zero else own_states(engine.inner)
+    copies: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    for name, p in engine.named_parameters():
+        axes = tuple(axis for axis in TOKENS if axis not in engine.cut_axes(name) | {"shard"})
+        table = copies.setdefault(axes, {})
         table[name] = p
         table |= {f"{key} of {name}": value for key, value in sorted(states.get(p, {}).items())}
-    check_copies(whole, engine.mesh.group("data", "expert", "context"))
-    check_copies(parts, engine.mesh.group("data", "context"))
+    for axes, table in copies.items():
+        check_copies(table, engine.mesh.group(*axes))
 
 
-def vocabularies(engine: GroundupEngine) -> dict[str, int]:
+def vocabularies(engine: Engine) -> dict[str, int]:
     """How many ids there are for the tokens of a batch, as `objectives.vocabularies`; here tables may be cut."""
-    shapes = engine.slices.names.shapes
+    shapes = engine.shapes
     table = shapes.get("head.weight", shapes.get("embed.weight"))
     return {} if table is None else {"tokens": table[0]}
 
 
-def described(optimizer: Any) -> Any:
-    """The optimizer that a checkpoint is held to: the same with ZeRO around it and without."""
-    return optimizer.optimizer if isinstance(optimizer, ZeRO) else optimizer
-
-
-def refuse(engine: GroundupEngine, model: Any, optimizer: Any, micro_batches: Any, recorder: Any) -> None:
+def refuse(engine: Engine, model: Any, optimizer: Any, micro_batches: Any, recorder: Any) -> None:
     """Raise ValueError for options of `train` that a divided model cannot have."""
     if engine.optimizer is None or optimizer is not engine.optimizer or model is not engine.modules[0]:
         raise ValueError("train: with an engine, model and optimizer are engine.modules[0] and engine.optimizer")
     if engine.plan.pipeline > 1:
         raise ValueError("train: objectives call a whole model, which no stage of a pipeline is; use engine.accumulate")
+    if (head := _name_of_head(model)) is not None and "tensor" in engine.cut_axes(head):
+        raise ValueError(f"train: the model's own table cuts {head} over tensor, but objectives read the head whole")
     if not isinstance(micro_batches, int):
         raise ValueError(f"train: micro_batches={micro_batches!r} with an engine; give a number")
     if recorder not in (True, False) and not has_whole_gradients(engine):
@@ -88,7 +84,12 @@ def refuse(engine: GroundupEngine, model: Any, optimizer: Any, micro_batches: An
         )
 
 
-def has_whole_gradients(engine: GroundupEngine) -> bool:
+def _name_of_head(model: Any) -> str | None:
+    head = getattr(model, "head_weight", None)
+    return next((name for name, p in model.named_parameters() if p is head), None)
+
+
+def has_whole_gradients(engine: Engine) -> bool:
     """Whether every rank has the gradients of all parameters, so that norms by layer can be read there."""
     plan = engine.plan
     return plan.shard * plan.tensor * plan.expert * plan.pipeline == 1 and plan.zero == 0

@@ -3,11 +3,12 @@
 import hashlib
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Verdict = Literal["skip", "rewind", "stop", "accept"]
 
@@ -72,8 +73,9 @@ class Guard:
         self.in_row, self.recent = state["in_row"], deque(state["recent"])
 
 
-def first_non_finite_weight(model: nn.Module) -> str | None:
-    return next((n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())), None)
+def first_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity."""
+    return next((name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())), None)
 
 
 def fingerprint(batches: list[dict[str, Tensor]]) -> str:

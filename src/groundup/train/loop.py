@@ -19,7 +19,7 @@ from groundup.optim.schedule import ClockDecay
 from groundup.parallel.straggler import Stragglers
 from groundup.train import checkpoint, diagnosis, resources
 from groundup.train.feed import count_tokens, split
-from groundup.train.guard import first_non_finite_weight
+from groundup.train.guard import first_non_finite
 from groundup.train.interrupt import Interrupt, catch_signals
 from groundup.train.log import MetricsLog
 from groundup.train.pace import Pace
@@ -318,7 +318,7 @@ class Training:
         text = found.text
         set_random_state(bad.rng, self.device)
         self.forget_gradients()
-        (broken,) = largest_over_ranks([float(first_non_finite_weight(self.model) is not None)], self.device)
+        (broken,) = largest_over_ranks([float(first_non_finite(self.parts.weights()) is not None)], self.device)
         path = self.saver.latest()
         verdict = self.guard.judge(finite=values.finite, weights_finite=not broken, can_rewind=path is not None)
         self.log.event(self.run.step + 1, verdict, text)
@@ -341,7 +341,7 @@ class Training:
         parts = self.memory.micro_batches
         case = diagnosis.Case(
             self.model, self.objective, bad.group, parts, values, bad.threshold, self.last_good, usual,
-            rerun=self.engine is None,
+            parts_of_weights=None if self.engine is None else self.parts.weights(),
         )  # fmt: skip
         return diagnosis.examine(case)
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from groundup.optim.schedule import ClockDecay
 from groundup.parallel import check_copies
-from groundup.parallel.apply import GroundupEngine
+from groundup.parallel.engine import Engine
 from groundup.train import checkpoint, divided, snapshot
 from groundup.train.feed import Feed
-from groundup.train.guard import Guard, first_non_finite_weight
+from groundup.train.guard import Guard, first_non_finite
 from groundup.train.log import MetricsLog
 from groundup.train.noise import NoiseScale
 from groundup.train.ranks import is_main, largest_over_ranks, world_size
@@ -36,7 +36,7 @@ class Resumable:
     noise: NoiseScale
     memory: Memory
     scaler: LossScaler | None = None
-    engine: GroundupEngine | None = None
+    engine: Engine | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """A collective, where there is an engine."""
@@ -44,9 +44,13 @@ class Resumable:
         found = snapshot.capture(self.model, self.optimizer) if self.engine is None else divided.capture(self.engine)
         return found | {"run.losses": losses}
 
+    def weights(self) -> list[tuple[str, Tensor]]:
+        """The model's parameters by name; with an engine, this rank's parts of them."""
+        return list(self.model.named_parameters() if self.engine is None else self.engine.named_parameters())
+
     def broken_weight(self) -> str | None:
         """The name of a weight that is not finite; with an engine, of any rank's part."""
-        name = first_non_finite_weight(self.model)
+        name = first_non_finite(self.weights())
         if self.engine is not None and self.anywhere(name is not None):
             return name or "of another rank"
         return name

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from groundup.data.batch import Batch
 from groundup.model.balance import count_micro_batch, start_step, step_loads
 from groundup.optim.clip import clip_by_global_norm, global_norm
-from groundup.parallel.apply import GroundupEngine
+from groundup.parallel.engine import Engine
 from groundup.parallel.plan import TOKENS
 from groundup.train.objectives import Loss
 from groundup.train.ranks import sum_over_ranks, world_size
@@ -68,7 +68,7 @@ def compute_gradients(
     micro: list[Batch],
     max_norm: float,
     scaler: LossScaler | None = None,
-    engine: GroundupEngine | None = None,
+    engine: Engine | None = None,
     alone: AbstractContextManager[None] | None = None,
 ) -> tuple[Tensor, list[str]]:
     """Leave the clipped mean gradient in `.grad`; return (a vector of values on the device, metric names).
@@ -121,17 +121,14 @@ def _backward(
     micro: list[Batch],
     params: list[nn.Parameter],
     scaler: LossScaler | None,
-    engine: GroundupEngine | None,
+    engine: Engine | None,
 ) -> tuple[list[Tensor], list[str], Tensor, Tensor]:
     """([total, weight, *metrics] summed, metric names, the first micro-batch's |g|^2 and weight)."""
     sums: list[Tensor] = []
     names: list[str] = []
     small_square = small_weight = torch.zeros(())
     for number, batch in enumerate(micro):
-        with nullcontext() if engine is None else engine.micro_batch(last=number + 1 == len(micro)):
-            loss = objective(model, batch if engine is None else engine.part_of(batch))
-            count_micro_batch(model)
-            loss.total.backward(None if scaler is None else scaler.scale.to(loss.total.dtype))
+        loss = _one_pass(model, objective, batch, scaler, engine, last=number + 1 == len(micro))
         names = list(loss.metrics)
         parts = [loss.total, loss.weight, *(loss.metrics[name] for name in names)]
         parts = [part.detach().to(loss.total.dtype) for part in parts]
@@ -144,3 +141,28 @@ def _backward(
                 divisor = small_weight if scaler is None else small_weight * scaler.scale
                 small_square = (global_norm(grads) / divisor).square().nan_to_num(0.0).to(parts[0].dtype)
     return sums, names, small_square, small_weight
+
+
+def _one_pass(
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    scaler: LossScaler | None,
+    engine: Engine | None,
+    *,
+    last: bool,
+) -> Loss:
+    """Forward and backward of one micro-batch."""
+    found: list[Loss] = []
+
+    def scaled(model: nn.Module, batch: Batch) -> Tensor:
+        loss = objective(model, batch)
+        count_micro_batch(model)
+        found.append(loss)
+        return loss.total if scaler is None else loss.total * scaler.scale.to(loss.total.dtype)
+
+    if engine is None:
+        scaled(model, batch).backward()
+    else:
+        engine.backward(scaled, batch, last=last)
+    return found[0]
