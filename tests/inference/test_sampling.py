@@ -211,9 +211,13 @@ def test_logprobs_are_the_models_own():
         "top_k": [0, -1],
         "min_p": [-0.1, 1.1, math.nan],
         "max_tokens": [-1],
-        "stop": [("",), "", ["a", ""]],
+        "stop": [("",), "", ["a", ""], ["a"] * 65, ["a"] * 10_000, "a" * 257],
         "seed": [-1, 2**63],
         "logprobs": [-1],
+        "repetition_penalty": [0, 0.001, -1, 1e30, math.nan, math.inf, 10**400],
+        "presence_penalty": [2.1, -math.inf, math.nan, -(10**5000)],
+        "frequency_penalty": [-2.1, math.inf, math.nan],
+        "logit_bias": [{-1: 0}, {0: math.nan}, {0: 101}, {2**40: 1}, {i: 0 for i in range(1025)}],
     }.items(),
 )
 def test_senseless_settings_are_refused_by_name(field, values):
@@ -232,6 +236,8 @@ def test_senseless_settings_are_refused_by_name(field, values):
         "stop": [3, None, ("a", None), {"a": 1}],
         "seed": [0.5, "0"],
         "logprobs": [None, 1.0],
+        "repetition_penalty": [None, "1"],
+        "logit_bias": [None, {"5": 1}, {5: "1"}, [5], [(5, 1, 1)], "5", 5, {True: 1}],
     }.items(),
 )
 def test_settings_of_a_wrong_type_are_refused(field, values):
@@ -244,3 +250,6 @@ def test_allowed_edges():
     params = SamplingParams(0, 0, 10**9, 1, 0, "stop", 2**63 - 1, 0)
     assert params.stop == ("stop",) and params.temperature == 0.0
     assert replace(params, stop=["a", "b"]).stop == ("a", "b")
+    biased = SamplingParams(logit_bias={7: 1, 3: -100}, repetition_penalty=100, presence_penalty=-2, top_k=10**400)
+    assert biased.logit_bias == ((3, -100.0), (7, 1.0)) and hash(biased) == hash(replace(biased, seed=None))
+    assert len(SamplingParams(stop=["a" * 256] * 64).stop) == 64

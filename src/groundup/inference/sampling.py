@@ -7,8 +7,7 @@ A draw inverts the cumulative distribution at one uniform number from the reques
 request draws depends on its seed and its logits, and not on the requests beside it or on the device.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,13 +22,37 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+MAX_STOP_TEXTS, MAX_STOP_LENGTH = 64, 256
+"""Texts, and characters of one: every piece of an answer is compared with all of them."""
+MAX_BIASES = 1024
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
 
 
 def _are_texts(value: Any) -> bool:
     texts = (value,) if isinstance(value, str) else value
-    return isinstance(texts, (list, tuple)) and all(isinstance(text, str) and text for text in texts)
+    return (
+        isinstance(texts, (list, tuple))
+        and len(texts) <= MAX_STOP_TEXTS
+        and all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_LENGTH for text in texts)
+    )
+
+
+def _are_biases(value: Any) -> bool:
+    if not isinstance(value, (Mapping, list, tuple)) or len(value) > MAX_BIASES:
+        return False
+    pairs = list(value.items()) if isinstance(value, Mapping) else list(value)
+    return all(
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and _is_int(pair[0])
+        and 0 <= pair[0] < 2**31
+        and _is_number(pair[1])
+        and abs(pair[1]) <= 100
+        for pair in pairs
+    )
 
 
 ALLOWED = {
@@ -38,11 +61,19 @@ ALLOWED = {
     "top_k": (lambda v: _is_int(v) and v >= 1, "an integer of at least 1"),
     "top_p": (lambda v: _is_number(v) and 0 < v <= 1, "a number in (0, 1]"),
     "min_p": (lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
-    "stop": (_are_texts, "a text or several, none of them empty"),
+    "stop": (
+        _are_texts,
+        f"a text or at most {MAX_STOP_TEXTS}, none of them empty or longer than {MAX_STOP_LENGTH} characters",
+    ),
     "seed": (lambda v: _is_int(v) and 0 <= v < 2**63, "an integer from 0 to 2^63 - 1"),
     "logprobs": (lambda v: _is_int(v) and v >= 0, "an integer of at least 0"),
+    "repetition_penalty": (lambda v: _is_number(v) and 0.01 <= v <= 100, "a number in [0.01, 100]"),
+    "presence_penalty": (lambda v: _is_number(v) and -2 <= v <= 2, "a number in [-2, 2]"),
+    "frequency_penalty": (lambda v: _is_number(v) and -2 <= v <= 2, "a number in [-2, 2]"),
+    "logit_bias": (_are_biases, f"at most {MAX_BIASES} pairs of a token id and a number in [-100, 100]"),
 }
 OPTIONAL = ("top_k", "top_p", "min_p", "seed")
+REALS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 @dataclass(frozen=True)
@@ -60,6 +91,11 @@ class SamplingParams:
     seed: makes the draws repeatable. None takes a seed from torch's global generator.
     logprobs: for every token its log-probability and the n most likely ones, under the model's own
         distribution (before temperature and filters). 0: none.
+    repetition_penalty: divides the logit of every token of prompt and answer where it is positive, and multiplies it
+        where it is negative; above 1 makes them less likely (Keskar et al. 2019, arXiv:1909.05858).
+    presence_penalty: subtracted from the logit of every token that the answer has.
+    frequency_penalty: subtracted once for each time that the answer has the token.
+    logit_bias: token ids, each with a number to add to its logit; kept as pairs in the order of ids.
     """
 
     max_tokens: int = 128
@@ -70,16 +106,34 @@ class SamplingParams:
     stop: str | tuple[str, ...] | list[str] = ()
     seed: int | None = None
     logprobs: int = 0
+    repetition_penalty: float | int = 1.0
+    presence_penalty: float | int = 0.0
+    frequency_penalty: float | int = 0.0
+    logit_bias: Mapping[int, float | int] | tuple[tuple[int, float | int], ...] = ()
 
     def __post_init__(self) -> None:
         for name, (is_allowed, allowed) in ALLOWED.items():
             value = getattr(self, name)
             if not (value is None and name in OPTIONAL) and not is_allowed(value):
-                raise ValueError(f"{name}={value!r:.80}; expected {allowed}")
+                raise ValueError(f"{name}={_shown(value)}; expected {allowed}")
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        for name in ("temperature", "top_p", "min_p"):
+        object.__setattr__(self, "logit_bias", self.biases)
+        for name in REALS:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)))
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as pairs in the order of ids."""
+        given: Any = self.logit_bias
+        return tuple(sorted((token, float(bias)) for token, bias in dict(given).items()))
+
+
+def _shown(value: Any) -> str:
+    """A hostile value may have a million digits, or be a million texts."""
+    if _is_int(value) and abs(value) >= 10**80:
+        return "an integer of more than 80 digits"
+    return f"{value!r:.80}" if not isinstance(value, (Mapping, list, tuple)) else f"{len(value)} entries"
 
 
 class TokenLogprob(NamedTuple):
