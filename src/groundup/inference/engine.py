@@ -1,10 +1,10 @@
-"""Generating text: prompts in, completions out, in batches, with every token computed once.
+"""Generating text: prompts in, completions out, as many at once as there are pages, every token computed once.
 
-A batch holds prompts of different lengths without left-padding: positions are given per row, and the padding
-after a short prompt has position -1, which no query sees. So a row's logits are those that it has alone.
+Two ways in. `generate`, `stream` and `chat` answer at once. `submit`, `step` and `abort` are for a server: requests
+come and go at any time, and each step advances all of them. Both run on one `Core` and may be mixed.
 """
 
-import contextlib
+import itertools
 from collections.abc import Collection, Generator, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import fields, replace
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from groundup.config import nearest
 from groundup.device import default_device, require_device
-from groundup.inference.sampling import SamplingParams, TokenLogprob, sample, token_logprobs
-from groundup.inference.sequence import Completion, Sequence
-from groundup.model import Cache, EncoderDecoder, Transformer
+from groundup.inference.adjust import check_biases
+from groundup.inference.core import Core, DecoderBuilder, Proposer
+from groundup.inference.request import Constraint, EngineStats, Output, Request
+from groundup.inference.sampling import SamplingParams
+from groundup.inference.sequence import Completion
+from groundup.model import EncoderDecoder, Transformer
 from groundup.model.pretrained import load_pretrained, read_end_ids
 from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.chat import CONTROL_TOKENS, END_TOKENS, render
@@ -27,8 +28,8 @@ from groundup.tokenizer.template import ChatTemplate, load_template
 
 Prompt = str | Items[int]
 
-PREFILL_CHUNK = 1024  # prompt tokens per row and forward pass: bounds the memory that a long prompt takes
-RESERVED = 256  # new tokens per row that a cache has room for at first; it grows when they are used up
+PREFILL_CHUNK = 1024
+"""Tokens per step where `step_tokens` does not say otherwise: bounds the memory that long prompts take."""
 
 
 class Engine:
@@ -36,8 +37,18 @@ class Engine:
 
     The model is left as it was: its train mode and compute type are put back after every step, so an engine
     can sample from a model in training. `device` moves the model; `dtype` is the activations' type while
-    generating (the model's own by default). At most `batch_size` prompts run at once. A model of others brings its
-    own `chat_template`, and `end_ids` that end a text or a turn besides the tokens of `chat.END_TOKENS`.
+    generating (the model's own by default). A model of others brings its own `chat_template`, and `end_ids` that end
+    a text or a turn besides the tokens of `chat.END_TOKENS`.
+
+    batch_size       at most so many requests run at once; others wait
+    cache_tokens     tokens that the page store holds, in pages of `page_size`; by default a context per request, as
+                     far as `core.CACHE_BYTES` reach
+    step_tokens      a step computes at most so many; long prompts are cut, so that others go on meanwhile
+    prefix_cache     take up pages of a beginning that was computed before; models with a recurrent state cannot
+    batch_invariant  bit for bit the same answer whatever else runs, however prompts are cut or cached; slower, as
+                     each sequence runs by itself
+    proposer         guesses `draft_tokens` tokens that one pass verifies; answers stay what they are without
+    decoder          makes a faster runner for decoding, or refuses with a reason that is logged once
     """
 
     def __init__(
@@ -50,6 +61,14 @@ class Engine:
         batch_size: int = 32,
         chat_template: ChatTemplate | None = None,
         end_ids: Collection[int] = (),
+        cache_tokens: int | None = None,
+        page_size: int = 16,
+        step_tokens: int | None = None,
+        prefix_cache: bool = True,
+        batch_invariant: bool = False,
+        proposer: Proposer | None = None,
+        draft_tokens: int = 4,
+        decoder: DecoderBuilder | None = None,
     ) -> None:
         if isinstance(model, EncoderDecoder):
             raise ValueError("engine: an EncoderDecoder answers a source, and a prompt is none; call its `generate`")
@@ -64,15 +83,18 @@ class Engine:
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model only {vocab}: "
                 "they do not belong together"
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}; expected at least 1")
         self.model = model if device is None else model.to(device)
         self.tokenizer = tokenizer
-        self.dtype = dtype
-        self.batch_size = batch_size
         self.end_ids = {tokenizer.special_tokens[t] for t in END_TOKENS if t in tokenizer.special_tokens}
         self.end_ids |= set(end_ids)
         self.chat_template = chat_template
+        self._numbers = itertools.count()
+        self.core = Core(
+            self.model, tokenizer.vocab_size, self.context_length,
+            dtype=dtype, batch_size=batch_size, cache_tokens=cache_tokens, page_size=page_size,
+            step_tokens=PREFILL_CHUNK if step_tokens is None else step_tokens, prefix_cache=prefix_cache,
+            batch_invariant=batch_invariant, proposer=proposer, draft_tokens=draft_tokens, decoder=decoder,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str | None = None) -> "Engine":
@@ -124,12 +146,9 @@ class Engine:
         single = _is_single(prompts)
         batch: list[Any] = [prompts] if single else list(prompts)
         settings = _settings(params, overrides, len(batch))
-        sequences = [self._sequence(p, s) for p, s in zip(batch, settings, strict=True)]
-        by_length = sorted(sequences, key=lambda s: len(s.prompt))  # similar lengths together: less padding
-        for start in range(0, len(by_length), self.batch_size):
-            for _ in self._run(by_length[start : start + self.batch_size]):
-                pass
-        completions = [sequence.completion() for sequence in sequences]
+        requests = [self._request(p, s) for p, s in zip(batch, settings, strict=True)]
+        self._finish(requests)
+        completions = [request.completion() for request in requests]
         return completions[0] if single else completions
 
     def stream(
@@ -139,8 +158,7 @@ class Engine:
 
         The generator's return value is the Completion: `completion = yield from engine.stream(...)`.
         """
-        sequence = self._sequence(prompt, _settings(params, overrides, 1)[0])
-        return self._stream(sequence)
+        return self._stream(self._request(prompt, _settings(params, overrides, 1)[0]))
 
     def chat(
         self, messages: Items[Mapping[str, str]], params: SamplingParams | None = None, **overrides: Any
@@ -165,100 +183,109 @@ class Engine:
         """Whether conversations have a form here: the model's own template, or our control tokens."""
         return self.chat_template is not None or all(t in self.tokenizer.special_tokens for t in CONTROL_TOKENS)
 
-    def _sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
+    def samples(
+        self, prompt: Prompt, n: int, params: SamplingParams | None = None, **overrides: Any
+    ) -> list[Completion]:
+        """`n` answers to one prompt, whose full pages are computed once; with a seed, seed + i is the i-th one's."""
+        if n < 1:
+            raise ValueError(f"n={n}; expected at least 1")
+        settings = _settings(params, overrides, 1)[0]
+        seeds = [None if settings.seed is None else (settings.seed + i) % 2**63 for i in range(n)]
+        requests = [self._request(prompt, replace(settings, seed=seed)) for seed in seeds]
+        self._finish(requests)
+        return [request.completion() for request in requests]
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        salt: str = "",
+        constraint: Constraint | None = None,
+    ) -> Request:
+        """Let a request wait; calls of `step` answer it. To be called between steps, not during one.
+
+        Requests share the pages of a common beginning if they have the same `salt`. Raises ValueError for what can
+        never run: a prompt longer than the context or than all pages, an id that the model has not. A limit beyond
+        the context means "until the context is full".
+        """
+        request = self._request(prompt, params or SamplingParams(), salt, constraint)
+        if request.finish_reason is None:
+            self.core.enqueue(request)
+        else:
+            self.core.report(Output(request, "", [], [], request.finish_reason))
+        return request
+
+    def step(self) -> list[Output]:
+        """One forward pass over what is due; an output per request that got tokens or ended.
+
+        Raises for nothing that is in a request: what one does wrong ends it with the reason "error".
+        """
+        return self.core.step()
+
+    def abort(self, request: Request) -> None:
+        """End a request; its pages are free at once, and no output follows. One that has ended stays as it is."""
+        self.core.abort(request)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or runs, or an output has not been handed out yet."""
+        return self.core.has_work
+
+    def stats(self) -> EngineStats:
+        """How busy the engine is, and what it has done."""
+        return self.core.stats()
+
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, salt: str = "", constraint: Constraint | None = None
+    ) -> Request:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         ids = ids or [self.tokenizer.end_of_text]
-        vocab, context = self.model.config.vocab_size, self.context_length
+        vocab, context, capacity = self.model.config.vocab_size, self.context_length, self.core.capacity
         wrong = next((i for i in ids if not 0 <= i < vocab), None)
         if wrong is not None:
             raise ValueError(f"prompt: id {wrong} is not in the vocabulary (0 to {vocab - 1})")
         if len(ids) > context:
             raise ValueError(f"prompt: {len(ids)} tokens do not fit the model's context of {context}")
-        return Sequence(ids, params, self.tokenizer.stream(), self.end_ids, context - len(ids))
+        if len(ids) > capacity:
+            raise ValueError(
+                f"prompt: {len(ids)} tokens do not fit the cache of {capacity}; raise the engine's cache_tokens"
+            )
+        if not isinstance(salt, str):
+            raise ValueError(f"salt={salt!r:.80}; expected a text")
+        check_biases(params, self.tokenizer.vocab_size)
+        room = min(context - len(ids), capacity - len(ids) + 1)  # the last token is not computed
+        number = next(self._numbers)
+        return Request(number, ids, params, self.tokenizer.stream(), self.end_ids, room, salt, constraint)
 
-    def _stream(self, sequence: Sequence) -> Generator[str, None, Completion]:
-        for pieces in self._run([sequence]):
-            if pieces[0]:
-                yield pieces[0]
-        return sequence.completion()
+    def _stream(self, request: Request) -> Generator[str, None, Completion]:
+        shown = 0
+        for _ in self._steps([request]):
+            yield from filter(None, request.pieces[shown:])
+            shown = len(request.pieces)
+        return request.completion()
 
-    def _run(self, sequences: list[Sequence]) -> Iterator[list[str]]:
-        """One more token for every sequence per iteration, yielding each row's new text, until all end."""
-        if all(s.finish_reason for s in sequences):
-            return
-        longest = max(len(s.prompt) for s in sequences)
-        reserve = longest + min(max(s.limit for s in sequences), RESERVED)
-        caches = self.model.new_caches(reserve)
-        logits = self._prefill(sequences, caches)
-        while True:
-            yield self._choose(sequences, logits)
-            if all(s.finish_reason for s in sequences):
-                return
-            logits = self._decode(sequences, caches)
+    def _finish(self, requests: list[Request]) -> None:
+        for _ in self._steps(requests):
+            pass
 
-    def _choose(self, sequences: list[Sequence], logits: Float[Tensor, "batch vocab"]) -> list[str]:
-        """Sample a token for each unfinished row and hand it to its sequence."""
-        live = [i for i, s in enumerate(sequences) if not s.finish_reason]
-        logits = logits[torch.tensor(live, device=logits.device)]
-        logits[:, self.tokenizer.vocab_size :] = -torch.inf  # rows of a padded vocabulary have no text
-        rows = [sequences[i] for i in live]
-        tokens = sample(logits, [s.params for s in rows], [s.generator for s in rows])
-        count = max(s.params.logprobs for s in rows)
-        entries = token_logprobs(logits, tokens, count) if count else [None] * len(rows)
-        pieces = [""] * len(sequences)
-        for i, token, entry in zip(live, tokens.tolist(), entries, strict=True):
-            pieces[i] = sequences[i].push(token, _trimmed(entry, sequences[i].params.logprobs))
-        return pieces
-
-    def _prefill(self, sequences: list[Sequence], caches: list[Cache]) -> Float[Tensor, "batch vocab"]:
-        """Run all prompts through the model, in chunks; each row's logits after its last token."""
-        tokens, positions = _padded([s.prompt for s in sequences], self.model.device)
-        last = (positions >= 0).sum(1) - 1
-        rows = torch.arange(len(sequences), device=last.device)
-        # Rows of one length need no explicit positions, which lets attention take its plain causal path.
-        equal = all(len(s.prompt) == len(sequences[0].prompt) for s in sequences)
-        ends = []
-        for start in range(0, tokens.shape[1], PREFILL_CHUNK):
-            chunk = slice(start, start + PREFILL_CHUNK)
-            hidden = self._hidden(tokens[:, chunk], None if equal else positions[:, chunk], caches)
-            ends.append(hidden[rows, (last - start).clamp(0, hidden.shape[1] - 1)])
-        return self._logits(torch.stack(ends)[last // PREFILL_CHUNK, rows])
-
-    def _decode(self, sequences: list[Sequence], caches: list[Cache]) -> Float[Tensor, "batch vocab"]:
-        """Run the newest token of each row. A finished row runs along as padding."""
-        tokens = [[0 if s.finish_reason else s.tokens[-1]] for s in sequences]
-        positions = [[-1 if s.finish_reason else len(s.prompt) + len(s.tokens) - 1] for s in sequences]
-        device = self.model.device
-        hidden = self._hidden(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), caches)
-        return self._logits(hidden[:, 0])
-
-    @torch.no_grad()  # not inference_mode: a table that a layer keeps must stay usable for training
-    def _hidden(
-        self,
-        tokens: Int[Tensor, "batch seq"],
-        positions: Int[Tensor, "batch seq"] | None,
-        caches: list[Cache],
-    ) -> Float[Tensor, "batch seq d_model"]:
-        with self._as_for_inference():
-            return self.model.hidden(tokens, positions, caches)
-
-    @torch.no_grad()
-    def _logits(self, hidden: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch vocab"]:
-        return self.model.logits(hidden)
-
-    @contextlib.contextmanager
-    def _as_for_inference(self) -> Iterator[None]:
-        training = [module for module in self.model.modules() if module.training]
-        dtype = self.model.compute_dtype
+    def _steps(self, requests: list[Request]) -> Iterator[None]:
+        """Steps until these requests are answered; what others get is kept for their next `step`."""
+        mine = {request.id for request in requests}
         try:
-            for module in training:
-                module.training = False
-            self.model.compute_dtype = dtype if self.dtype is None else self.dtype
-            yield
+            for request in requests:
+                if request.finish_reason is None:
+                    self.core.enqueue(request)
+            while any(request.finish_reason is None for request in requests):
+                others = [output for output in self.core.step() if output.request.id not in mine]
+                self.core.report(*others)
+                yield
         finally:
-            self.model.compute_dtype = dtype
-            for module in training:
-                module.training = True
+            for request in requests:
+                self.core.abort(request)
+        failure = next((request.failure for request in requests if request.failure is not None), None)
+        if failure is not None:
+            raise failure
 
 
 def _is_single(prompts: Any) -> bool:
@@ -274,19 +301,3 @@ def _settings(params: Any, overrides: dict[str, Any], count: int) -> list[Sampli
     if len(each) != count:
         raise ValueError(f"params: {len(each)} for {count} prompts; expected one, or one per prompt")
     return [replace(p or SamplingParams(), **overrides) for p in each]
-
-
-def _trimmed(entry: TokenLogprob | None, count: int) -> TokenLogprob | None:
-    return entry._replace(top=entry.top[:count]) if entry and count else None
-
-
-def _padded(
-    prompts: list[list[int]], device: torch.device
-) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    longest = max(map(len, prompts))
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    positions = torch.full((len(prompts), longest), -1)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt)
-        positions[row, : len(prompt)] = torch.arange(len(prompt))
-    return tokens.to(device), positions.to(device)

@@ -6,7 +6,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from groundup.inference.sampling import SamplingParams, TokenLogprob, new_generator
 
-FinishReason = Literal["stop", "length", "end"]
+FinishReason = Literal["stop", "length", "end", "abort", "error"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Completion:
 
     `tokens` is all that was sampled, with the token that ended it; `text` leaves out that token, and a stop
     text with what follows it. `finish_reason`: "end" (the model ended the text or its turn), "stop" (a stop
-    text) or "length" (max_tokens or the context length). `logprobs` has an entry per token, or is None when
-    none were asked for. `prompt_tokens` counts the prompt's.
+    text), "length" (max_tokens or the context length), "abort" (who asked wants no more) or "error". `logprobs`
+    has an entry per token, or is None when none were asked for. `prompt_tokens` counts the prompt's.
     """
 
     text: str

@@ -1,0 +1,63 @@
+"""The next token of each row, with what can go wrong kept to the row where it does."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from groundup.inference.adjust import adjust_logits
+from groundup.inference.request import Request
+from groundup.inference.sampling import TokenLogprob, sample, token_logprobs
+
+
+class Chosen(NamedTuple):
+    """A sampled token, with its log-probabilities where the request asked for them."""
+
+    token: int
+    entry: TokenLogprob | None
+
+
+def choose(
+    logits: Float[Tensor, "batch vocab"], requests: Sequence[Request], one_by_one: bool = False
+) -> list[Chosen | Exception]:
+    """A token per row, or the exception that its request caused.
+
+    A row's token is the same by itself up to the rounding of its softmax; `one_by_one` makes it the same exactly.
+    """
+    if len(requests) > 1 and not one_by_one:
+        try:
+            return list(_choose(logits, requests))
+        except Exception:  # the fault of some rows: find out which
+            pass
+    return [_choose_one(row[None], request) for row, request in zip(logits, requests, strict=True)]
+
+
+def _choose_one(logits: Float[Tensor, "1 vocab"], request: Request) -> Chosen | Exception:
+    try:
+        return _choose(logits, [request])[0]
+    except Exception as failure:
+        return failure
+
+
+def _choose(logits: Float[Tensor, "batch vocab"], requests: Sequence[Request]) -> list[Chosen]:
+    # A copy: log-probabilities are the model's own, and a row that fails is tried again.
+    adjusted = adjust_logits(logits.clone(), requests) if any(map(_asks, requests)) else logits
+    tokens = sample(adjusted, [r.params for r in requests], [r.generator for r in requests])
+    count = max(r.params.logprobs for r in requests)
+    entries = token_logprobs(logits, tokens, count) if count else [None] * len(requests)
+    return [
+        Chosen(token, _trimmed(entry, request.params.logprobs))
+        for token, entry, request in zip(tokens.tolist(), entries, requests, strict=True)
+    ]
+
+
+def _asks(request: Request) -> bool:
+    """Whether the request wants its logits changed."""
+    params = request.params
+    penalties = params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
+    return bool(request.constraint is not None or params.biases or penalties)
+
+
+def _trimmed(entry: TokenLogprob | None, count: int) -> TokenLogprob | None:
+    return entry._replace(top=entry.top[:count]) if entry and count else None

@@ -1,0 +1,338 @@
+"""The engine's loop: requests in at any time, one forward pass per step, tokens out.
+
+    submit -> waiting -> running -> finished             step:  draft -> schedule -> run -> choose -> outputs
+                  ^---- preempted
+
+What one request does wrong ends that request. A pass that raises is run again span by span, which finds the culprit and
+gives the others what they would have had; the same holds for choosing tokens.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from groundup.inference.batch_cache import PageStore, bytes_per_token, is_recurrent
+from groundup.inference.choosing import Chosen, choose
+from groundup.inference.pages import Pages
+from groundup.inference.request import EngineStats, Output, Request
+from groundup.inference.runner import InvariantRunner, Runner, Span, TorchRunner
+from groundup.inference.scheduler import Scheduler, Work
+from groundup.model import Transformer
+
+log = logging.getLogger(__name__)
+
+CACHE_BYTES = 4 * 2**30
+"""Size of the page store where `cache_tokens` does not say otherwise; never less than one full context."""
+
+WATCHED = 16
+"""Parameters of which a few numbers are compared, to notice new weights."""
+
+
+class Proposer(Protocol):
+    """Guesses up to `count` next tokens of a request, to be verified in one pass."""
+
+    def propose(self, request: Request, count: int) -> list[int]: ...
+
+
+DecoderBuilder = Callable[[Transformer, PageStore], Any]
+"""Makes a `Runner` for spans of one token, or an object with the `reason` why it does not."""
+
+
+class Core:
+    """Runs requests over one page store. Its parts are made when the first request comes.
+
+    They are made again when the model has moved, computes in another type or has new weights, which is looked at
+    whenever the engine was idle: nothing of the old weights is remembered.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        vocab_size: int,
+        context_length: int,
+        *,
+        dtype: torch.dtype | None,
+        batch_size: int,
+        cache_tokens: int | None,
+        page_size: int,
+        step_tokens: int,
+        prefix_cache: bool,
+        batch_invariant: bool,
+        proposer: Proposer | None,
+        draft_tokens: int,
+        decoder: DecoderBuilder | None,
+    ) -> None:
+        given = {"batch_size": batch_size, "page_size": page_size, "step_tokens": step_tokens}
+        for name, value in {**given, "draft_tokens": draft_tokens}.items():
+            if value < 1:
+                raise ValueError(f"{name}={value}; expected at least 1")
+        if cache_tokens is not None and cache_tokens < page_size:
+            raise ValueError(f"cache_tokens={cache_tokens}; expected at least one page of {page_size} tokens")
+        self.model, self.vocab_size, self.dtype = model, vocab_size, dtype
+        self.batch_size, self.page_size, self.step_tokens = batch_size, page_size, step_tokens
+        self.row_pages = -(-context_length // page_size)
+        self.num_pages = self._default_pages() if cache_tokens is None else cache_tokens // page_size
+        recurrent = is_recurrent(model.config)
+        self.share = prefix_cache and not recurrent
+        self.batch_invariant = batch_invariant
+        self.proposer, self.draft_tokens, self.decoder = proposer, draft_tokens, decoder
+        if proposer is not None and recurrent:
+            log.info("no speculation: a recurrent state cannot go back behind rejected tokens")
+            self.proposer = None
+        if decoder is not None and batch_invariant:
+            raise ValueError("decoder with batch_invariant=True; its batches are not computed row by row, so give one")
+        self._ready: list[Output] = []
+        self._weights: tuple[Any, ...] | None = None
+        self._steps = self._generated = self._finished = self._failed = self._aborted = 0
+        self.pages = Pages(self.num_pages, page_size, self.share)
+        self.scheduler: Scheduler | None = None
+        self._past = (0, 0, 0)
+
+    def _default_pages(self) -> int:
+        """A full context for every row, as far as `CACHE_BYTES` reach."""
+        dtype = self.model.compute_dtype if self.dtype is None else self.dtype
+        page_bytes = max(1, self.page_size * bytes_per_token(self.model.config, dtype))
+        return min(self.batch_size * self.row_pages, max(self.row_pages, CACHE_BYTES // page_bytes))
+
+    @property
+    def capacity(self) -> int:
+        """The most tokens of one sequence that pages can hold."""
+        return self.num_pages * self.page_size
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or runs, or an output has not been handed out yet."""
+        busy = self.scheduler is not None and (self.scheduler.waiting or self.scheduler.running)
+        return bool(busy or self._ready)
+
+    def enqueue(self, request: Request) -> None:
+        """Let the request wait for its turn; it has a token to make."""
+        if self.scheduler is None or not (self.scheduler.waiting or self.scheduler.running):
+            self._refresh()
+        assert self.scheduler is not None
+        self.scheduler.add(request)
+
+    def report(self, *outputs: Output) -> None:
+        """Have the next step hand these out."""
+        self._ready.extend(outputs)
+
+    def abort(self, request: Request) -> None:
+        """End the request; its pages are free at once. Nothing happens to one that has ended."""
+        if request.finish_reason is None:
+            request.end("abort")
+            self._aborted += 1
+            if self.scheduler is not None:
+                self.scheduler.remove(request)
+
+    def forget(self) -> None:
+        """Know no prefix any more."""
+        self.pages.forget_all()
+
+    def step(self) -> list[Output]:
+        """Run the scheduled spans once. Raises for nothing that is in a request."""
+        outputs, self._ready = self._ready, []
+        if self.scheduler is None or not (self.scheduler.waiting or self.scheduler.running):
+            return outputs
+        self._steps += 1
+        with self._as_for_inference():
+            self._draft(self.scheduler)
+            work = self.scheduler.schedule()
+            results = self._run([each.span for each in work])
+        outputs += self._take(work, results)
+        return [*outputs, *self._failures()]
+
+    def stats(self) -> EngineStats:
+        """Counts as of now."""
+        scheduler, past = self.scheduler, self._past
+        now = _counts(scheduler)
+        return EngineStats(
+            waiting=len(scheduler.waiting) if scheduler else 0,
+            running=len(scheduler.running) if scheduler else 0,
+            pages_total=self.num_pages,
+            pages_used=self.pages.used,
+            pages_cached=self.pages.cached,
+            prompt_tokens=past[0] + now[0],
+            cached_prompt_tokens=past[1] + now[1],
+            generated_tokens=self._generated,
+            preemptions=past[2] + now[2],
+            steps=self._steps,
+            requests_finished=self._finished,
+            requests_failed=self._failed,
+            requests_aborted=self._aborted,
+        )
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _draft(self, scheduler: Scheduler) -> None:
+        if self.proposer is None:
+            return
+        for request in scheduler.running:
+            request.draft = []
+            if request.pending == 1:
+                try:
+                    request.draft = list(self.proposer.propose(request, self.draft_tokens))[: self.draft_tokens]
+                except Exception as failure:
+                    request.fail(failure)
+        for request in [r for r in scheduler.running if r.failure is not None]:
+            scheduler.remove(request)
+            self._ready.append(self._output(request, "", [], []))
+
+    def _failures(self) -> list[Output]:
+        outputs, self._ready = self._ready, []
+        return outputs
+
+    def _run(self, spans: list[Span]) -> list[Tensor | Exception]:
+        """Each span's logits, or the exception that it caused."""
+        try:
+            return list(self._logits(spans).split([span.wanted for span in spans]))
+        except Exception as failure:
+            if len(spans) == 1:
+                return [failure]
+        return [result for span in spans for result in self._run([span])]
+
+    def _logits(self, spans: list[Span]) -> Float[Tensor, "wanted vocab"]:
+        """From the decoder, for spans that it takes, and from torch."""
+        fast = self._fast_decoder()
+        taken = [fast is not None and len(span.tokens) == span.wanted == 1 for span in spans]
+        if fast is None or not any(taken):
+            return self._runner.run(spans)
+        if all(taken):
+            return fast.run(spans)
+        of_fast = iter(fast.run([s for s, take in zip(spans, taken, strict=True) if take]).split(1))
+        others = [s for s, take in zip(spans, taken, strict=True) if not take]
+        of_torch = iter(self._runner.run(others).split([s.wanted for s in others]))
+        return torch.cat([next(of_fast if take else of_torch) for take in taken])
+
+    def _take(self, work: list[Work], results: list[Tensor | Exception]) -> list[Output]:
+        """Choose tokens from the logits, hand them to their requests, and say what came of it."""
+        plain = [i for i, each in enumerate(work) if each.span.wanted == 1 and isinstance(results[i], Tensor)]
+        chosen: dict[int, Chosen | Exception] = {}
+        if plain:
+            rows = torch.cat([r for i in plain if isinstance(r := results[i], Tensor)])
+            rows[:, self.vocab_size :] = -torch.inf  # rows of a padded vocabulary have no text
+            picks = choose(rows, [work[i].request for i in plain], self.batch_invariant)
+            chosen = dict(zip(plain, picks, strict=True))
+        return [
+            output
+            for i, (each, result) in enumerate(zip(work, results, strict=True))
+            if (output := self._apply(each, chosen.get(i, result))) is not None
+        ]
+
+    def _apply(self, work: Work, result: Chosen | Tensor | Exception) -> Output | None:
+        request, scheduler = work.request, self.scheduler
+        assert scheduler is not None
+        before, text = len(request.tokens), ""
+        try:
+            if isinstance(result, Exception):
+                raise result
+            if isinstance(result, Chosen):
+                text = request.push(*result)
+            elif len(result):
+                text = self._verify(work, result)
+            scheduler.advance(request, work.known + max(0, len(request.tokens) - before - 1))
+        except Exception as failure:
+            request.fail(failure)
+        if request.finish_reason is not None:
+            scheduler.remove(request)
+        elif work.span.wanted > 1:
+            scheduler.crop(request)
+        if not work.span.wanted and request.finish_reason is None:
+            return None
+        return self._output(request, text, request.tokens[before:], request.logprobs[before:])
+
+    def _verify(self, work: Work, logits: Float[Tensor, "wanted vocab"]) -> str:
+        """Sample after each drafted token as long as the draft goes on the same way; the text that this makes visible.
+
+        Each token is drawn from the model's own distribution with the request's next random number, so the answer is
+        the one without drafts (the case of a draft without probabilities in Leviathan et al. 2022, arXiv:2211.17192).
+        """
+        request, draft, pieces = work.request, work.span.tokens[work.known :], []
+        logits[:, self.vocab_size :] = -torch.inf
+        for row, guess in zip(logits, [*draft, None], strict=True):
+            (choice,) = choose(row[None], [request])
+            if isinstance(choice, Exception):
+                raise choice
+            pieces.append(request.push(*choice))
+            if request.finish_reason is not None or choice.token != guess:
+                break
+        return "".join(pieces)
+
+    def _output(self, request: Request, text: str, tokens: list[int], logprobs: list[Any]) -> Output:
+        self._generated += len(tokens)
+        if request.finish_reason == "error":
+            self._failed += 1
+        elif request.finish_reason is not None:
+            self._finished += 1
+        return Output(request, text, tokens, logprobs, request.finish_reason, request.error)
+
+    # -- the model -----------------------------------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        """Make the store and what runs over it, unless those there are still right."""
+        weights = self._watch()
+        if self._weights is not None and _same(self._weights, weights):
+            return
+        self._weights = weights
+        self._past = tuple(a + b for a, b in zip(self._past, _counts(self.scheduler), strict=True))  # type: ignore
+        self._modules = list(self.model.modules())
+        dtype = self.model.compute_dtype if self.dtype is None else self.dtype
+        self.store = PageStore(
+            self.model.config, self.num_pages, self.page_size, self.batch_size, self.row_pages, dtype, self.model.device
+        )
+        self.pages = Pages(self.num_pages, self.page_size, self.share)
+        self.scheduler = Scheduler(self.pages, self.store, self.step_tokens)
+        self._runner = (InvariantRunner if self.batch_invariant else TorchRunner)(self.model, self.store)
+        self._fast: Runner | None = None
+        self._asked = self.decoder is None
+
+    def _watch(self) -> tuple[Any, ...]:
+        """What tells these weights from others: versions, places, and numbers from some of the parameters.
+
+        Versions count writes through torch, and numbers show those of kernels.
+        """
+        parameters = list(self.model.parameters())
+        some = parameters[:: -(-len(parameters) // WATCHED)]
+        numbers = torch.cat([p.detach().reshape(-1)[: WATCHED // 2].double() for p in some])
+        places = [(p.data_ptr(), p._version) for p in parameters]
+        dtype = self.model.compute_dtype if self.dtype is None else self.dtype
+        return (self.model.device, dtype, places, numbers)
+
+    def _fast_decoder(self) -> Runner | None:
+        if not self._asked:
+            self._asked = True
+            assert self.decoder is not None
+            built = self.decoder(self.model, self.store)
+            if hasattr(built, "run"):
+                self._fast = built
+            else:
+                log.warning("decoding through torch: %s", built.reason)
+        return self._fast
+
+    @contextlib.contextmanager
+    def _as_for_inference(self) -> Iterator[None]:
+        training = [module for module in self._modules if module.training]
+        dtype = self.model.compute_dtype
+        try:
+            for module in training:
+                module.training = False
+            self.model.compute_dtype = dtype if self.dtype is None else self.dtype
+            yield
+        finally:
+            self.model.compute_dtype = dtype
+            for module in training:
+                module.training = True
+
+
+def _counts(scheduler: Scheduler | None) -> tuple[int, int, int]:
+    if scheduler is None:
+        return (0, 0, 0)
+    return (scheduler.prompt_tokens, scheduler.cached_prompt_tokens, scheduler.preemptions)
+
+
+def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    return a[:3] == b[:3] and torch.equal(a[3], b[3])
