@@ -76,6 +76,8 @@ class Stream:
         self.closed = False
         self.opened = time.monotonic()
         self.first: float | None = None
+        self.last: float | None = None
+        self.count = 0
         self.finish_reason: str | None = None
         self._service = service
         self._ready: deque[Any] = deque()
@@ -107,7 +109,9 @@ class Stream:
     def _push(self, output: Any) -> None:
         if self.closed:
             return
-        self.first = self.first or time.monotonic()
+        self.last = time.monotonic()
+        self.first = self.first or self.last
+        self.count += len(output.tokens)
         if output.finish_reason == "error":
             self._fail(RequestFailed(output.error or "the engine could not answer this request"))
             return

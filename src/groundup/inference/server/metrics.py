@@ -1,92 +1,106 @@
-"""The counters of a server in Prometheus' text format. No label has a value that a client could choose."""
+"""Counters and histograms in Prometheus' text format. Labels come from fixed sets: their number cannot grow."""
 
-from collections import Counter
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Any
 
-from groundup.inference.measures import OUTCOMES, Histogram
-from groundup.inference.service import Service
+ENDPOINTS = ("completions", "chat")
+OUTCOMES = ("completed", "invalid", "rejected", "failed", "cancelled")
+"""Answered; a mistake of the client; refused for want of room; an error here; the client went away."""
 
-PATHS = ("/", "/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics", "/stats", "/explorer")
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+ENGINE_GAUGES = {
+    "waiting": "requests that wait in the engine",
+    "running": "requests in the batch",
+    "pages_total": "pages of the KV cache",
+    "pages_used": "pages that running requests hold",
+    "pages_cached": "pages kept for prompts that begin the same",
+}
+ENGINE_COUNTERS = {
+    "prompt_tokens": "tokens of prompts",
+    "cached_prompt_tokens": "tokens of prompts that the prefix cache had",
+    "generated_tokens": "tokens generated",
+    "preemptions": "requests put back to free pages",
+    "steps": "forward passes",
+}
 
 
-class Responses:
-    """Answers by path and status; whatever is no path of ours counts as "other"."""
+class Histogram:
+    """Counts of observations up to each bound, their sum, and the last few for medians."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+        self.recent: list[float] = []
+
+    def observe(self, value: float) -> None:
+        """Note one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+        self.recent = [*self.recent[-63:], value]
+
+    @property
+    def median(self) -> float | None:
+        """Of the last 64."""
+        return sorted(self.recent)[len(self.recent) // 2] if self.recent else None
+
+    def lines(self, name: str) -> Iterator[str]:
+        """The samples of the exposition format."""
+        so_far = 0
+        for bound, count in zip((*self.bounds, "+Inf"), self.counts, strict=True):
+            so_far += count
+            yield f'{name}_bucket{{le="{bound}"}} {so_far}'
+        yield f"{name}_sum {self.total:.6f}"
+        yield f"{name}_count {so_far}"
+
+
+class Metrics:
+    """What the server counts itself; the engine's own figures are read when they are asked for."""
 
     def __init__(self) -> None:
-        self.counts: Counter[tuple[str, int]] = Counter()
+        self.requests = {(endpoint, outcome): 0 for endpoint in ENDPOINTS for outcome in OUTCOMES}
+        self.first_token, self.per_token = Histogram(SECONDS), Histogram(TOKEN_SECONDS)
+        self.request = Histogram(SECONDS)
 
-    def add(self, path: str, status: int) -> None:
-        """Count one answer."""
-        self.counts[path if path in PATHS else "other", status] += 1
+    def count(self, endpoint: str, outcome: str) -> None:
+        """One request more that ended so."""
+        self.requests[endpoint, outcome] += 1
 
+    def render(self, service: Any) -> str:
+        """The text of /metrics."""
+        return "\n".join([*self._own(), *_of_service(service), ""])
 
-def prometheus(service: Service, responses: Responses) -> str:
-    """The page that /metrics shows."""
-    stats, measures = service.stats(), service.measures
-    lines = [
-        *_metric("queue_requests", "gauge", "Requests that wait for a place in the batch", stats.waiting),
-        *_metric("batch_requests", "gauge", "Requests that run", stats.running),
-        *_metric("open_jobs", "gauge", "Accepted and not ended", service.open_jobs),
-        *_metric("kv_pages", "gauge", "Pages of the KV cache", stats.pages_total),
-        *_metric("kv_pages_used", "gauge", "Pages that requests hold", stats.pages_used),
-        *_metric("kv_pages_cached", "gauge", "Free pages that are kept for prompts that begin alike", stats.pages_cached),
-        *_metric("prompt_tokens_total", "counter", "Tokens of prompts", stats.prompt_tokens),
-        *_metric("cached_prompt_tokens_total", "counter", "Of these, found in the cache", stats.cached_prompt_tokens),
-        *_metric("generated_tokens_total", "counter", "Tokens of answers", stats.generated_tokens),
-        *_metric("tokens_per_second", "gauge", "Of answers, over ten seconds", round(measures.tokens_per_second(), 3)),
-        *_metric("preemptions_total", "counter", "Requests put back for want of pages", stats.preemptions),
-        *_metric("steps_total", "counter", "Forward passes", stats.steps),
-        *_metric("refused_total", "counter", "Requests refused because the queue was full", measures.refused),
-        *_metric("healthy", "gauge", "1 while the engine works", int(service.healthy)),
-        "# HELP groundup_requests_total Requests by how they ended",
-        "# TYPE groundup_requests_total counter",
-        *(f'groundup_requests_total{{outcome="{name}"}} {measures.outcomes[name]}' for name in OUTCOMES),
-        *_histogram("time_to_first_token_seconds", "From submission to the first token", measures.first_token),
-        *_histogram("time_per_output_token_seconds", "Mean gap between tokens of an answer", measures.per_token),
-        "# HELP groundup_http_responses_total Answers by path and status",
-        "# TYPE groundup_http_responses_total counter",
-        *(
-            f'groundup_http_responses_total{{path="{path}",status="{status}"}} {count}'
-            for (path, status), count in sorted(responses.counts.copy().items())
-        ),
-    ]
-    return "\n".join(lines) + "\n"
+    def _own(self) -> Iterator[str]:
+        yield from _head("groundup_requests_total", "counter", "requests by how they ended")
+        for (endpoint, outcome), count in self.requests.items():
+            yield f'groundup_requests_total{{endpoint="{endpoint}",outcome="{outcome}"}} {count}'
+        for name, meaning, histogram in (
+            ("time_to_first_token", "from admission to the first token", self.first_token),
+            ("time_per_output_token", "between tokens after the first", self.per_token),
+            ("request", "from admission to the last token", self.request),
+        ):
+            yield from _head(f"groundup_{name}_seconds", "histogram", meaning)
+            yield from histogram.lines(f"groundup_{name}_seconds")
 
 
-def as_json(service: Service) -> dict[str, Any]:
-    """The same for the page: what is shown live."""
-    stats, measures = service.stats(), service.measures
-    return {
-        "waiting": stats.waiting,
-        "running": stats.running,
-        "max_waiting": service.max_waiting,
-        "batch_size": service.engine.batch_size,
-        "pages_total": stats.pages_total,
-        "pages_used": stats.pages_used,
-        "pages_cached": stats.pages_cached,
-        "prompt_tokens": stats.prompt_tokens,
-        "cached_prompt_tokens": stats.cached_prompt_tokens,
-        "generated_tokens": stats.generated_tokens,
-        "tokens_per_second": measures.tokens_per_second(),
-        "first_token_seconds": {"p50": measures.first_token.quantile(0.5), "p99": measures.first_token.quantile(0.99)},
-        "per_token_seconds": {"p50": measures.per_token.quantile(0.5), "p99": measures.per_token.quantile(0.99)},
-        "outcomes": dict(measures.outcomes),
-        "refused": measures.refused,
-        "healthy": service.healthy,
-        "draining": service.draining,
-    }
+def _of_service(service: Any) -> Iterator[str]:
+    stats = service.stats()
+    yield from _sample("groundup_queue", "gauge", "requests without a first token", service.waiting)
+    yield from _sample("groundup_open_requests", "gauge", "requests not yet ended", service.open_streams)
+    rate = round(service.tokens_per_second(), 3)
+    yield from _sample("groundup_tokens_per_second", "gauge", "tokens generated, over ten seconds", rate)
+    for name, meaning in ENGINE_GAUGES.items():
+        yield from _sample(f"groundup_engine_{name}", "gauge", meaning, getattr(stats, name))
+    for name, meaning in ENGINE_COUNTERS.items():
+        yield from _sample(f"groundup_{name}_total", "counter", meaning, getattr(stats, name))
 
 
-def _metric(name: str, kind: str, meaning: str, value: float) -> Iterable[str]:
-    return f"# HELP groundup_{name} {meaning}", f"# TYPE groundup_{name} {kind}", f"groundup_{name} {value}"
+def _sample(name: str, kind: str, meaning: str, value: float) -> Iterator[str]:
+    yield from _head(name, kind, meaning)
+    yield f"{name} {value}"
 
 
-def _histogram(name: str, meaning: str, histogram: Histogram) -> Iterable[str]:
-    yield from (f"# HELP groundup_{name} {meaning}", f"# TYPE groundup_{name} histogram")
-    below = 0
-    counts = list(histogram.counts)
-    for bound, count in zip((*histogram.bounds, "+Inf"), counts, strict=True):
-        below += count
-        yield f'groundup_{name}_bucket{{le="{bound}"}} {below}'
-    yield from (f"groundup_{name}_sum {histogram.sum}", f"groundup_{name}_count {below}")
+def _head(name: str, kind: str, meaning: str) -> Iterator[str]:
+    yield f"# HELP {name} {meaning}"
+    yield f"# TYPE {name} {kind}"
