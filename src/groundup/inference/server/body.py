@@ -23,11 +23,12 @@ def parse(body: bytes, max_depth: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ApiError(400, "the body is not a JSON object", code="invalid_json")
     if body.count(b"[") + body.count(b"{") > max_depth:
-        _check_depth(value, max_depth)
+        check_depth(value, max_depth)
     return {name: item for name, item in value.items() if item is not None}
 
 
-def _check_depth(value: Any, max_depth: int) -> None:
+def check_depth(value: Any, max_depth: int) -> None:
+    """ApiError for lists and objects in more than `max_depth` levels."""
     level = [value]
     for _ in range(max_depth):
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)

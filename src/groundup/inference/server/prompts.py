@@ -9,13 +9,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from groundup.inference.server.errors import field_error
+from groundup.inference.server.body import check_depth
+from groundup.inference.server.errors import ApiError, field_error
 from groundup.inference.server.schemas import ChatRequest, CompletionRequest, Message
 from groundup.inference.server.settings import Settings
 from groundup.tokenizer.chat import render
 
 Result = TypeVar("Result")
 
+MAX_ARGUMENT_DEPTH = 32
 TOOLS_TEXT = (
     "You may call one of these functions. To call one, answer with nothing but a JSON object "
     '{"name": its name, "arguments": an object}.\n'
@@ -121,10 +123,14 @@ def _plain(message: Message, place: int) -> dict[str, Any]:
 def _arguments(call: Any, place: int) -> Any:
     """A call's arguments, which templates want as an object, and clients send as its JSON."""
     try:
-        return json.loads(call.function.arguments)
-    except (ValueError, RecursionError):
+        value = json.loads(call.function.arguments)
+        check_depth(value, MAX_ARGUMENT_DEPTH)
+        return value
+    except (ValueError, RecursionError, ApiError):
         param = f"messages[{place}].tool_calls"
-        raise field_error(f"{param}: the arguments of {call.function.name[:64]!r} are not JSON", param) from None
+        raise field_error(
+            f"{param}: the arguments of {call.function.name[:64]!r} are not JSON of few levels", param
+        ) from None
 
 
 def _with_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -106,9 +106,7 @@ class CompletionWriter(Writer):
         if not any(self.echoed):
             return []
         each = len(self.want.params)
-        return [
-            self.chunk(shapes.text_choice(i, self.echoed[i // each], None, None)) for i in range(len(self.choices))
-        ]
+        return [self.chunk(shapes.text_choice(i, self.echoed[i // each], None, None)) for i in range(len(self.choices))]
 
     def chunks(self, index: int, output: Any) -> list[dict[str, Any]]:
         choice = self.add(index, output)
