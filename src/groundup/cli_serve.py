@@ -69,7 +69,7 @@ def _settings(options: Arguments) -> "Settings":
     )
 
 
-def _constraint(engine: Any, kind: str, source: Any) -> Any:
+def _constraint(engine: Any, kind: Any, source: Any) -> Any:
     from groundup.inference.constraint import compile_constraint
 
     return compile_constraint(kind, source, engine.tokenizer, engine.end_ids)
