@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,9 +23,11 @@ SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"]
 TEXT = ["the cat in the hat and the bat sat on the mat; and that was that, said the rat. ä ö 你好"]
 
 
-def new_engine(context_length: int = 256, vocab_size: int = 300, **options: Any) -> Engine:
+def new_engine(
+    context_length: int = 256, vocab_size: int = 300, specials: Sequence[str] = SPECIAL, **options: Any
+) -> Engine:
     """Random weights, always the same."""
-    tokenizer = Tokenizer.train_from_iterator(TEXT, vocab_size, special_tokens=SPECIAL)
+    tokenizer = Tokenizer.train_from_iterator(TEXT, vocab_size, special_tokens=specials)
     config = presets.llama(
         vocab_size=tokenizer.vocab_size, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2,
         context_length=context_length,

@@ -88,7 +88,7 @@ def test_chat_logprobs(client, engine):
     assert [entry.logprob for entry in content] == pytest.approx([e.logprob for e in ours.logprobs], abs=1e-6)
     for entry, token in zip(content, ours.tokens, strict=True):
         assert bytes(entry.bytes) == engine.tokenizer.vocab[token]
-        assert [top.logprob for top in entry.top_logprobs] == sorted((t.logprob for t in entry.top_logprobs))[::-1]
+        assert [top.logprob for top in entry.top_logprobs] == sorted(t.logprob for t in entry.top_logprobs)[::-1]
         assert len(entry.top_logprobs) == 3
         assert entry.top_logprobs[0].logprob == entry.logprob
     streamed = [

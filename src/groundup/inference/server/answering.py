@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from groundup.inference.scoring import score
-from groundup.inference.server import body, shapes
+from groundup.inference.server import body
 from groundup.inference.server.choosing import Compile, Wanted, compiled, wanted
 from groundup.inference.server.errors import ApiError, field_error
 from groundup.inference.server.metrics import Metrics

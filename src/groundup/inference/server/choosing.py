@@ -12,7 +12,6 @@ Compile = Callable[[str, Any], Any]
 """(kind, source) -> a new Constraint; ValueError for what is wrong or too expensive."""
 
 FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-RENAMED = {"logprobs": "top_logprobs"}
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,12 @@ def wanted(request: Sampling, context_length: int) -> Wanted:
             raise field_error("top_logprobs: needs logprobs=true", "top_logprobs")
         most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     most = context_length if most is None else min(most, context_length)
-    settings = {name: getattr(request, name) for name in FIELDS} | {"logit_bias": _biases(request.logit_bias)}
+    settings: dict[str, Any] = {name: getattr(request, name) for name in FIELDS}
+    settings |= {"logit_bias": _biases(request.logit_bias), "logprobs": 0 if top is None else max(top, 1)}
     seeds = [None if request.seed is None else request.seed % 2**63 + place for place in range(request.n)]
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
     try:
-        params = [
-            SamplingParams(max_tokens=most, seed=seed and seed % 2**63, stop=stop,
-                           logprobs=0 if top is None else max(top, 1), **settings)
-            for seed in seeds
-        ]  # fmt: skip
+        params = [SamplingParams(max_tokens=most, seed=seed and seed % 2**63, stop=stop, **settings) for seed in seeds]
     except ValueError as error:
         raise field_error(str(error), str(error).partition("=")[0]) from None
     return Wanted(params, top, _constraint(request))

@@ -60,8 +60,8 @@ def check_exposure(host: str, keys: Keys) -> None:
     """ValueError for an address that others can reach, without keys."""
     if f"[{host}]" not in LOOPBACK and host not in LOOPBACK and not keys:
         raise ValueError(
-            f"--host {host} can be reached from other machines, and there are no API keys: name a file with --api-keys, "
-            "or set GROUNDUP_API_KEYS"
+            f"--host {host} can be reached from other machines, and there are no API keys: "
+            "name a file with --api-keys, or set GROUNDUP_API_KEYS"
         )
 
 

@@ -7,7 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from groundup.config import nearest
 from groundup.inference.server.errors import ApiError, field_error
 
-HARMLESS = frozenset("user metadata store service_tier safety_identifier prompt_cache_key parallel_tool_calls".split())
+HARMLESS = frozenset(
+    ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
+)
 
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=1 << 20)]

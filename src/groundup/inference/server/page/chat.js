@@ -13,7 +13,7 @@ function addTurn(role, name) {
   byId("welcome").hidden = true;
   const turn = element("article", `turn ${role}`);
   const said = element("div", "said");
-  turn.append(element("small", "", name), said);
+  turn.append(element("small", role === "user" ? "unseen" : "", name), said);
   byId("log").append(turn);
   return { turn, said };
 }
@@ -125,8 +125,8 @@ function startChat() {
   byId("forget").addEventListener("click", forget);
   byId("shade").addEventListener("change", () => byId("log").classList.toggle("shaded", byId("shade").checked));
   byId("open-settings").addEventListener("click", () => {
-    const shown = byId("settings").toggleAttribute("hidden");
-    byId("open-settings").setAttribute("aria-expanded", String(!shown));
+    const hidden = byId("settings").toggleAttribute("hidden");
+    byId("open-settings").setAttribute("aria-expanded", String(!hidden));
   });
   addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
   fit(byId("message"));

@@ -24,7 +24,8 @@ function draw(stats) {
   history.push([Date.now() / 1000, stats.tokens_per_second]);
   while (history[0][0] < history.at(-1)[0] - SPAN) history.shift();
   const rate = stats.tokens_per_second;
-  byId("s-rate").textContent = rate < 10 ? rate.toFixed(1) : whole(rate);
+  const shown = rate < 10 ? rate.toFixed(1) : whole(rate);
+  byId("s-rate").textContent = shown;
   byId("s-first").textContent = seconds(stats.time_to_first_token);
   byId("s-each").textContent = seconds(stats.time_per_output_token);
   byId("s-running").textContent = whole(stats.running);
@@ -42,7 +43,7 @@ function draw(stats) {
   ]);
   const busy = stats.running || stats.queue;
   byId("pulse-text").textContent = busy
-    ? `${whole(rate)} tokens/s · ${stats.running} running · ${stats.queue} queued` : "ready";
+    ? `${shown} tokens/s · ${stats.running} running · ${stats.queue} queued` : "ready";
   byId("dot").className = "dot up";
 }
 
