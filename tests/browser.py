@@ -38,11 +38,11 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
-    def open(self, page: Path) -> None:
-        """Load a file and wait until it has loaded."""
+    def open(self, page: Path | str) -> None:
+        """Load a file or a URL and wait until it has loaded."""
         self.complaints.clear()
         self.requests.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self.evaluate(
             "new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))"
         )
@@ -70,7 +70,16 @@ class Browser:
 
     def press(self, key: str) -> None:
         """Press and release a key by its name ("ArrowRight", "Delete")."""
-        code = {"Tab": 9, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39, "Delete": 46}[key]
+        code = {
+            "Tab": 9,
+            "Enter": 13,
+            "Escape": 27,
+            "End": 35,
+            "Home": 36,
+            "ArrowLeft": 37,
+            "ArrowRight": 39,
+            "Delete": 46,
+        }[key]
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 

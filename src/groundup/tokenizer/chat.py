@@ -83,10 +83,10 @@ def render(
     return ids, mask
 
 
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
-    """ValueError for a message whose role is unknown, or whose content is no text."""
+def check_messages(messages: Sequence[Mapping[str, Any]], roles: Sequence[str] = ROLES) -> None:
+    """ValueError for a message whose role is not one of `roles`, or whose content is no text."""
     for number, message in enumerate(messages):
-        _checked(message, number)
+        _checked(message, number, roles)
 
 
 def _turns(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -107,10 +107,10 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return turns
 
 
-def _checked(message: Mapping[str, Any], number: int) -> tuple[str, str]:
+def _checked(message: Mapping[str, Any], number: int, roles: Sequence[str] = ROLES) -> tuple[str, str]:
     role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise ValueError(f"messages[{number}]: role {role!r}{nearest(str(role), ROLES)}")
+    if role not in roles:
+        raise ValueError(f"messages[{number}]: role {role!r}{nearest(str(role), roles)}")
     if not isinstance(content, str):
         raise ValueError(f"messages[{number}]: content is {type(content).__name__}, not text")
     return role, content

@@ -34,18 +34,32 @@ def write_page(tokenizers: Mapping[str, Tokenizer], path: str | Path) -> Path:
     2 MB: two vocabularies of 100,000 tokens fit, or one of 200,000.
     """
     path = Path(path)
+    try:
+        page = render_page(tokenizers)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    write_atomic(path, page)
+    return path
+
+
+def render_page(tokenizers: Mapping[str, Tokenizer]) -> bytes:
+    """The HTML that `write_page` writes."""
     if not tokenizers:
-        raise ValueError(f"{path}: no tokenizer to show; give at least one")
+        raise ValueError("no tokenizer to show; give at least one")
     headers = [pack(name, tokenizer) for name, tokenizer in tokenizers.items()]
     page = _page(headers)
     if len(page) > MAX_PAGE_BYTES:
         sizes = ", ".join(f"{header['name']!r} {len(header['packed']):,}" for header in headers)
         raise ValueError(
-            f"{path}: the page would have {len(page):,} bytes, at most {MAX_PAGE_BYTES:,} ({sizes}); "
+            f"the page would have {len(page):,} bytes, at most {MAX_PAGE_BYTES:,} ({sizes}); "
             f"{'show fewer tokenizers on one page' if len(headers) > 1 else 'this vocabulary is too large for a page'}"
         )
-    write_atomic(path, page)
-    return path
+    return page
+
+
+def policy_sources() -> tuple[str, str]:
+    """The page's script and style as sources of a Content-Security-Policy, for a page that embeds it."""
+    return _source("".join(map(_asset, _SCRIPTS))), _source(_asset("style.css"))
 
 
 def pack(name: str, tokenizer: Tokenizer) -> dict[str, Any]:

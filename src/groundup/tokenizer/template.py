@@ -6,6 +6,7 @@ length of every text. The tokens of a conversation stay unforgeable, as in `grou
 spells a control token is encoded as plain text.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,7 @@ from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from groundup.files import read_json
-from groundup.tokenizer.chat import ChatTokenizer, check_messages
+from groundup.tokenizer.chat import ROLES, ChatTokenizer, check_messages
 from groundup.tokenizer.pretokenize import SpecialSplitter
 
 MAX_CHARACTERS = 1 << 16  # of a template; published ones have up to some 10,000
@@ -59,12 +60,22 @@ class ChatTemplate:
             raise ValueError(f"chat template: {error}") from error
         self._environment = environment
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
         """The text of a conversation. ValueError when the template refuses it, or does not come to an end."""
-        contents = sum(len(str(message.get("content"))) for message in messages)
-        self._environment.steps = FREE_STEPS + STEPS_PER_MESSAGE * len(messages)
+        given = [*messages, *(tools or ())]
+        contents = sum(len(text) for text in _texts(given))
+        self._environment.steps = FREE_STEPS + STEPS_PER_MESSAGE * len(given)
         self._environment.length = FREE_LENGTH + LENGTH_PER_CHARACTER * contents
-        variables = {"messages": [dict(m) for m in messages], "add_generation_prompt": add_generation_prompt}
+        variables: dict[str, Any] = {"messages": [dict(m) for m in messages],
+                                     "add_generation_prompt": add_generation_prompt}  # fmt: skip
+        if tools:
+            variables["tools"] = [dict(tool) for tool in tools]
         pieces: list[str] = []
         length = 0
         try:
@@ -77,17 +88,31 @@ class ChatTemplate:
         return "".join(pieces)
 
     def encode(
-        self, tokenizer: ChatTokenizer, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        tokenizer: ChatTokenizer,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
-        """The ids of a conversation, in which only the template's own control tokens are control tokens."""
-        check_messages(messages)
+        """The ids of a conversation, in which only the template's own control tokens are control tokens.
+
+        `tools` describe functions, as the OpenAI API writes them: {"type": "function", "function": {...}}. A message
+        may have the role "tool", with a function's result, and an assistant's may have `tool_calls`.
+        """
+        check_messages(messages, (*ROLES, "tool"))
         specials = tokenizer.special_tokens
-        everything = "".join(message["content"] for message in messages)
+        everything = "".join(_texts([*messages, *(tools or ())]))
         mark = next((mark for mark in _MARKS if mark not in everything), None)
         if mark is None:
             raise ValueError("messages: they have all of the characters U+FDD0 to U+FDEF, which no text should have")
-        apart = [{**message, "content": _apart(message["content"], specials, mark)} for message in messages]
-        text = self.render(apart, add_generation_prompt=add_generation_prompt)
+        apart = [{**_kept_apart(message, specials, mark), "role": message["role"]} for message in messages]
+        self._environment.apart = lambda text: _apart(text, specials, mark)
+        text = self.render(
+            apart,
+            tools=[_kept_apart(tool, specials, mark) for tool in tools or ()],
+            add_generation_prompt=add_generation_prompt,
+        )
         ids: list[int] = []
         for part, is_special in SpecialSplitter(specials).split(text):
             ids += [specials[part]] if is_special else tokenizer.encode(part.replace(mark, ""))
@@ -130,6 +155,28 @@ def _apart(content: str, specials: Iterable[str], mark: str) -> str:
     )
 
 
+def _kept_apart(value: Any, specials: Iterable[str], mark: str) -> Any:
+    """Every text in a value of JSON as `_apart` makes it, keys too."""
+    if isinstance(value, str):
+        return _apart(value, specials, mark)
+    if isinstance(value, Mapping):
+        return {_apart(key, specials, mark): _kept_apart(inner, specials, mark) for key, inner in value.items()}
+    return [_kept_apart(inner, specials, mark) for inner in value] if isinstance(value, list) else value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value of JSON, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
 # the sandbox -----------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +202,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                          finalize=_plain)  # fmt: skip
         self.steps, self.length = 0, 0
         self.filters = {name: self.filters[name] if name in FILTERS else _refused(name) for name in self.filters}
-        self.filters |= {"tojson": _refused("tojson")}
+        self.filters |= {"tojson": self._to_json}
+        self.apart: Callable[[str], str] = str
         kept = {name: self.globals[name] for name in ("range", "namespace")}
         self.globals = {**kept, "raise_exception": _raise, "_counted": self._counted, "_joined": self._joined}
 
@@ -180,6 +228,20 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise ValueError("chat template: % is for numbers only")
         return super().call_binop(context, operator, left, right)
 
+    def _to_json(self, value: Any, indent: int | None = None) -> str:
+        """JSON as Hugging Face's templates have it, unescaped. Written piece by piece: a value can be endless."""
+        if isinstance(value, Undefined):
+            raise ValueError("chat template: tojson of something undefined")
+        if indent is not None and not 0 <= indent <= 8:
+            raise ValueError("chat template: tojson takes an indent of at most 8")
+        pieces: list[str] = []
+        length = 0
+        for piece in json.JSONEncoder(ensure_ascii=False, indent=indent).iterencode(value):
+            length += len(piece)
+            self.check_length(length)
+            pieces.append(piece)
+        return self.apart("".join(pieces))
+
     def _joined(self, *parts: Any) -> str:
         texts = [str(_plain(part)) for part in parts]
         self.check_length(sum(map(len, texts)))
@@ -202,7 +264,7 @@ def _plain(value: Any) -> Any:
 
 def _refused(name: str) -> Callable[..., NoReturn]:
     def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise ValueError(f"chat template: the filter {name!r} is not supported; there are {', '.join(FILTERS)}")
+        raise ValueError(f"chat template: the filter {name!r} is not supported; there are tojson, {', '.join(FILTERS)}")
 
     return refuse
 

@@ -1,0 +1,28 @@
+"""A small model with the tokens of conversations, and servers of it on free ports."""
+
+import pytest
+
+from groundup.inference import Engine
+from groundup.inference.server import Keys, Settings
+from tests.inference.server.serving import new_engine, running_server
+
+KEY, OTHER = "test-key-0123456789", "another-key-98765432"
+
+
+@pytest.fixture(scope="package")
+def engine() -> Engine:
+    return new_engine()
+
+
+@pytest.fixture(scope="module")
+def server(engine):
+    """Without keys, as on one's own machine."""
+    with running_server(engine, Settings(model_name="tiny")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def locked(engine):
+    """With two keys."""
+    with running_server(engine, Settings(model_name="tiny"), Keys([KEY, OTHER])) as running:
+        yield running
