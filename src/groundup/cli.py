@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from groundup import (
     cli_ablate,
+    cli_chat,
     cli_doctor,
     cli_flops,
+    cli_generate,
     cli_history,
     cli_inspect,
     cli_ledger,
@@ -20,6 +21,7 @@ from groundup import (
     cli_profile,
     cli_recipe,
     cli_report,
+    cli_serve,
     cli_sweep,
     cli_tokenizer,
     cli_train,
@@ -30,7 +32,6 @@ from groundup.cli_parts import (
     Verb,
     add_device,
     describe,
-    number,
     print_json,
     settings_lines,
     whole_number,
@@ -171,74 +172,6 @@ def _build(options: Arguments) -> int:
     return 130 if result.get("stopped_by") == "interrupt" else 0
 
 
-# generate and chat -----------------------------------------------------------------------------------------------
-
-
-def _sampling_options(parser: Parser) -> None:
-    add = parser.add_argument
-    add("model", metavar="DIR", help="a finished run, or any model folder in Hugging Face layout")
-    add("--max-tokens", type=whole_number, default=128, metavar="N",
-        help="most tokens to write (default: %(default)s)")  # fmt: skip
-    add("--temperature", type=number, default=0.8, metavar="X",
-        help="0 takes the likeliest token every time (default: %(default)s)")  # fmt: skip
-    add("--top-k", type=whole_number, metavar="N", help="choose among the N likeliest tokens (default: all)")
-    add("--top-p", type=number, metavar="X",
-        help="choose among the likeliest tokens that together have probability X (default: all)")  # fmt: skip
-    add("--min-p", type=number, metavar="X",
-        help="leave out tokens below X times the likeliest one's probability (default: none)")  # fmt: skip
-    add("--seed", type=whole_number, metavar="N", help="makes the draws repeatable (default: a new one each time)")
-    add_device(parser)
-
-
-def _generate_options(parser: Parser) -> None:
-    _sampling_options(parser)
-    parser.add_argument("--prompt", default="", help="text to continue (default: start a new document)")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT",
-                        help="stop before this text; may be repeated (default: none)")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
-
-
-def _sampling(options: Arguments) -> dict[str, Any]:
-    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
-    return {name: getattr(options, name) for name in names}
-
-
-def _generate(options: Arguments) -> int:
-    from groundup.inference import Engine, SamplingParams
-
-    params = SamplingParams(**_sampling(options), stop=tuple(options.stop))
-    engine = Engine.load(options.model, device=options.device)
-    if options.json:
-        done = engine.generate(options.prompt, params)
-        print_json(
-            {
-                "prompt": options.prompt,
-                "text": done.text,
-                "tokens": len(done.tokens),
-                "finish_reason": done.finish_reason,
-            }
-        )
-        return 0
-    print(options.prompt, end="", flush=True)
-    for piece in engine.stream(options.prompt, params):
-        print(piece, end="", flush=True)
-    print()
-    return 0
-
-
-def _chat_options(parser: Parser) -> None:
-    _sampling_options(parser)
-    parser.add_argument("--message", help="say one thing, print the answer, and leave (default: a conversation)")
-
-
-def _chat(options: Arguments) -> int:
-    from groundup.build.chat import converse, load_chat_engine
-    from groundup.inference import SamplingParams
-
-    params = SamplingParams(**_sampling(options))
-    return converse(load_chat_engine(options.model, device=options.device), params, options.message)
-
-
 # eval ------------------------------------------------------------------------------------------------------------
 
 
@@ -287,8 +220,9 @@ VERBS = {
                   cli_train.options, cli_train.run),
     "plan": Verb("what a budget buys before anything is trained: here, or on accelerators elsewhere",
                  cli_plan.options, cli_plan.run),
-    "generate": Verb("continue a prompt with a model", _generate_options, _generate),
-    "chat": Verb("talk to a model in the terminal", _chat_options, _chat),
+    "generate": Verb("continue a prompt with a model", cli_generate.options, cli_generate.run),
+    "chat": Verb("talk to a model in the terminal", cli_chat.options, cli_chat.run),
+    "serve": Verb("an OpenAI-compatible server, with a page to talk to the model", cli_serve.options, cli_serve.run),
     "eval": Verb("bits per byte of a model on text", _eval_options, _eval),
     "tokenizer": Verb("train, use, compare, audit and convert tokenizers", cli_tokenizer.options, cli_tokenizer.run),
     "ablate": Verb("compare architectures at equal parameters, FLOPs or time, over seeds, with a verdict",

@@ -2,10 +2,7 @@
 
 import pytest
 
-from groundup import presets
-from groundup.build.chat import converse, examples, passages
-from groundup.inference import Engine, SamplingParams
-from groundup.model import Transformer
+from groundup.build.chat import examples, passages
 from groundup.tokenizer import Tokenizer
 
 TEXT = (
@@ -72,13 +69,3 @@ def test_what_does_not_fit_is_left_out_and_order_is_seeded(tokenizer):
     documents = [f"Number {i} opens like this. And this is the way in which passage {i} goes on." for i in range(20)]
     first, again, other = (examples(documents, tokenizer, 2000, seed) for seed in (1, 1, 2))
     assert first == again != other
-
-
-def test_a_message_longer_than_the_context_does_not_end_the_talk(tokenizer, monkeypatch, capsys):
-    config = presets.llama(d_model=16, num_layers=1, num_heads=1, vocab_size=300, context_length=32)
-    lines = iter(["harvest " * 100, "The harvest", "/exit"])
-    monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    assert converse(Engine(Transformer(config), tokenizer), SamplingParams(max_tokens=3)) == 0
-    shown = capsys.readouterr()
-    assert "too long" in shown.err
-    assert shown.out.count("model: ") == 1

@@ -1,0 +1,150 @@
+"""`groundup generate`, and what it shares with `chat` and `serve`: the options of sampling, and loading an engine."""
+
+import sys
+import time
+from collections.abc import Generator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from groundup.cli_parts import Arguments, Parser, add_device, count, number, print_json, whole_number
+
+if TYPE_CHECKING:
+    from groundup.inference import Completion, Engine, SamplingParams
+
+WEIGHTS = ("bf16", "int8", "int4", "fp32")
+SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "repetition_penalty")
+
+
+def sampling_options(parser: Parser) -> None:
+    """The model, how to draw its tokens, and how to compute them."""
+    add = parser.add_argument
+    add("model", metavar="DIR", help="a finished run, or any model folder in Hugging Face layout")
+    add("--max-tokens", type=whole_number, default=128, metavar="N",
+        help="most tokens to write (default: %(default)s)")  # fmt: skip
+    add("--temperature", type=number, default=0.8, metavar="X",
+        help="0 takes the likeliest token every time (default: %(default)s)")  # fmt: skip
+    add("--top-k", type=whole_number, metavar="N", help="choose among the N likeliest tokens (default: all)")
+    add("--top-p", type=number, metavar="X",
+        help="choose among the likeliest tokens that together have probability X (default: all)")  # fmt: skip
+    add("--min-p", type=number, metavar="X",
+        help="leave out tokens below X times the likeliest one's probability (default: none)")  # fmt: skip
+    add("--repetition-penalty", type=number, default=1.0, metavar="X",
+        help="above 1 makes tokens that were there before less likely (default: %(default)s)")  # fmt: skip
+    add("--seed", type=whole_number, metavar="N", help="makes the draws repeatable (default: a new one each time)")
+    engine_options(parser)
+
+
+def engine_options(parser: Parser) -> None:
+    """Where and with which weights to compute."""
+    add_device(parser)
+    parser.add_argument("--weights", choices=WEIGHTS, metavar="TYPE",
+                        help=f"decode on the CPU from a copy of the weights in {', '.join(WEIGHTS)}: the fewer bits, "
+                        "the faster (default: the model's own, by torch)")  # fmt: skip
+
+
+def sampling_params(options: Arguments, **others: Any) -> "SamplingParams":
+    """The options as parameters. ValueError naming the one that makes no sense."""
+    from groundup.inference import SamplingParams
+
+    return SamplingParams(**{name: getattr(options, name) for name in SAMPLING}, **others)
+
+
+def load_engine(model: str | Path, options: Arguments, **settings: Any) -> "Engine":
+    """The engine of a model folder, as the options say; `settings` are further ones of Engine."""
+    from groundup.inference import Engine
+
+    loaded = Engine.load(model, device=options.device)
+    if options.weights is None and not settings:
+        return loaded
+    if options.weights is not None:
+        from groundup.inference.decode_fast import FastDecoder
+
+        settings["decoder"] = partial(FastDecoder.build, weights=options.weights)
+    return Engine(
+        loaded.model, loaded.tokenizer, chat_template=loaded.chat_template, end_ids=loaded.end_ids, **settings
+    )
+
+
+def options(parser: Parser) -> None:
+    """Of `groundup generate`."""
+    sampling_options(parser)
+    add = parser.add_argument
+    add("--prompt", default="", help="text to continue, - for standard input (default: start a new document)")
+    add("--prompt-file", metavar="FILE", help="continue the text of this file (default: none)")
+    add("--count", type=count, default=1, metavar="N", help="answers to write (default: %(default)s)")
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help="stop before this text; may be repeated (default: none)")  # fmt: skip
+    add("--speed", action="store_true", help="say on standard error how fast it was")
+    add("--json", action="store_true", help="print one JSON object instead of the text")
+
+
+def run(options: Arguments) -> int:
+    """Continue a prompt: streamed when it is one answer, else all of them with a line between."""
+    params = sampling_params(options, stop=tuple(options.stop))
+    if options.count < 1:
+        raise ValueError("--count 0: expected at least 1")
+    prompt = _prompt(options)
+    engine = load_engine(options.model, options)
+    began = time.perf_counter()
+    if options.json or options.count > 1:
+        answers = engine.samples(prompt, options.count, params)
+        _print_all(prompt, answers, options.json)
+    else:
+        show(prompt)
+        answers = [spoken(engine.stream(prompt, params))]
+        print()
+    if options.speed:
+        print(speed(sum(len(answer.tokens) for answer in answers), time.perf_counter() - began), file=sys.stderr)
+    return 0
+
+
+def _prompt(options: Arguments) -> str:
+    if options.prompt and options.prompt_file:
+        raise ValueError("--prompt and --prompt-file: give one of them")
+    if options.prompt_file:
+        return Path(options.prompt_file).read_text("utf-8")
+    return sys.stdin.read() if options.prompt == "-" else options.prompt
+
+
+def _print_all(prompt: str, answers: "list[Completion]", as_json: bool) -> None:
+    if not as_json:
+        print("\n\n---\n\n".join(visible(prompt + answer.text) for answer in answers))
+        return
+    found = [{"text": a.text, "tokens": len(a.tokens), "finish_reason": a.finish_reason} for a in answers]
+    print_json({"prompt": prompt, **found[0]} if len(found) == 1 else {"prompt": prompt, "answers": found})
+
+
+def spoken(stream: "Generator[str, None, Completion]") -> "Completion":
+    """Show the pieces of an answer as they come; returns the whole."""
+    while True:
+        try:
+            show(next(stream))
+        except StopIteration as end:
+            return end.value
+
+
+def show(text: str) -> None:
+    """Print a piece of text at once."""
+    print(visible(text), end="", flush=True)
+
+
+def visible(text: str) -> str:
+    """Text that commands a terminal nothing: control characters as their pictures, where one reads along.
+
+    >>> visible("a\\x1b[2Jb\\n") if sys.stdout.isatty() else "a␛[2Jb\\n"
+    'a␛[2Jb\\n'
+    """
+    return "".join(map(_picture, text)) if sys.stdout.isatty() else text
+
+
+def _picture(character: str) -> str:
+    code = ord(character)
+    if character in "\n\t" or not (code < 32 or 127 <= code < 160):
+        return character
+    return chr(0x2400 + code) if code < 32 else "\u2421" if code == 127 else "\ufffd"
+
+
+def speed(tokens: int, seconds: float) -> str:
+    """How much was written how fast."""
+    return f"{tokens} tokens in {seconds:.2f} s, {tokens / max(seconds, 1e-9):.1f} tokens/s"

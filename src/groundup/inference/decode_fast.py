@@ -1,0 +1,134 @@
+"""Decoding on a CPU as fast as its memory allows: the whole step in one compiled function over the page store.
+
+    spans -> rows -> step, on all threads: embed, every layer, head -> logits
+
+One token of each sequence reads every weight once, so decoding is bound by the bytes of the weights: they are kept in
+8 or 4 bits where that is wanted (`weights`), and no time goes to anything else. Several tokens of one sequence, a
+prompt or a draft to verify, are as many rows that share a page table. See `decode_tile` for the arithmetic,
+`decode_step` for the step and `decode_program` for what it covers.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from groundup.config import nearest
+from groundup.device import physical_cores
+from groundup.inference.decode_operations import FORMATS, PRIVATE_ROWS
+from groundup.inference.decode_program import Program, Refusal, refusal
+from groundup.model import Transformer
+
+MOST_ROWS = 192
+"""Rows of a step; more are done in several steps. Enough for the arithmetic to outweigh the reading of weights."""
+TILE = 12
+
+
+class Store(Protocol):
+    """What the step needs of a page store: streams of every layer, and page tables by row."""
+
+    streams: list[list[Tensor]]
+    tables: np.ndarray
+    page_size: int
+
+
+class Rows(Protocol):
+    """What the step needs of a span: see `runner.Span`."""
+
+    tokens: list[int]
+    start: int
+    slot: int
+    wanted: int
+
+
+class FastDecoder:
+    """Runs spans as `runner.TorchRunner` does, in a compiled step.
+
+    The weights are packed when it is built: build it again after they have changed. It writes keys and values to the
+    store's pages in place. `threads` is torch's number of threads by default. What a row gives depends neither on the
+    other rows of the call nor on the number of threads, bit for bit.
+    """
+
+    def __init__(self, model: Transformer, store: Store, weights: str = "bf16", threads: int | None = None) -> None:
+        if weights not in FORMATS:
+            raise ValueError(f"decoder: weights={weights!r} is unknown{nearest(weights, FORMATS)}")
+        context = store.tables.shape[1] * store.page_size
+        with torch.no_grad():
+            self.program = Program(model, store.streams, store.page_size, weights, MOST_ROWS, context)
+        self.config, self.store = model.config, store
+        self.threads = threads or min(torch.get_num_threads(), physical_cores())
+        team = importlib.import_module("groundup.inference.decode_team")
+        self._team, self._board = team.Team(self.threads), team.new_board(self.threads)
+        self._step = importlib.import_module("groundup.inference.decode_step").step
+        self._tiles = self._tiles_of(importlib.import_module("groundup.inference.decode_tile"))
+        records = MOST_ROWS + TILE + self.threads * PRIVATE_ROWS + TILE
+        self._area = torch.zeros(records * self.program.record_bytes, dtype=torch.uint8)
+        self._tokens, self._positions, self._rows, self._gathered = np.zeros((4, MOST_ROWS), np.int64)
+        self._counts = np.zeros(2, np.int64)
+
+    @classmethod
+    def build(
+        cls, model: Transformer, store: Store, weights: str = "bf16", threads: int | None = None
+    ) -> "FastDecoder | Refusal":
+        """The decoder of a model over a store, or why there is none.
+
+        ValueError for a format of weights that does not exist.
+        """
+        return refusal(model, store.streams) or cls(model, store, weights, threads)
+
+    @property
+    def weight_bytes(self) -> int:
+        """That a step reads, whatever the number of rows."""
+        return self.program.weight_bytes
+
+    @torch.no_grad()
+    def run(self, spans: Sequence[Rows]) -> Float[Tensor, "wanted vocab"]:
+        """Logits of the wanted tokens, span after span, in float32. ValueError for a position beyond the context."""
+        beyond = next((s for s in spans if s.start + len(s.tokens) > self.program.context), None)
+        if beyond is not None:
+            end = beyond.start + len(beyond.tokens)
+            raise ValueError(f"decoder: {end} tokens do not fit {self.program.context} positions")
+        logits = torch.empty(sum(span.wanted for span in spans), self.config.vocab_size)
+        tokens = np.concatenate([np.array(span.tokens, np.int64) for span in spans])
+        positions = np.concatenate([np.arange(span.start, span.start + len(span.tokens)) for span in spans])
+        lengths = [len(span.tokens) for span in spans]
+        rows = np.repeat([span.slot for span in spans], lengths)
+        ends = np.cumsum(lengths)
+        wanted = np.concatenate([np.arange(e - s.wanted, e) for e, s in zip(ends, spans, strict=True)])
+        done = 0
+        for start in range(0, len(tokens), MOST_ROWS):
+            piece = slice(start, start + MOST_ROWS)
+            here = wanted[(wanted >= start) & (wanted < piece.stop)] - start
+            self._walk(tokens[piece], positions[piece], rows[piece], here, logits[done:])
+            done += len(here)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _walk(self, tokens: Any, positions: Any, rows: Any, wanted: Any, logits: Tensor) -> None:
+        """One step on up to MOST_ROWS rows."""
+        count = len(tokens)
+        self._tokens[:count], self._positions[:count], self._rows[:count] = tokens, positions, rows
+        self._gathered[: len(wanted)] = wanted
+        self._counts[:] = count, len(wanted)
+        self.program.set_logits(logits)
+        self._team.run(self._work)
+
+    def _tiles_of(self, module: Any) -> np.ndarray:
+        """Addresses of the tiles of every format that the program has, (format, size)."""
+        found = np.zeros((len(FORMATS), len(module.SIZES["fp32"])), np.int64)
+        for kind, number in FORMATS.items():
+            if number in self.program.operations["format"]:
+                found[number] = module.tiles(kind)
+        return found
+
+    def _work(self, thread: int) -> None:
+        program = self.program
+        self._step(
+            thread, self.threads, self._board, program.operations, self._tiles, self._counts, self._tokens, self._positions,
+            self._rows, self.store.tables, self._gathered, self._area.data_ptr(), program.record_bytes,
+            program.values_bytes,
+        )  # fmt: skip

@@ -1,0 +1,239 @@
+"""A whole decode step as one compiled function: a list of operations that all threads walk through together.
+
+    embed | round  qkv  remember  attend  round  out+  round  gate*up  round  down+ | ... | gather  round  head
+
+Each operation is a record of `OPERATION`. What it reads and writes is given by address, so that one compilation serves
+every model and every format of weights. Rows of activations are float32; `round` gives them the format that the next
+product reads, after a norm where one stands there.
+
+Rows are tokens: one of each sequence in decoding, many of one in prefill. A row is computed in the same order whatever
+else is in the batch, and whichever thread takes it.
+"""
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from groundup.inference.decode_attend import attend, norm_heads, remember, rotate, slot_of
+from groundup.inference.decode_operations import (
+    ADD, ATTEND, BF16, EMBED, FP32, GATHER, INT8, NORM, PRIVATE_ROWS, PRODUCT, REMEMBER, ROUND,
+)  # fmt: skip
+from groundup.inference.decode_rows import activate, floats, norm, round_bf16, round_fp32, round_int16
+from groundup.inference.decode_team import FAST_MATH, compiled, meet, next_part
+from groundup.inference.decode_tile import INPUTS, OUTPUTS
+
+TILE = 12  # rows of a tile at most
+
+
+@intrinsic
+def _call_tile(typing, function, weights, scales, x, stride, sums, y, groups):
+    """Call one of `decode_tile.tiles`."""
+
+    def generate(context, builder, signature, arguments):
+        word = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [word] * 7)
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 8), generate
+
+
+@compiled
+def _row(address, width, row):
+    return floats(address + 4 * width * row, width)
+
+
+@compiled
+def _embed(op, row, tokens, positions):
+    out = _row(op.target, op.target_width, row)
+    vector = _row(op.table, op.width, tokens[row])
+    for i in range(op.width):
+        out[i] = vector[i] * op.scale
+    if op.position_table:
+        place = _row(op.position_table, op.width, positions[row])
+        for i in range(op.width):
+            out[i] += place[i]
+
+
+@compiled
+def _norm(op, row, work):
+    """target = norm(source), or target += norm(source)."""
+    normed, out = work[: op.width], _row(op.target, op.target_width, row)
+    norm(op.norm_kind, _row(op.source, op.source_width, row)[: op.width], op.gain, op.norm_bias, op.eps, normed)
+    for i in range(op.width):
+        out[i] = out[i] + normed[i] if op.mode == ADD else normed[i]
+
+
+@compiled
+def _round(op, row, record, values_bytes, work):
+    """One row, normed, in the format of the next product: values, then their scale, then the sums of groups."""
+    padded = work[: op.groups * INPUTS]
+    norm(op.norm_kind, _row(op.source, op.source_width, row)[: op.width], op.gain, op.norm_bias, op.eps, padded[: op.width])
+    padded[op.width :] = np.float32(0)
+    if op.format == FP32:
+        round_fp32(padded, record)
+    elif op.format == BF16:
+        round_bf16(padded, record)
+    else:
+        scale = round_int16(padded, record, record + values_bytes + 4 * OUTPUTS)
+        floats(record + values_bytes, 1)[0] = scale
+
+
+@compiled
+def _multiply(op, tiles, block, x, stride, sums, y, rows):
+    """Up to 12 rows times a block, by the smallest tile for so many; rows that it does beyond them nobody reads."""
+    weights, scales = op.weights + block * op.block_bytes, op.scales + block * op.scale_bytes
+    if rows <= 4:
+        _call_tile(tiles[op.format, min(rows - 1, 2)], weights, scales, x, stride, sums, y, op.groups)
+        return
+    place, half = (3, 4) if rows <= 8 else (4, 6)
+    _call_tile(tiles[op.format, place], weights, scales, x, stride, sums, y, op.groups)
+    if op.format >= INT8:  # a tile of half as many rows
+        more = half * stride
+        _call_tile(tiles[op.format, place], weights, scales, x + more, stride, sums + more, y + 4 * OUTPUTS * half, op.groups)
+
+
+@compiled
+def _finish(values, scale, bias, start):
+    """Outputs of one row and block: their scale, and biases from output `start` on."""
+    for i in range(values.size):
+        values[i] *= scale
+    if bias:
+        biases = floats(bias + 4 * start, values.size)
+        for i in range(values.size):
+            values[i] += biases[i]
+
+
+@compiled
+def _product(op, tiles, part, records, stride, values_bytes, y, rows):
+    """All rows times one block of weights (of the gate and of what goes up, where there is a gate)."""
+    start = part * OUTPUTS
+    width = min(OUTPUTS, op.outputs - start)
+    for first in range(0, rows, TILE):
+        count, x = min(TILE, rows - first), records + first * stride
+        sums = x + values_bytes + 4 * OUTPUTS
+        _multiply(op, tiles, part * (1 + op.gated), x, stride, sums, y.ctypes.data, count)
+        if op.gated:
+            _multiply(op, tiles, part * 2 + 1, x, stride, sums, y.ctypes.data + 4 * OUTPUTS * TILE, count)
+        for row in range(count):
+            values = y[row, :width]
+            scale = floats(x + row * stride + values_bytes, 1)[0] if op.format >= INT8 else np.float32(1)
+            _finish(values, scale, op.bias, start)
+            activate(values, op.activation)
+            if op.gated:
+                up = y[TILE + row, :width]
+                _finish(up, scale, op.up_bias, start)
+                for i in range(width):
+                    values[i] *= up[i]
+            out = _row(op.target, op.target_width, first + row)[start : start + width]
+            for i in range(width):
+                out[i] = out[i] + values[i] if op.mode == ADD else values[i]
+
+
+@compiled
+def _remember(op, row, table, position):
+    """Norms and turns queries and keys of a token, scales the queries, and stores keys and values."""
+    d_q, d_kv = op.heads * op.d_head, op.kv_heads * op.d_head
+    qkv = _row(op.source, op.source_width, row)
+    queries, keys, values = qkv[:d_q], qkv[d_q : d_q + d_kv], qkv[d_q + d_kv : d_q + 2 * d_kv]
+    if op.q_gain:
+        norm_heads(queries, d_q if op.whole_norm else op.d_head, op.q_gain, op.eps)
+        norm_heads(keys, d_kv if op.whole_norm else op.d_head, op.k_gain, op.eps)
+    if op.half:
+        cos, sin = _row(op.cos, op.half, position), _row(op.sin, op.half, position)
+        rotate(queries, op.heads, op.d_head, cos, sin, op.half)
+        rotate(keys, op.kv_heads, op.d_head, cos, sin, op.half)
+    for i in range(d_q):
+        queries[i] *= op.scale
+    slot = slot_of(table, op.page_size, position)
+    remember(keys, op.keys, slot, op.in_bf16)
+    remember(values, op.values, slot, op.in_bf16)
+
+
+@compiled
+def _attend(op, row, head, table, position, scores):
+    kv_head, bytes_each = head // (op.heads // op.kv_heads), 2 if op.in_bf16 else 4
+    start = kv_head * op.d_head * bytes_each
+    query = _row(op.source, op.source_width, row)[head * op.d_head : (head + 1) * op.d_head]
+    out = _row(op.target, op.target_width, row)[head * op.d_head : (head + 1) * op.d_head]
+    slope = floats(op.slopes, op.heads)[head] if op.slopes else np.float32(0)
+    sink = floats(op.sinks, op.heads)[head] if op.sinks else np.float32(-3e38)
+    attend(
+        query, op.keys + start, op.values + start, op.kv_heads * op.d_head, op.in_bf16, table, op.page_size,
+        position, op.window, op.sink_tokens, op.softcap, slope, sink, scores, out,
+    )  # fmt: skip
+
+
+@compiled
+def _parts(op, rows):
+    """In how many parts an operation on so many rows is shared out."""
+    if op.kind == PRODUCT:
+        return (op.outputs + OUTPUTS - 1) // OUTPUTS
+    return rows * op.heads if op.kind == ATTEND else rows
+
+
+def _digest() -> str:
+    """Of all files that are compiled into the step: Numba's cache on disk looks at the file of its function only."""
+    files = sorted(Path(__file__).parent.glob("decode_*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _compiled_step(digest: str) -> Any:
+    """The step; `digest` is part of the key under which Numba keeps it, since the function has it from outside."""
+
+    def step(thread, threads, board, program, tiles, counts, tokens, positions, table_rows, tables, gathered, area, record, kept):
+        """Walk through `program` as one of `threads`. counts: rows, and rows whose logits are wanted (`gathered`). tiles: by format, see
+        `decode_tile`.
+
+        Row i is token tokens[i] at positions[i] of the sequence with page table tables[table_rows[i]]. area: address of
+        rounded rows of `record` bytes each, which begin with values of up to `kept` bytes: first those that all
+        threads share, then PRIVATE_ROWS for each thread.
+        """
+        if not digest:
+            return
+        work = np.empty(max(kept // 4, tables.shape[1] * program[0].page_size), np.float32)
+        y = np.empty((2 * TILE, OUTPUTS), np.float32)
+        private_area = area + record * (tokens.size + TILE + thread * PRIVATE_ROWS)
+        for number in range(program.size):
+            op = program[number]
+            rows = counts[op.wanted]
+            private = rows <= PRIVATE_ROWS
+            records = private_area if private else area
+            if rows == 0:
+                continue
+            if op.kind == ROUND and private:
+                for row in range(rows):
+                    _round(op, row, records + row * record, kept, work)
+                continue
+            parts = _parts(op, rows)
+            while True:
+                part = next_part(board, thread)
+                if part >= parts:
+                    break
+                if op.kind == PRODUCT:
+                    _product(op, tiles, part, records, record, kept, y, rows)
+                elif op.kind == ROUND:
+                    _round(op, part, records + part * record, kept, work)
+                elif op.kind == ATTEND:
+                    row, head = part // op.heads, part % op.heads
+                    _attend(op, row, head, tables[table_rows[row]], positions[row], work)
+                elif op.kind == REMEMBER:
+                    _remember(op, part, tables[table_rows[part]], positions[part])
+                elif op.kind == NORM:
+                    _norm(op, part, work)
+                elif op.kind == EMBED:
+                    _embed(op, part, tokens, positions)
+                elif op.kind == GATHER:
+                    _row(op.target, op.target_width, part)[:] = _row(op.source, op.source_width, gathered[part])
+            meet(board, thread, threads)
+
+    return njit(cache=True, nogil=True, fastmath=FAST_MATH, error_model="numpy")(inspect.unwrap(step))
+
+
+step = _compiled_step(_digest())

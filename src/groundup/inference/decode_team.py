@@ -1,0 +1,123 @@
+"""Threads that walk through one step together: they meet after each operation, and share out its parts.
+
+    thread 0   part 0   part 2   part 3  |meet|  part 0 ...
+    thread 1      part 1      part 4     |meet|  part 1 ...
+
+Parts are handed out by a counter, so that a thread that was held up takes fewer. Meeting is a counter, too: everybody
+adds one and waits until all have, spinning, since the next operation is a fraction of a microsecond away. Between steps
+the helpers sleep. Both counters live in one array of int64, `board`; neither is ever set back while others may look.
+"""
+
+import inspect
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+LINE = 8  # int64 in a cache line: counters of their own line do not slow each other down
+COUNTERS = 4
+MEETING, FIRST_COUNTER = 0, LINE
+FAST_MATH = {"reassoc", "contract", "arcp", "nsz"}  # sums may be reordered, but infinities and NaN stay what they are
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile on first use. Unwrapped: Numba cannot compile a test's type check."""
+    return njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")(inspect.unwrap(function))
+
+
+def new_board(threads: int) -> NDArray[np.int64]:
+    """Room for the counters, and for how many meetings each thread has been to."""
+    return np.zeros(LINE * (1 + COUNTERS + threads), np.int64)
+
+
+@intrinsic
+def _add_one(typing: Any, address: Any) -> Any:
+    """The number at an address, which is one more from now on; no other thread gets the same."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "acq_rel")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _read(typing: Any, address: Any) -> Any:
+    """The number at an address as another thread last left it, with all that it wrote before."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.load_atomic(pointer, "acquire", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _pause(typing: Any) -> Any:
+    """Tell an x86 processor that this is a loop that waits; nothing elsewhere."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if builder.module.triple.startswith(("x86_64", "i686")):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@compiled
+def meet(board, thread, threads):
+    """Wait until every thread is here."""
+    own = LINE * (1 + COUNTERS + thread)
+    board[own] += 1
+    everyone = board[own] * threads
+    _add_one(board.ctypes.data + 8 * MEETING)
+    while _read(board.ctypes.data + 8 * MEETING) < everyone:
+        _pause()
+    if thread == 0:  # nobody is left at the operation before, whose counter is needed again in three
+        board[FIRST_COUNTER + LINE * ((board[own] - 1) % COUNTERS)] = 0
+
+
+@compiled
+def next_part(board, thread):
+    """The number of a part of this operation that nobody else has."""
+    meetings = board[LINE * (1 + COUNTERS + thread)]
+    return _add_one(board.ctypes.data + 8 * (FIRST_COUNTER + LINE * (meetings % COUNTERS)))
+
+
+class Team:
+    """Calls `work(thread)` on `threads` threads at once, this one being number 0. `work` lets go of Python's lock.
+
+    The helpers end when nobody holds the team any more.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._orders = [queue.SimpleQueue() for _ in range(threads - 1)]
+        for i, orders in enumerate(self._orders):
+            threading.Thread(target=_obey, args=(orders, i + 1), name=f"decode-{i + 1}", daemon=True).start()
+        weakref.finalize(self, _dismiss, self._orders)
+
+    def run(self, work: Callable[[int], None]) -> None:
+        for orders in self._orders:
+            orders.put(work)
+        work(0)
+
+
+def _obey(orders: "queue.SimpleQueue[Callable[[int], None] | None]", thread: int) -> None:
+    while (work := orders.get()) is not None:
+        work(thread)
+        del work  # or a thread that waits would keep its last work's memory
+
+
+def _dismiss(all_orders: "list[queue.SimpleQueue[Any]]") -> None:
+    for orders in all_orders:
+        orders.put(None)
