@@ -51,7 +51,7 @@ def check_replicas(engine: Engine) -> None:
     Those are ranks along `data` and `context`, and along `expert` for what is no expert's. What `tensor` copies each
     rank computes by itself, which on a GPU need not give the same last bit; with zero each owns another state.
     """
-    states = {} if engine.plan.zero else own_states(engine.inner)
+    states = {} if engine.plan.zero else own_states(engine.inner())
     copies: dict[tuple[str, ...], dict[str, Tensor]] = {}
     for name, p in engine.named_parameters():
         axes = tuple(axis for axis in TOKENS if axis not in engine.cut_axes(name) | {"shard"})
