@@ -1,6 +1,7 @@
 """The trainer over a model that ranks divide by a plan: one run, gone on with under one plan after the other."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -8,14 +9,26 @@ import pytest
 import torch
 from torch import nn
 
-from groundup.model import AttentionConfig, BlockConfig, ModelConfig, MoEConfig, TopKRouter, Transformer
+from groundup.model import (
+    AttentionConfig,
+    BlockConfig,
+    CrossAttentionConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    MLPConfig,
+    ModelConfig,
+    MoEConfig,
+    MultiTokenConfig,
+    TopKRouter,
+    Transformer,
+)
 from groundup.optim import AdamW, Muon, Optimizers
 from groundup.optim.groups import split_for_muon
 from groundup.parallel.engines import ENGINES, engine_for
 from groundup.parallel.plan import ParallelPlan
 from groundup.train import next_token, train
 from groundup.train.divided import check_replicas
-from groundup.train.objectives import Loss
+from groundup.train.objectives import Loss, multi_token
 from groundup.train.recorder import Recorder
 from tests.distributed import run_ranks
 from tests.train.small import VOCAB, Batches, batch
@@ -72,8 +85,8 @@ def alone(steps: int, **options):
     return model, train(model, Rows(), next_token, adamw(model), steps, progress=False, **options)
 
 
-def train_under(text: str, name: str, steps: int, folder: Path | None, objective=next_token, **options):
-    engine = engine_for(experts(), ParallelPlan.parse(text), name)
+def train_under(text: str, name: str, steps: int, folder: Path | None, objective=next_token, make=experts, **options):
+    engine = engine_for(make(), ParallelPlan.parse(text), name)
     model = engine.modules[0]
     engine.optimize(adamw_over)
     rows = Rows(engine.mesh.rows, engine.mesh.row_parts)
@@ -127,11 +140,14 @@ def poisoned(rank, size):
     with pytest.raises(ValueError, match="model and optimizer are"):
         train(model, Rows(), next_token, adamw(model), 1, engine=engine)
     for name in ENGINES:
-        engine = engine_for(CutHead(), ParallelPlan(tensor=2), name)
-        engine.optimize(adamw_over)
-        with pytest.raises(ValueError, match=r"cuts head.weight over tensor, but objectives read the head whole"):
-            train(engine.modules[0], Rows(), next_token, engine.optimizer, 1, engine=engine)
-    return several_optimizers_divided()
+        for text, make, says in (
+            ("tensor=2", CutHead, "cuts head.weight over tensor, but objectives read the head whole"),
+            ("shard=2", translator, "an EncoderDecoder reads parts of blocks without calling the blocks, and shard=2"),
+        ):
+            with pytest.raises(ValueError, match=says):
+                train_under(text, name, 1, None, make=make)
+    found = [train_under("shard=2", name, 2, None, multi_token, make=further)[1].losses for name in ENGINES]
+    return several_optimizers_divided(), found
 
 
 def several_optimizers_divided() -> bool:
@@ -142,6 +158,21 @@ def several_optimizers_divided() -> bool:
         for engine in ENGINES
         for name, tensor in trained_with_muon("data=2 zero=1", engine).items()
     )
+
+
+def further() -> Transformer:
+    """Modules for further tokens, which are parts and no units: their own modules are called one by one."""
+    block = BlockConfig(AttentionConfig(2, 2, 8), MLPConfig(24))
+    model = Transformer(ModelConfig(VOCAB, 16, 1, (block,), multi_token=MultiTokenConfig(2))).to(torch.float64)
+    model.compute_dtype = torch.float64
+    return model
+
+
+def translator() -> EncoderDecoder:
+    block = BlockConfig(AttentionConfig(2, 2, 8), None)
+    reader = replace(block, mixer=replace(block.mixer, causal=False))
+    writer = replace(block, cross=CrossAttentionConfig(2, 2, 8))
+    return EncoderDecoder(EncoderDecoderConfig(*(ModelConfig(VOCAB, 16, 1, (each,)) for each in (reader, writer))))
 
 
 class CutHead(Transformer):
@@ -166,5 +197,9 @@ def trained_with_muon(text: str, name: str) -> dict[str, torch.Tensor]:
     return engine.full_state_dict()
 
 
-def test_a_bad_step_is_skipped_by_all_what_cannot_be_is_refused_and_optimizers_are_divided():
-    assert run_ranks(poisoned, 2) == [True, True]
+def test_a_bad_step_is_skipped_by_all_and_what_cannot_be_is_refused():
+    model = further()
+    expected = train(model, Rows(), multi_token, adamw(model), 2, progress=False).losses
+    for same_bits, found in run_ranks(poisoned, 2):
+        assert same_bits
+        assert all(losses == pytest.approx(expected, rel=1e-12, abs=0) for losses in found)

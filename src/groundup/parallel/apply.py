@@ -85,7 +85,6 @@ class GroundupEngine:
                 buckets += made
         return Overlap(buckets, lambda bucket: sum_bucket(bucket, groups[id(bucket[0])]))
 
-    @property
     def inner(self) -> Any:
         """See `engine.Engine`."""
         if self.optimizer is None:
@@ -242,7 +241,7 @@ class GroundupEngine:
         if isinstance(self.optimizer, ZeRO):
             return self.slices.whole_states(dict(self.optimizer.full_state()))
         names = {p: name for name, p in self.slices.own.items()}
-        return self.slices.whole_states({names[p]: states for p, states in own_states(self.inner).items()})
+        return self.slices.whole_states({names[p]: states for p, states in own_states(self.inner()).items()})
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take this rank's part of a state that `optimizer_state` gave, under any plan.
@@ -252,7 +251,7 @@ class GroundupEngine:
         if unknown := sorted(state.keys() - set(self.slices.names.trained)):
             raise ValueError(f"optimizer state of parameters that are not trained here: {', '.join(unknown[:10])}")
         names = {p: name for name, p in self.slices.own.items()}
-        for member in members(self.inner):
+        for member in members(self.inner()):
             member.state.clear()
             for group in member.param_groups:
                 for p in group["params"]:

@@ -56,7 +56,6 @@ class Engine(Protocol):
     @property
     def modules(self) -> Sequence[nn.Module]: ...
 
-    @property
     def inner(self) -> Any:
         """The optimizer that `optimize` was given, of what this rank updates: without ZeRO around it. No collective.
 

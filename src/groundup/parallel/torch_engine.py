@@ -113,7 +113,6 @@ class TorchEngine:
             for block in choose_units(chunk, None) if has_balancing_losses(chunk) else ():
                 keep_lists(block)
 
-    @property
     def inner(self) -> Any:
         """See `engine.Engine`."""
         if self.optimizer is None:
@@ -274,7 +273,7 @@ class TorchEngine:
     def optimizer_state(self) -> State:
         """See `engine.Engine`."""
         names = {p: name for name, p in self._local.items()}
-        local = {names[p]: states for p, states in own_states(self.inner).items()}
+        local = {names[p]: states for p, states in own_states(self.inner()).items()}
         return self._whole.gather_state(self.pieces, local, self.device, owned=self.plan.zero == 1)
 
     def load_optimizer_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -283,13 +282,13 @@ class TorchEngine:
             raise ValueError(f"optimizer state of parameters that the model has not: {', '.join(unknown[:10])}")
         names = {p: name for name, p in self._local.items()}
         found = []
-        for member in members(self.inner):
+        for member in members(self.inner()):
             for group in member.param_groups:
                 for p in group["params"]:
                     piece, name = self.pieces[names[p]], names[p]
                     parts = {key: own_state(piece, name, key, t) for key, t in state.get(name, {}).items()}
                     found.append((member, p, {k: place_state(member, p, group, k, t) for k, t in parts.items()}))
-        for member in members(self.inner):
+        for member in members(self.inner()):
             member.state.clear()
         for member, p, states in found:
             if states:

@@ -22,10 +22,10 @@ def choose_units(model: nn.Module, units: Units | None) -> list[nn.Module]:
 
 
 def _listed(module: nn.Module) -> Iterator[nn.Module]:
-    """Children of the outermost lists and dicts of modules, where they have parameters."""
+    """Children of the outermost lists and dicts of modules, where they have parameters and are called themselves."""
     inside = isinstance(module, nn.ModuleList | nn.ModuleDict)
     for child in module.children():
-        if inside and not isinstance(child, nn.ModuleList | nn.ModuleDict):
+        if inside and type(child).forward is not nn.Module.forward:
             yield from [child] if any(True for _ in child.parameters()) else []
         else:
             yield from _listed(child)

@@ -109,7 +109,7 @@ def train(
     if device.type == "cpu":
         keep_memory()
     feed = Feed(source, device, vocabularies(model) if engine is None else divided.vocabularies(engine))
-    facts = fingerprint(model, optimizer if engine is None else engine.inner, source, config)
+    facts = fingerprint(model, optimizer if engine is None else engine.inner(), source, config)
     memory = Memory(micro_batches)
     if scaler is None and getattr(model, "compute_dtype", None) == torch.float16:
         scaler = LossScaler()

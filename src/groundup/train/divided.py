@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from groundup.model.encoder_decoder import EncoderDecoder
 from groundup.parallel import check_copies
 from groundup.parallel.engine import Engine
 from groundup.parallel.plan import TOKENS
@@ -50,7 +51,7 @@ def check_replicas(engine: Engine) -> None:
     Those are ranks along `data` and `context`, and along `expert` for what is no expert's. What `tensor` copies each
     rank computes by itself, which on a GPU need not give the same last bit; with zero each owns another state.
     """
-    states = {} if engine.plan.zero else own_states(engine.inner)
+    states = {} if engine.plan.zero else own_states(engine.inner())
     copies: dict[tuple[str, ...], dict[str, Tensor]] = {}
     for name, p in engine.named_parameters():
         axes = tuple(axis for axis in TOKENS if axis not in engine.cut_axes(name) | {"shard"})
@@ -76,6 +77,11 @@ def refuse(engine: Engine, model: Any, optimizer: Any, micro_batches: Any, recor
         raise ValueError("train: objectives call a whole model, which no stage of a pipeline is; use engine.accumulate")
     if (head := _name_of_head(model)) is not None and "tensor" in engine.cut_axes(head):
         raise ValueError(f"train: the model's own table cuts {head} over tensor, but objectives read the head whole")
+    if isinstance(model, EncoderDecoder) and not _is_whole_anywhere(engine):
+        raise ValueError(
+            f"train: an EncoderDecoder reads parts of blocks without calling the blocks, and {engine.plan.text} leaves "
+            "them whole within a call only; use data, or zero=1"
+        )
     if not isinstance(micro_batches, int):
         raise ValueError(f"train: micro_batches={micro_batches!r} with an engine; give a number")
     if recorder not in (True, False) and not has_whole_gradients(engine):
@@ -87,6 +93,12 @@ def refuse(engine: Engine, model: Any, optimizer: Any, micro_batches: Any, recor
 def _name_of_head(model: Any) -> str | None:
     head = getattr(model, "head_weight", None)
     return next((name for name, p in model.named_parameters() if p is head), None)
+
+
+def _is_whole_anywhere(engine: Engine) -> bool:
+    """Whether modules hold the very tensors that this rank computes with, and not pieces that have to be gathered."""
+    own = dict(engine.named_parameters())
+    return engine.plan.shard == 1 and all(own[name] is p for name, p in engine.modules[0].named_parameters())
 
 
 def has_whole_gradients(engine: Engine) -> bool:
