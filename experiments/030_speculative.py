@@ -27,7 +27,7 @@ from groundup.model.source import Source, read_source
 from groundup.tokenizer.template import ChatTemplate
 
 OUT = Path(__file__).with_suffix(".jsonl")
-ASK = "Summarize the following text in a few sentences, quoting its most important phrases word for word.\n\n"
+ASK = "Summarize this text.\n\n"
 NUMBERS = (60, 180)
 CHARACTERS = 2_000
 DRAFTS = (0, 4)
