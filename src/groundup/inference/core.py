@@ -89,6 +89,7 @@ class Core:
         self._ready: list[Output] = []
         self._weights: tuple[Any, ...] | None = None
         self._steps = self._generated = self._finished = self._failed = self._aborted = 0
+        self._drafted = self._accepted = 0
         self.pages = Pages(self.num_pages, page_size, self.share)
         self.scheduler: Scheduler | None = None
         self._past = (0, 0, 0)
@@ -164,6 +165,8 @@ class Core:
             requests_finished=self._finished,
             requests_failed=self._failed,
             requests_aborted=self._aborted,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )
 
     # -- one step ------------------------------------------------------------------------------------------------------
@@ -253,11 +256,13 @@ class Core:
         """
         request, draft, pieces = work.request, work.span.tokens[work.known :], []
         logits[:, self.vocab_size :] = -torch.inf
+        self._drafted += len(draft)
         for row, guess in zip(logits, [*draft, None], strict=True):
             (choice,) = choose(row[None], [request])
             if isinstance(choice, Exception):
                 raise choice
             pieces.append(request.push(*choice))
+            self._accepted += choice.token == guess
             if request.finish_reason is not None or choice.token != guess:
                 break
         return "".join(pieces)

@@ -113,7 +113,8 @@ class Output:
 class EngineStats:
     """Now: requests that wait and run, pages in all, held and kept for prefixes. Since the start: the rest.
 
-    `prompt_tokens` are those of admitted requests, of which `cached_prompt_tokens` were found computed.
+    `prompt_tokens` are those of admitted requests, of which `cached_prompt_tokens` were found computed. Of the
+    `drafted_tokens` that were verified, the model drew `accepted_tokens` itself.
     """
 
     waiting: int
@@ -129,3 +130,10 @@ class EngineStats:
     requests_finished: int
     requests_failed: int
     requests_aborted: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """The share of drafted tokens that were right; 0 where none were drafted."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
