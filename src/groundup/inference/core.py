@@ -42,8 +42,8 @@ class Proposer(Protocol):
 DecoderBuilder = Callable[[Transformer, PageStore], Any]
 """Makes a `Runner` for spans of one token, or an object with the `reason` why it does not.
 
-A runner with `takes_prompts` true gets all spans. One with `batch_invariant` true as well promises that a token's logits
-depend on nothing but the tokens before it, bit for bit.
+A runner with `takes_prompts` true gets all spans. One with `batch_invariant` true as well promises that a token's
+logits depend on nothing but the tokens before it, bit for bit.
 """
 
 
