@@ -41,18 +41,26 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train_from_iterator(["the cat"], VOCAB, special_tokens=["<|endoftext|>"])
 
 
-@cache
 def model(name: str = "gqa") -> Transformer:
-    """Its context is 64 tokens. Weights are large enough that greedy choices are far apart."""
-    built = build(replace(CONFIGS[name], vocab_size=VOCAB, context_length=64))
-    return built
+    """One of each kind for all tests, with a context of 64 tokens."""
+    return _model(name)
+
+
+@cache
+def _model(name: str) -> Transformer:
+    return new_model(name)
+
+
+def new_model(name: str) -> Transformer:
+    """One that a test may change."""
+    return build(replace(CONFIGS[name], vocab_size=VOCAB, context_length=64))
 
 
 def engine(name: str = "gqa", **options) -> Engine:
     return Engine(model(name), tokenizer(), **options)
 
 
-def crowd(count: int = 6, seed: int = 0) -> list[tuple[list[int], SamplingParams]]:
+def crowd(count: int = 4, seed: int = 0) -> list[tuple[list[int], SamplingParams]]:
     """Prompts of 1 to 39 tokens that share beginnings, greedy and sampled, with log-probabilities."""
     rng = random.Random(seed)
     beginning = [rng.randrange(VOCAB) for _ in range(20)]
@@ -61,7 +69,7 @@ def crowd(count: int = 6, seed: int = 0) -> list[tuple[list[int], SamplingParams
         prompt = beginning[: rng.choice([0, 9, 20])] + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 20))]
         temperature = 0 if i % 2 else 1.0
         requests.append(
-            (prompt, SamplingParams(max_tokens=rng.randrange(1, 20), temperature=temperature, seed=i, logprobs=2))
+            (prompt, SamplingParams(max_tokens=rng.randrange(4, 12), temperature=temperature, seed=i, logprobs=2))
         )
     return requests
 

@@ -4,8 +4,9 @@ Two ways in. `generate`, `stream` and `chat` answer at once. `submit`, `step` an
 come and go at any time, and each step advances all of them. Both run on one `Core` and may be mixed.
 """
 
+import contextlib
 import itertools
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import fields, replace
 from pathlib import Path
@@ -260,16 +261,19 @@ class Engine:
 
     def _stream(self, request: Request) -> Generator[str, None, Completion]:
         shown = 0
-        for _ in self._steps([request]):
-            yield from filter(None, request.pieces[shown:])
-            shown = len(request.pieces)
+        with contextlib.closing(self._steps([request])) as steps:
+            for _ in itertools.chain(steps, [None]):  # once more for what steps for others made meanwhile
+                while shown < len(request.pieces):
+                    shown += 1
+                    if request.pieces[shown - 1]:
+                        yield request.pieces[shown - 1]
         return request.completion()
 
     def _finish(self, requests: list[Request]) -> None:
         for _ in self._steps(requests):
             pass
 
-    def _steps(self, requests: list[Request]) -> Iterator[None]:
+    def _steps(self, requests: list[Request]) -> Generator[None]:
         """Steps until these requests are answered; what others get is kept for their next `step`."""
         mine = {request.id for request in requests}
         try:
