@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from groundup.inference import Engine, SamplingParams
+from groundup.inference.runner import TorchRunner
 from tests.inference.small import (
     CONFIGS,
     RECURRENT,
@@ -281,7 +282,7 @@ def test_refusals_at_admission():
         one.submit([1], replace(GREEDY, logit_bias={262: 1.0}))
     for options, wrong in [
         ({"batch_size": 0}, "batch_size=0"), ({"page_size": 0}, "page_size=0"), ({"cache_tokens": 3}, "cache_tokens=3"),
-        ({"step_tokens": 0}, "step_tokens=0"), ({"decoder": print, "batch_invariant": True}, "decoder"),
+        ({"step_tokens": 0}, "step_tokens=0"), ({"draft_tokens": 0}, "draft_tokens=0"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=wrong):
             engine(**options)
@@ -344,27 +345,32 @@ def test_a_proposer_that_raises_ends_the_request_it_raised_for():
     assert [o.error for o in outputs if o.request is bad and o.finish_reason] == ["'draft'"]
 
 
-def test_a_decoder_takes_the_spans_of_one_token():
-    taken = []
+class Watched(TorchRunner):
+    """A decoder that notes what it is given."""
 
-    def build(model, store):
-        runner = engine().core
-        runner.enqueue(engine()._request([1], GREEDY))
-        torch_runner = type(runner._runner)(model, store)
-        torch_runner_run = torch_runner.run
+    def __init__(self, model, store, **promises):
+        super().__init__(model, store)
+        self.lengths = []
+        self.__dict__.update(promises)
 
-        def run(spans):
-            taken.extend(len(span.tokens) for span in spans)
-            return torch_runner_run(spans)
+    def run(self, spans):
+        self.lengths += [len(span.tokens) for span in spans]
+        return super().run(spans)
 
-        torch_runner.run = run  # pyright: ignore[reportAttributeAccessIssue]
-        return torch_runner
 
-    requests = crowd(4)
-    assert [c.tokens for c in answers(engine(decoder=build, step_tokens=9), requests)] == [
-        c.tokens for c in answers(engine(), requests)
-    ]
-    assert set(taken) == {1} and len(taken) >= sum(len(c.tokens) - 1 for c in answers(engine(), requests))
+@pytest.mark.parametrize(
+    "promises, invariant, longest",
+    [({}, False, 1), ({"takes_prompts": True}, False, 9), ({}, True, 0),
+     ({"takes_prompts": True, "batch_invariant": True}, True, 9)],
+)  # fmt: skip
+def test_a_decoder_gets_what_it_takes(promises, invariant, longest):
+    built, requests = [], crowd(3)
+    one = engine(
+        decoder=lambda *parts: built.append(Watched(*parts, **promises)) or built[-1],
+        batch_invariant=invariant, step_tokens=9,
+    )  # fmt: skip
+    assert [c.tokens for c in answers(one, requests)] == [c.tokens for c in answers(engine(), requests)]
+    assert max(built[0].lengths, default=0) == longest and len(built) == 1
 
 
 def test_a_decoder_that_refuses_says_why_once(caplog):

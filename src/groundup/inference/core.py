@@ -40,7 +40,11 @@ class Proposer(Protocol):
 
 
 DecoderBuilder = Callable[[Transformer, PageStore], Any]
-"""Makes a `Runner` for spans of one token, or an object with the `reason` why it does not."""
+"""Makes a `Runner` for spans of one token, or an object with the `reason` why it does not.
+
+A runner with `takes_prompts` true gets all spans. One with `batch_invariant` true as well promises that a token's
+logits depend on nothing but the tokens before it, bit for bit.
+"""
 
 
 class Core:
@@ -84,8 +88,6 @@ class Core:
         if proposer is not None and recurrent:
             log.info("no speculation: a recurrent state cannot go back behind rejected tokens")
             self.proposer = None
-        if decoder is not None and batch_invariant:
-            raise ValueError("decoder with batch_invariant=True; its batches are not computed row by row, so give one")
         self._ready: list[Output] = []
         self._weights: tuple[Any, ...] | None = None
         self._steps = self._generated = self._finished = self._failed = self._aborted = 0
@@ -201,7 +203,8 @@ class Core:
     def _logits(self, spans: list[Span]) -> Float[Tensor, "wanted vocab"]:
         """From the decoder, for spans that it takes, and from torch."""
         fast = self._fast_decoder()
-        taken = [fast is not None and len(span.tokens) == span.wanted == 1 for span in spans]
+        takes_prompts = getattr(fast, "takes_prompts", False)
+        taken = [fast is not None and (takes_prompts or len(span.tokens) == span.wanted == 1) for span in spans]
         if fast is None or not any(taken):
             return self._runner.run(spans)
         if all(taken):
@@ -312,10 +315,12 @@ class Core:
             self._asked = True
             assert self.decoder is not None
             built = self.decoder(self.model, self.store)
-            if hasattr(built, "run"):
-                self._fast = built
-            else:
+            if not hasattr(built, "run"):
                 log.warning("decoding through torch: %s", built.reason)
+            elif self.batch_invariant and not getattr(built, "batch_invariant", False):
+                log.warning("decoding through torch: the decoder's rows depend on each other or on torch's prefill")
+            else:
+                self._fast = built
         return self._fast
 
     @contextlib.contextmanager

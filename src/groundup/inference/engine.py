@@ -262,10 +262,11 @@ class Engine:
     def _stream(self, request: Request) -> Generator[str, None, Completion]:
         shown = 0
         with contextlib.closing(self._steps([request])) as steps:
-            for _ in steps:
-                yield from filter(None, request.pieces[shown:])
-                shown = len(request.pieces)
-        yield from filter(None, request.pieces[shown:])  # made by steps for others, while nobody asked for the next
+            for _ in itertools.chain(steps, [None]):  # once more for what steps for others made meanwhile
+                while shown < len(request.pieces):
+                    shown += 1
+                    if request.pieces[shown - 1]:
+                        yield request.pieces[shown - 1]
         return request.completion()
 
     def _finish(self, requests: list[Request]) -> None:
