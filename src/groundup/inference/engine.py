@@ -274,7 +274,7 @@ class Engine:
         for _ in self._steps(requests):
             pass
 
-    def _steps(self, requests: list[Request]) -> Generator[None]:
+    def _steps(self, requests: list[Request]) -> Generator[None, None, None]:
         """Steps until these requests are answered; what others get is kept for their next `step`."""
         mine = {request.id for request in requests}
         self._own |= mine
