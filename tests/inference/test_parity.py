@@ -1,4 +1,4 @@
-"""Greedy answers of a published model, held to transformers'. `experiments/028_hf_parity.py` does it for 100 prompts."""
+"""Greedy answers of a published model, held to transformers'; `experiments/028_hf_parity.py` takes 100 prompts."""
 
 from typing import Any
 

@@ -285,9 +285,17 @@ class Core:
         weights = self._watch()
         if self._weights is not None and _same(self._weights, weights):
             return
+        has_moved = self._weights is None or self._weights[:2] != weights[:2]
         self._weights = weights
-        self._past = tuple(a + b for a, b in zip(self._past, _counts(self.scheduler), strict=True))  # type: ignore
         self._modules = list(self.model.modules())
+        self._fast: Runner | None = None
+        self._asked = self.decoder is None
+        if has_moved:
+            self._allocate()
+        self.forget()
+
+    def _allocate(self) -> None:
+        self._past = tuple(a + b for a, b in zip(self._past, _counts(self.scheduler), strict=True))  # type: ignore
         dtype = self.model.compute_dtype if self.dtype is None else self.dtype
         self.store = PageStore(
             self.model.config, self.num_pages, self.page_size, self.batch_size, self.row_pages, dtype, self.model.device
@@ -295,8 +303,6 @@ class Core:
         self.pages = Pages(self.num_pages, self.page_size, self.share)
         self.scheduler = Scheduler(self.pages, self.store, self.step_tokens)
         self._runner = (InvariantRunner if self.batch_invariant else TorchRunner)(self.model, self.store)
-        self._fast: Runner | None = None
-        self._asked = self.decoder is None
 
     def _watch(self) -> tuple[Any, ...]:
         """What tells these weights from others: versions, places, and numbers from some of the parameters.

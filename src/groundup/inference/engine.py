@@ -90,6 +90,7 @@ class Engine:
         self.end_ids |= set(end_ids)
         self.chat_template = chat_template
         self._numbers = itertools.count()
+        self._own: set[int] = set()  # requests of `generate` and `stream`, which read them without outputs
         self.core = Core(
             self.model, tokenizer.vocab_size, self.context_length,
             dtype=dtype, batch_size=batch_size, cache_tokens=cache_tokens, page_size=page_size,
@@ -222,7 +223,7 @@ class Engine:
 
         Raises for nothing that is in a request: what one does wrong ends it with the reason "error".
         """
-        return self.core.step()
+        return [output for output in self.core.step() if output.request.id not in self._own]
 
     def abort(self, request: Request) -> None:
         """End a request; its pages are free at once, and no output follows. One that has ended stays as it is."""
@@ -273,18 +274,19 @@ class Engine:
         for _ in self._steps(requests):
             pass
 
-    def _steps(self, requests: list[Request]) -> Generator[None]:
+    def _steps(self, requests: list[Request]) -> Generator[None, None, None]:
         """Steps until these requests are answered; what others get is kept for their next `step`."""
         mine = {request.id for request in requests}
+        self._own |= mine
         try:
             for request in requests:
                 if request.finish_reason is None:
                     self.core.enqueue(request)
             while any(request.finish_reason is None for request in requests):
-                others = [output for output in self.core.step() if output.request.id not in mine]
-                self.core.report(*others)
+                self.core.report(*self.step())
                 yield
         finally:
+            self._own -= mine
             for request in requests:
                 self.core.abort(request)
         failure = next((request.failure for request in requests if request.failure is not None), None)
