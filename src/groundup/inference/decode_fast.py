@@ -78,7 +78,7 @@ class FastDecoder:
 
         ValueError for a format of weights that does not exist.
         """
-        return refusal(model, store.streams) or cls(model, store, weights, threads)
+        return refusal(model, store.streams, store.page_size) or cls(model, store, weights, threads)
 
     @property
     def weight_bytes(self) -> int:
@@ -130,5 +130,5 @@ class FastDecoder:
         self._step(
             thread, self.threads, self._board, program.operations, self._tiles, self._counts, self._tokens, self._positions,
             self._rows, self.store.tables, self._gathered, self._area.data_ptr(), program.record_bytes,
-            program.values_bytes,
+            program.values_bytes, program.work_size,
         )  # fmt: skip

@@ -8,6 +8,7 @@ part of an operation or one of its own:
     out     `norm` of x, in place
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from groundup.model.linear import Linear
 from groundup.model.norm import LayerNorm, RMSNorm
 from groundup.model.position import Rope, sinusoids
 
+KEYS = 16  # that attention takes at a time, all of one page
 NORM_KINDS: dict[type, int] = {nn.Identity: 0, RMSNorm: 1, LayerNorm: 2}
 ACTIVATIONS = ("identity", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "relu2")
 """In the order of the numbers that `decode_rows.activate` goes by."""
@@ -40,8 +42,10 @@ class Refusal:
     reason: str
 
 
-def refusal(model: Transformer, streams: Sequence[Sequence[Tensor]]) -> Refusal | None:
+def refusal(model: Transformer, streams: Sequence[Sequence[Tensor]], page_size: int) -> Refusal | None:
     """What stands against a compiled step for this model over these pages, or None."""
+    if page_size % KEYS:
+        return Refusal(f"pages have {page_size} tokens, and the compiled step reads {KEYS} at once")
     if model.device.type != "cpu":
         return Refusal(f"the compiled decode step runs on a CPU, and the model is on {model.device}")
     for layer in range(model.config.num_layers):
@@ -88,7 +92,7 @@ class Program:
         self._alive: list[Tensor] = []
         self._operations: list[np.ndarray] = []
         self._tables: dict[tuple[Rope, int], tuple[int, int, int]] = {}
-        self._inputs = INPUTS
+        self._inputs, self._most_heads = INPUTS, 1
         self.x, self.wanted = self._rows(model.config.d_model), self._rows(model.config.d_model)
         self._embed(model)
         for layer, block in enumerate(model.blocks.children()):
@@ -106,6 +110,11 @@ class Program:
     def record_bytes(self) -> int:
         """Of a rounded row: its values, a cache line or two for its scale, the sums of its groups; whole cache lines."""
         return -(-(self.values_bytes + 4 * OUTPUTS + self.values_bytes // INPUTS) // 64) * 64
+
+    @property
+    def work_size(self) -> int:
+        """Numbers of float32 that a thread needs for itself: a row, or the scores of its heads."""
+        return max(self._inputs, self._most_heads * -(-self.context // KEYS) * KEYS)
 
     def _rows(self, width: int) -> Rows:
         return Rows(self._kept(torch.zeros(self.rows, width)))
@@ -217,9 +226,14 @@ class Program:
 
     def _heads(self, attention: Attention, streams: Sequence[Tensor]) -> dict[str, int]:
         config, (keys, values) = attention.config, streams
+        loops = importlib.import_module("groundup.inference.decode_heads")
+        together = loops.heads_at_once(config.d_head, config.num_heads // config.num_kv_heads)
+        self._most_heads = max(self._most_heads, together)
+        scores, add_values = loops.head_loops(config.d_head, together, keys.dtype == torch.bfloat16)
         return {
-            "heads": config.num_heads, "kv_heads": config.num_kv_heads, "d_head": config.d_head,
-            "keys": keys.data_ptr(), "values": values.data_ptr(), "in_bf16": keys.dtype == torch.bfloat16,
+            "heads": config.num_heads, "kv_heads": config.num_kv_heads, "d_head": config.d_head, "keys": keys.data_ptr(),
+            "values": values.data_ptr(), "in_bf16": keys.dtype == torch.bfloat16, "part_heads": together,
+            "scores": scores, "add_values": add_values,
         }  # fmt: skip
 
     def _before_keys(self, attention: Attention) -> dict[str, Any]:

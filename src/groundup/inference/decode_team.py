@@ -4,12 +4,13 @@
     thread 1      part 1      part 4     |meet|  part 1 ...
 
 Parts are handed out by a counter, so that a thread that was held up takes fewer. Meeting is a counter, too: everybody
-adds one and waits until all have, spinning, since the next operation is a fraction of a microsecond away. Between steps
-the helpers sleep. Both counters live in one array of int64, `board`; neither is ever set back while others may look.
+adds one and waits until all have, spinning, since the next operation is a fraction of a microsecond away; after some
+microseconds it lets others run, who may have taken the core of the one that is missing. Between steps the helpers sleep. Both counters live in one array of int64, `board`; neither is ever set back while others may look.
 """
 
 import inspect
 import queue
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 LINE = 8  # int64 in a cache line: counters of their own line do not slow each other down
 COUNTERS = 4
 MEETING, FIRST_COUNTER = 0, LINE
+SPINS = 1000  # some 20 microseconds
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz"}  # sums may be reordered, but infinities and NaN stay what they are
 
 
@@ -73,6 +75,9 @@ def _pause(typing: Any) -> Any:
     return types.void(), generate
 
 
+_let_others_run = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
+
+
 @compiled
 def meet(board, thread, threads):
     """Wait until every thread is here."""
@@ -80,8 +85,13 @@ def meet(board, thread, threads):
     board[own] += 1
     everyone = board[own] * threads
     _add_one(board.ctypes.data + 8 * MEETING)
+    spins = 0
     while _read(board.ctypes.data + 8 * MEETING) < everyone:
-        _pause()
+        spins += 1
+        if spins < SPINS:
+            _pause()
+        else:
+            _let_others_run()
     if thread == 0:  # nobody is left at the operation before, whose counter is needed again in three
         board[FIRST_COUNTER + LINE * ((board[own] - 1) % COUNTERS)] = 0
 
