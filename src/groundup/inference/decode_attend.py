@@ -16,9 +16,10 @@ from groundup.inference.decode_rows import (
     tanh,
     to_bf16,
 )
-from groundup.inference.decode_team import compiled
+from groundup.inference.decode_team import compiled, compiled_ignoring_nan
 
 KEYS = 16  # of a group, as in decode_heads
+
 
 def _caller(arguments: int) -> Any:
     """For compiled code: call the C function of so many int64 at an address."""
@@ -30,6 +31,11 @@ def _caller(arguments: int) -> Any:
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * (arguments + 1)), generate
+
+
+@intrinsic
+def call_2(typing, function, a, b):
+    return _caller(2)
 
 
 @intrinsic
@@ -86,23 +92,35 @@ def remember(values, address, slot, in_bf16):
 
 
 @compiled
-def _score_range(op, query, keys, table, first, last, scores, length):
-    """Scores of positions first .. last - 1, each at its position; whole groups of 16, so others around them change."""
-    stride = op.kv_heads * op.d_head * (2 if op.in_bf16 else 4)
+def _score_range(op, query, head, heads, table, first, last, scores, length):
+    """Scores of positions first .. last - 1, each at its position; whole groups of 16, so others around them change.
+
+    query, scores: addresses for the first of `heads` heads. All heads read a group before the next one is fetched.
+    """
+    group, size = op.heads // op.kv_heads, op.d_head * (2 if op.in_bf16 else 4)
+    stride = op.kv_heads * size
     for start in range(first // KEYS * KEYS, last, KEYS):
-        slot = slot_of(table, op.page_size, start)
-        call_5(op.scores, query, keys + slot * stride, stride, scores + 4 * start, length)
+        keys = op.keys + slot_of(table, op.page_size, start) * stride
+        if start + KEYS < last:
+            call_2(op.fetch, op.keys + slot_of(table, op.page_size, start + KEYS) * stride, KEYS * stride)
+        for i in range(0, heads, op.part_heads):
+            own = keys + (head + i) // group * size
+            call_5(op.scores, query + 4 * i * op.d_head, own, stride, scores + 4 * (i * length + start), length)
 
 
 @compiled
-def _value_range(op, values, table, first, last, weights, length, out):
-    """out += weight * value of positions first .. last - 1."""
-    stride = op.kv_heads * op.d_head * (2 if op.in_bf16 else 4)
-    start = first
+def _value_range(op, head, heads, table, first, last, weights, length, out):
+    """out += weight * value of positions first .. last - 1, for each of `heads` heads."""
+    group, size = op.heads // op.kv_heads, op.d_head * (2 if op.in_bf16 else 4)
+    stride, start = op.kv_heads * size, first
     while start < last:
-        count = min(last, (start // KEYS + 1) * KEYS) - start
-        slot = slot_of(table, op.page_size, start)
-        call_6(op.add_values, weights + 4 * start, length, values + slot * stride, stride, count, out)
+        following = (start // KEYS + 1) * KEYS
+        count, values = min(last, following) - start, op.values + slot_of(table, op.page_size, start) * stride
+        if following < last:
+            call_2(op.fetch, op.values + slot_of(table, op.page_size, following) * stride, KEYS * stride)
+        for i in range(0, heads, op.part_heads):
+            own, of_heads = values + (head + i) // group * size, weights + 4 * (i * length + start)
+            call_6(op.add_values, of_heads, length, own, stride, count, out + 4 * i * op.d_head)
         start += count
 
 
@@ -117,7 +135,7 @@ def _bend(op, scores, distance, slope):
             scores[i] -= slope * np.float32(distance - i)
 
 
-@compiled
+@compiled_ignoring_nan  # or the loop is no vectors; NaN stays in the scores themselves
 def _largest(scores, largest):
     for i in range(scores.size):
         largest = max(largest, scores[i])
@@ -135,33 +153,41 @@ def _exponentials(scores, largest):
 
 
 @compiled
-def attend(op, query, head, table, position, work, out):
+def attend(op, query, head, heads, table, position, work, out):
     """softmax(query . keys) values, over the last `op.window` positions and the first `op.sink_tokens`.
 
-    For `op.part_heads` query heads from `head` on, which share keys and values; query and out are float32 rows of them,
+    For `heads` query heads from `head` on: whole groups of `op.part_heads`. query and out are their float32 channels,
     and queries are scaled. work: room for a score per head and position.
     """
-    length, bytes_each = work.size // op.part_heads // KEYS * KEYS, 2 if op.in_bf16 else 4
-    start = head // (op.heads // op.kv_heads) * op.d_head * bytes_each
+    length = work.size // op.heads // KEYS * KEYS
     first, end = max(0, position + 1 - op.window), position + 1
     sinks = min(op.sink_tokens, first)
     scores = work.ctypes.data
-    _score_range(op, query.ctypes.data, op.keys + start, table, first, end, scores, length)
+    _score_range(op, query.ctypes.data, head, heads, table, first, end, scores, length)
     if sinks:
-        _score_range(op, query.ctypes.data, op.keys + start, table, 0, sinks, scores, length)
-    for i in range(op.part_heads):
-        row = work[i * length : i * length + end]
-        slope = floats(op.slopes, op.heads)[head + i] if op.slopes else np.float32(0)
-        _bend(op, row[first:], position - first, slope)
-        _bend(op, row[:sinks], position, slope)
-        sink = floats(op.sinks, op.heads)[head + i] if op.sinks else np.float32(-3e38)
-        largest = _largest(row[:sinks], _largest(row[first:], sink))
-        total = _exponentials(row[first:], largest) + _exponentials(row[:sinks], largest)
-        if op.sinks:
-            total += exponential(sink - largest)
-        for j in range(row.size):  # the weights; what is between the ranges is not read
-            row[j] /= total
+        _score_range(op, query.ctypes.data, head, heads, table, 0, sinks, scores, length)
+    for i in range(heads):
+        _softmax(op, head + i, work[i * length : i * length + end], position, first, sinks)
     for i in range(out.size):
         out[i] = np.float32(0)
-    _value_range(op, op.values + start, table, 0, sinks, scores, length, out.ctypes.data)
-    _value_range(op, op.values + start, table, first, end, scores, length, out.ctypes.data)
+    _value_range(op, head, heads, table, 0, sinks, scores, length, out.ctypes.data)
+    _value_range(op, head, heads, table, first, end, scores, length, out.ctypes.data)
+
+
+@compiled
+def _softmax(op, head, row, position, first, sinks):
+    """The scores of one head become weights; what is between the first `sinks` and `first` is not read."""
+    slope = floats(op.slopes, op.heads)[head] if op.slopes else np.float32(0)
+    sink = floats(op.sinks, op.heads)[head] if op.sinks else np.float32(-3e38)
+    near, far = row[first:], row[:sinks]
+    _bend(op, near, position - first, slope)
+    _bend(op, far, position, slope)
+    largest = _largest(far, _largest(near, sink))
+    total = _exponentials(near, largest) + _exponentials(far, largest)
+    if op.sinks:
+        total += exponential(sink - largest)
+    share = np.float32(1) / total
+    for i in range(near.size):
+        near[i] *= share
+    for i in range(far.size):
+        far[i] *= share

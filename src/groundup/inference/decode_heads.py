@@ -14,10 +14,11 @@ from typing import Any
 from llvmlite import ir
 
 from groundup.inference.decode_emit import (
-    F32, FLOATS, HALVES, I16, I32, I64, INTS, LANES, Emitter, addresses, new_function, new_module,
+    F32, FLOATS, HALVES, I8, I16, I32, I64, INTS, LANES, Emitter, addresses, new_function, new_module,
 )  # fmt: skip
 
 KEYS = 16
+LINE = 64  # bytes of a cache line
 SUMS = 16
 """Registers that the outputs of a part's heads may take."""
 
@@ -29,19 +30,21 @@ def heads_at_once(d_head: int, group: int) -> int:
 
 
 @cache
-def head_loops(d_head: int, heads: int, in_bf16: bool) -> tuple[int, int]:
-    """Addresses of two C functions of int64, for so many query heads at once:
+def head_loops(d_head: int, heads: int, in_bf16: bool) -> tuple[int, int, int]:
+    """Addresses of three C functions of int64, the first two for so many query heads at once:
 
     scores(queries, keys, stride, scores, length): scores[head * length + i] = queries[head] . key i, i < 16.
     add_values(weights, length, values, stride, count, out): out[head] += weights[head * length + i] * value i, i < count.
+    fetch(address, size): ask for this memory to come near, without waiting.
 
     All but length and count are addresses, or strides in bytes. Queries and out are float32 (heads, d_head).
     """
     module = new_module(f"heads_{d_head}_{heads}_{in_bf16}")
     _scores(module, d_head, heads, in_bf16)
     _add_values(module, d_head, heads, in_bf16)
+    _fetch(module)
     found = addresses(module)
-    return found["scores"], found["add_values"]
+    return found["scores"], found["add_values"], found["fetch"]
 
 
 def _scores(module: ir.Module, d_head: int, heads: int, in_bf16: bool) -> None:
@@ -56,6 +59,16 @@ def _scores(module: ir.Module, d_head: int, heads: int, in_bf16: bool) -> None:
                 total = e.fma(a, b, total)
             partial.append(total)
         e.store(_lane_sums(e, partial), e.plus(scores, e.b.mul(head, length), 4))
+    e.b.ret_void()
+
+
+def _fetch(module: ir.Module) -> None:
+    e, (address, size) = new_function(module, "fetch", 2)
+    pointer = I8.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    with e.loop(e.b.udiv(e.b.add(size, I64(LINE - 1)), I64(LINE))) as line:
+        place = e.b.inttoptr(e.plus(address, line, LINE), pointer)
+        e.call("llvm.prefetch.p0", kind, place, I32(0), I32(2), I32(1))  # to read; into the second cache; data
     e.b.ret_void()
 
 

@@ -16,7 +16,7 @@ _COUNTS = (
     "gated", "heads", "kv_heads", "d_head", "half", "whole_norm", "in_bf16", "window", "sink_tokens", "page_size",
     "part_heads",
 )  # fmt: skip
-_OF_ATTENTION = ("q_gain", "k_gain", "keys", "values", "slopes", "sinks", "scores", "add_values")
+_OF_ATTENTION = ("q_gain", "k_gain", "keys", "values", "slopes", "sinks", "scores", "add_values", "fetch")
 _ROWS = ("source", "source_width", "width", "target", "target_width")
 
 OPERATION = np.dtype(
@@ -32,7 +32,7 @@ groups          of 32 inputs, the last filled up with zeros; `outputs`: of a pro
 half            pairs of channels that a rotary embedding turns; `cos` and `sin` have as many per position
 whole_norm      1: QK-norm over all heads together; `q_gain` 0: none
 
-part_heads      query heads of a part of `ATTEND`; `scores` and `add_values`: the functions of `decode_heads` for them
+part_heads      query heads that `scores` and `add_values` take at once; these and `fetch` are functions of `decode_heads`
 
 All others that are not counts are addresses: of float32 vectors and tables, of packed weights, of pages.
 """

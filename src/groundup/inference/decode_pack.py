@@ -46,7 +46,7 @@ class Packed:
 def pack(weight: Float[Tensor, "d_out d_in"], kind: str, gate: Float[Tensor, "d_out d_in"] | None = None) -> Packed:
     """A matrix in the named format; with a gate, its blocks and those of `weight` by turns, the gate's first."""
     outputs, _ = weight.shape
-    matrices = [blocks(m.detach().float().cpu()) for m in (weight, gate)[:: -1] if m is not None]
+    matrices = [blocks(m.detach().float().cpu()) for m in (weight, gate)[::-1] if m is not None]
     together = torch.stack(matrices, 1).flatten(0, 1)
     values, scales = _rounded(together, kind)
     return Packed(FORMATS[kind], values, scales, together.shape[1], outputs)

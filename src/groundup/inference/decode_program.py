@@ -21,7 +21,15 @@ from groundup.inference.decode_operations import (
     ADD, ATTEND, EMBED, FORMATS, GATHER, NO_WINDOW, NORM, OPERATION, PRODUCT, REMEMBER, ROUND, WRITE,
 )  # fmt: skip
 from groundup.inference.decode_pack import INPUTS, OUTPUTS, Packed, pack
-from groundup.model import Attention, AttentionConfig, Block, LearnedPositions, MLPConfig, SinusoidalPositions, Transformer
+from groundup.model import (
+    Attention,
+    AttentionConfig,
+    Block,
+    LearnedPositions,
+    MLPConfig,
+    SinusoidalPositions,
+    Transformer,
+)
 from groundup.model.feedforward import MLP
 from groundup.model.linear import Linear
 from groundup.model.norm import LayerNorm, RMSNorm
@@ -51,16 +59,24 @@ def refusal(model: Transformer, streams: Sequence[Sequence[Tensor]], page_size: 
     for layer in range(model.config.num_layers):
         block = model.config.block(layer)
         if not isinstance(block.mixer, AttentionConfig):
-            return Refusal(f"layer {layer} has {type(block.mixer).__name__}, and the compiled step knows attention only")
+            return Refusal(
+                f"layer {layer} has {type(block.mixer).__name__}, and the compiled step knows attention only"
+            )
         if block.ffn is not None and not isinstance(block.ffn, MLPConfig):
-            return Refusal(f"layer {layer} has {type(block.ffn).__name__}, and the compiled step knows dense layers only")
+            return Refusal(
+                f"layer {layer} has {type(block.ffn).__name__}, and the compiled step knows dense layers only"
+            )
         if not block.mixer.causal or block.cross is not None:
             return Refusal(f"layer {layer} looks ahead or at a source, which generating token by token does not")
         if any(stream.dtype not in (torch.float32, torch.bfloat16) for stream in streams[layer]):
             return Refusal(f"layer {layer} remembers {streams[layer][0].dtype}; expected float32 or bfloat16")
     known = (Linear, RMSNorm, LayerNorm)
     for name, module in model.blocks.named_modules():
-        if any(True for _ in module.parameters(recurse=False)) and type(module).__name__ != "Sinks" and type(module) not in known:
+        if (
+            any(True for _ in module.parameters(recurse=False))
+            and type(module).__name__ != "Sinks"
+            and type(module) not in known
+        ):
             return Refusal(f"blocks.{name} is a {type(module).__name__}, which the compiled step does not know")
     return None
 
@@ -85,7 +101,13 @@ class Program:
     """
 
     def __init__(
-        self, model: Transformer, streams: Sequence[Sequence[Tensor]], page_size: int, kind: str, rows: int, context: int
+        self,
+        model: Transformer,
+        streams: Sequence[Sequence[Tensor]],
+        page_size: int,
+        kind: str,
+        rows: int,
+        context: int,
     ) -> None:
         self.page_size, self.kind, self.rows, self.context = page_size, kind, rows, context
         self.weight_bytes = 0
@@ -205,7 +227,9 @@ class Program:
 
     def _norm_in_place(self, norm: nn.Module, d_model: int) -> None:
         if not isinstance(norm, nn.Identity):
-            self._add(NORM, width=d_model, mode=WRITE, **self.x.as_source(), **self.x.as_target(), **self._norm_fields(norm))
+            self._add(
+                NORM, width=d_model, mode=WRITE, **self.x.as_source(), **self.x.as_target(), **self._norm_fields(norm)
+            )
 
     def _attention(
         self, norm: nn.Module, attention: Attention, d_model: int, streams: Sequence[Tensor]
@@ -228,12 +252,12 @@ class Program:
         config, (keys, values) = attention.config, streams
         loops = importlib.import_module("groundup.inference.decode_heads")
         together = loops.heads_at_once(config.d_head, config.num_heads // config.num_kv_heads)
-        self._most_heads = max(self._most_heads, together)
-        scores, add_values = loops.head_loops(config.d_head, together, keys.dtype == torch.bfloat16)
+        self._most_heads = max(self._most_heads, config.num_heads)
+        scores, add_values, fetch = loops.head_loops(config.d_head, together, keys.dtype == torch.bfloat16)
         return {
             "heads": config.num_heads, "kv_heads": config.num_kv_heads, "d_head": config.d_head, "keys": keys.data_ptr(),
             "values": values.data_ptr(), "in_bf16": keys.dtype == torch.bfloat16, "part_heads": together,
-            "scores": scores, "add_values": add_values,
+            "scores": scores, "add_values": add_values, "fetch": fetch,
         }  # fmt: skip
 
     def _before_keys(self, attention: Attention) -> dict[str, Any]:

@@ -60,7 +60,14 @@ def _norm(op, row, work):
 def _round(op, row, record, values_bytes, work):
     """One row, normed, in the format of the next product: values, then their scale, then the sums of groups."""
     padded = work[: op.groups * INPUTS]
-    norm(op.norm_kind, _row(op.source, op.source_width, row)[: op.width], op.gain, op.norm_bias, op.eps, padded[: op.width])
+    norm(
+        op.norm_kind,
+        _row(op.source, op.source_width, row)[: op.width],
+        op.gain,
+        op.norm_bias,
+        op.eps,
+        padded[: op.width],
+    )
     padded[op.width :] = np.float32(0)
     if op.format == FP32:
         round_fp32(padded, record)
@@ -82,7 +89,9 @@ def _multiply(op, tiles, block, x, stride, sums, y, rows):
     call_7(tiles[op.format, place], weights, scales, x, stride, sums, y, op.groups)
     if op.format >= INT8:  # a tile of half as many rows
         more = half * stride
-        call_7(tiles[op.format, place], weights, scales, x + more, stride, sums + more, y + 4 * OUTPUTS * half, op.groups)
+        call_7(
+            tiles[op.format, place], weights, scales, x + more, stride, sums + more, y + 4 * OUTPUTS * half, op.groups
+        )
 
 
 @compiled
@@ -143,10 +152,19 @@ def _remember(op, row, table, position):
 
 
 @compiled
-def _attend(op, row, head, table, position, work):
-    channels = slice(head * op.d_head, (head + op.part_heads) * op.d_head)
+def _heads_at_once(op, rows, threads):
+    """Query heads of a part of attention: all of a row, which reads its pages once and in order, if threads have rows
+    enough; else as few as share their keys."""
+    return op.heads if rows >= 2 * threads else op.part_heads
+
+
+@compiled
+def _attend(op, part, heads, tables, table_rows, positions, work):
+    of_row = op.heads // heads
+    row, head = part // of_row, part % of_row * heads
+    channels = slice(head * op.d_head, (head + heads) * op.d_head)
     query, out = _row(op.source, op.source_width, row)[channels], _row(op.target, op.target_width, row)[channels]
-    attend(op, query, head, table, position, work, out)
+    attend(op, query, head, heads, tables[table_rows[row]], positions[row], work, out)
 
 
 @compiled
@@ -161,7 +179,7 @@ def _parts(op, rows, threads):
     if op.kind == PRODUCT:
         size = _blocks_at_once(op, threads) * OUTPUTS
         return (op.outputs + size - 1) // size
-    return rows * (op.heads // op.part_heads) if op.kind == ATTEND else rows
+    return rows * (op.heads // _heads_at_once(op, rows, threads)) if op.kind == ATTEND else rows
 
 
 def _digest() -> str:
@@ -173,7 +191,23 @@ def _digest() -> str:
 def _compiled_step(digest: str) -> Any:
     """The step; `digest` is part of the key under which Numba keeps it, since the function has it from outside."""
 
-    def step(thread, threads, board, program, tiles, counts, tokens, positions, table_rows, tables, gathered, area, record, kept, work_size):
+    def step(
+        thread,
+        threads,
+        board,
+        program,
+        tiles,
+        counts,
+        tokens,
+        positions,
+        table_rows,
+        tables,
+        gathered,
+        area,
+        record,
+        kept,
+        work_size,
+    ):
         """Walk through `program` as one of `threads`. counts: rows, and rows whose logits are wanted (`gathered`). tiles: by format, see
         `decode_tile`.
 
@@ -209,9 +243,7 @@ def _compiled_step(digest: str) -> Any:
                 elif op.kind == ROUND:
                     _round(op, part, records + part * record, kept, work)
                 elif op.kind == ATTEND:
-                    of_row = op.heads // op.part_heads
-                    row, head = part // of_row, part % of_row * op.part_heads
-                    _attend(op, row, head, tables[table_rows[row]], positions[row], work)
+                    _attend(op, part, _heads_at_once(op, rows, threads), tables, table_rows, positions, work)
                 elif op.kind == REMEMBER:
                     _remember(op, part, tables[table_rows[part]], positions[part])
                 elif op.kind == NORM:

@@ -35,6 +35,11 @@ def compiled(function: Callable[..., Any]) -> Any:
     return njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")(inspect.unwrap(function))
 
 
+def compiled_ignoring_nan(function: Callable[..., Any]) -> Any:
+    """The same for a function whose answer may be anything where a NaN comes in."""
+    return njit(nogil=True, fastmath=FAST_MATH | {"nnan"}, error_model="numpy")(inspect.unwrap(function))
+
+
 def new_board(threads: int) -> NDArray[np.int64]:
     """Room for the counters, and for how many meetings each thread has been to."""
     return np.zeros(LINE * (1 + COUNTERS + threads), np.int64)
