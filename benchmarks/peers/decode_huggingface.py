@@ -1,10 +1,14 @@
 """Decode steps of Hugging Face's model with its own cache, as `generate` runs them. Started by `groundup bench`."""
 
+import os
 import time
 
-import torch
-import transformers
-from transformers import AutoModelForCausalLM
+for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS"):  # what groundup sets for itself is not for others
+    os.environ.pop(name, None)
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
 
 
 @torch.inference_mode()

@@ -3,6 +3,8 @@
 import os
 import time
 
+for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS"):  # what groundup sets for itself is not for others
+    os.environ.pop(name, None)
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

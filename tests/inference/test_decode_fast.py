@@ -13,8 +13,17 @@ from groundup.inference.decode_fast import MOST_ROWS, FastDecoder
 from groundup.inference.decode_pack import rounded
 from groundup.inference.decode_program import HEAD_KINDS, Refusal
 from groundup.model import (
-    AttentionConfig, BlockConfig, GatedLinearConfig, LatentAttentionConfig, LearnedPositions, MLPConfig, ModelConfig,
-    MoEConfig, Rope, SinusoidalPositions, Transformer,
+    AttentionConfig,
+    BlockConfig,
+    GatedLinearConfig,
+    LatentAttentionConfig,
+    LearnedPositions,
+    MLPConfig,
+    ModelConfig,
+    MoEConfig,
+    Rope,
+    SinusoidalPositions,
+    Transformer,
 )  # fmt: skip
 from groundup.model.linear import Linear
 
@@ -87,7 +96,9 @@ VARIANTS = {
         ffn=MLPConfig(72, False, "relu"), norm="layer", placement="post", positions=SinusoidalPositions(CONTEXT),
         final_norm=False,
     ),
-    "partial rotary": config(AttentionConfig(4, 2, 16, Rope(500.0, 0.25)), MLPConfig(72, False, "relu2"), placement="none"),
+    "partial rotary": config(
+        AttentionConfig(4, 2, 16, Rope(500.0, 0.25)), MLPConfig(72, False, "relu2"), placement="none"
+    ),
     "attention only": config(ffn=None),
     "glu": config(ffn=MLPConfig(64, True, "sigmoid")),
 }  # fmt: skip

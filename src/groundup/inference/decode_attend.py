@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from groundup.inference.decode_rows import (
     RMS_NORM,
@@ -16,7 +15,7 @@ from groundup.inference.decode_rows import (
     tanh,
     to_bf16,
 )
-from groundup.inference.decode_team import compiled, compiled_ignoring_nan
+from groundup.inference.decode_team import compiled, compiled_ignoring_nan, intrinsic
 
 KEYS = 16  # of a group, as in decode_heads
 

@@ -14,7 +14,19 @@ from typing import Any
 from llvmlite import ir
 
 from groundup.inference.decode_emit import (
-    F32, FLOATS, HALVES, I8, I16, I32, I64, INTS, LANES, Emitter, addresses, new_function, new_module,
+    F32,
+    FLOATS,
+    HALVES,
+    I8,
+    I16,
+    I32,
+    I64,
+    INTS,
+    LANES,
+    Emitter,
+    addresses,
+    new_function,
+    new_module,
 )  # fmt: skip
 
 KEYS = 16
@@ -34,7 +46,8 @@ def head_loops(d_head: int, heads: int, in_bf16: bool) -> tuple[int, int, int]:
     """Addresses of three C functions of int64, the first two for so many query heads at once:
 
     scores(queries, keys, stride, scores, length): scores[head * length + i] = queries[head] . key i, i < 16.
-    add_values(weights, length, values, stride, count, out): out[head] += weights[head * length + i] * value i, i < count.
+    add_values(weights, length, values, stride, count, out): out[head] += weights[head * length + i] * value i for all
+    i < count.
     fetch(address, size): ask for this memory to come near, without waiting.
 
     All but length and count are addresses, or strides in bytes. Queries and out are float32 (heads, d_head).

@@ -32,7 +32,7 @@ groups          of 32 inputs, the last filled up with zeros; `outputs`: of a pro
 half            pairs of channels that a rotary embedding turns; `cos` and `sin` have as many per position
 whole_norm      1: QK-norm over all heads together; `q_gain` 0: none
 
-part_heads      query heads that `scores` and `add_values` take at once; these and `fetch` are functions of `decode_heads`
+part_heads      query heads that `scores` and `add_values` take at once; both, and `fetch`, are from `decode_heads`
 
 All others that are not counts are addresses: of float32 vectors and tables, of packed weights, of pages.
 """

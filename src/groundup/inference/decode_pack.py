@@ -18,7 +18,7 @@ OUTPUTS = INPUTS = 32
 
 @dataclass(frozen=True)
 class Packed:
-    """A matrix for `decode_tile`. `block_bytes` and `scale_bytes` lead from block to block; `outputs` is without padding."""
+    """A matrix for `decode_tile`. `block_bytes`, `scale_bytes` lead from block to block; `outputs` has no padding."""
 
     format: int
     values: Tensor

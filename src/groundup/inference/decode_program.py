@@ -18,7 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from groundup.inference.decode_operations import (
-    ADD, ATTEND, EMBED, FORMATS, GATHER, NO_WINDOW, NORM, OPERATION, PRODUCT, REMEMBER, ROUND, WRITE,
+    ADD,
+    ATTEND,
+    EMBED,
+    GATHER,
+    NO_WINDOW,
+    NORM,
+    OPERATION,
+    PRODUCT,
+    REMEMBER,
+    ROUND,
+    WRITE,
 )  # fmt: skip
 from groundup.inference.decode_pack import INPUTS, OUTPUTS, Packed, pack
 from groundup.model import (
@@ -130,7 +140,7 @@ class Program:
 
     @property
     def record_bytes(self) -> int:
-        """Of a rounded row: its values, a cache line or two for its scale, the sums of its groups; whole cache lines."""
+        """Of a rounded row: its values, room for its scale, the sums of its groups; whole cache lines."""
         return -(-(self.values_bytes + 4 * OUTPUTS + self.values_bytes // INPUTS) // 64) * 64
 
     @property
@@ -255,9 +265,9 @@ class Program:
         self._most_heads = max(self._most_heads, config.num_heads)
         scores, add_values, fetch = loops.head_loops(config.d_head, together, keys.dtype == torch.bfloat16)
         return {
-            "heads": config.num_heads, "kv_heads": config.num_kv_heads, "d_head": config.d_head, "keys": keys.data_ptr(),
-            "values": values.data_ptr(), "in_bf16": keys.dtype == torch.bfloat16, "part_heads": together,
-            "scores": scores, "add_values": add_values, "fetch": fetch,
+            "heads": config.num_heads, "kv_heads": config.num_kv_heads, "d_head": config.d_head,
+            "keys": keys.data_ptr(), "values": values.data_ptr(), "in_bf16": keys.dtype == torch.bfloat16,
+            "part_heads": together, "scores": scores, "add_values": add_values, "fetch": fetch,
         }  # fmt: skip
 
     def _before_keys(self, attention: Attention) -> dict[str, Any]:

@@ -20,7 +20,18 @@ from numba import njit
 
 from groundup.inference.decode_attend import attend, call_7, norm_heads, remember, rotate, slot_of
 from groundup.inference.decode_operations import (
-    ADD, ATTEND, BF16, EMBED, FP32, GATHER, INT8, NORM, PRIVATE_ROWS, PRODUCT, REMEMBER, ROUND,
+    ADD,
+    ATTEND,
+    BF16,
+    EMBED,
+    FP32,
+    GATHER,
+    INT8,
+    NORM,
+    PRIVATE_ROWS,
+    PRODUCT,
+    REMEMBER,
+    ROUND,
 )  # fmt: skip
 from groundup.inference.decode_rows import activate, floats, norm, round_bf16, round_fp32, round_int16
 from groundup.inference.decode_team import FAST_MATH, compiled, meet, next_part
@@ -208,9 +219,9 @@ def _compiled_step(digest: str) -> Any:
         kept,
         work_size,
     ):
-        """Walk through `program` as one of `threads`. counts: rows, and rows whose logits are wanted (`gathered`). tiles: by format, see
-        `decode_tile`.
+        """Walk through `program` as one of `threads`.
 
+        counts: rows, and rows whose logits are wanted (`gathered`). tiles: by format, see `decode_tile`.
         Row i is token tokens[i] at positions[i] of the sequence with page table tables[table_rows[i]]. area: address of
         rounded rows of `record` bytes each, which begin with values of up to `kept` bytes: first those that all
         threads share, then PRIVATE_ROWS for each thread. work_size: numbers that a thread needs for itself.

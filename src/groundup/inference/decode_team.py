@@ -4,8 +4,9 @@
     thread 1      part 1      part 4     |meet|  part 1 ...
 
 Parts are handed out by a counter, so that a thread that was held up takes fewer. Meeting is a counter, too: everybody
-adds one and waits until all have, spinning, since the next operation is a fraction of a microsecond away; after some
-microseconds it lets others run, who may have taken the core of the one that is missing. Between steps the helpers sleep. Both counters live in one array of int64, `board`; neither is ever set back while others may look.
+adds one and waits until all have, spinning, since the next operation is a fraction of a microsecond away. After some
+microseconds it lets others run, who may have taken the core of the one that is missing. Between steps the helpers
+sleep. Both counters live in one array of int64, `board`; neither is ever set back while others may look.
 """
 
 import inspect
@@ -20,9 +21,10 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 from numpy.typing import NDArray
 
+intrinsic: Any = numba_intrinsic  # it takes away the first parameter, which type checkers do not know
 LINE = 8  # int64 in a cache line: counters of their own line do not slow each other down
 COUNTERS = 4
 MEETING, FIRST_COUNTER = 0, LINE

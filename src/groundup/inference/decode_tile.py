@@ -30,7 +30,18 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from groundup.inference.decode_emit import (
-    BYTES, F32, FLOATS, HALVES, I32, I64, INTS, LANES, SHORTS, addresses, new_function, new_module,
+    BYTES,
+    F32,
+    FLOATS,
+    HALVES,
+    I32,
+    I64,
+    INTS,
+    LANES,
+    SHORTS,
+    addresses,
+    new_function,
+    new_module,
 )  # fmt: skip
 
 OUTPUTS, INPUTS = 32, 32
