@@ -10,7 +10,7 @@ part of an operation or one of its own:
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from groundup.inference.decode_operations import (
     ROUND,
     WRITE,
 )  # fmt: skip
-from groundup.inference.decode_pack import INPUTS, OUTPUTS, Packed, pack
+from groundup.inference.decode_pack import INPUTS, OUTPUTS, Arena, Packed, pack
 from groundup.model import (
     Attention,
     AttentionConfig,
@@ -122,6 +122,7 @@ class Program:
         self.page_size, self.kind, self.rows, self.context = page_size, kind, rows, context
         self.weight_bytes = 0
         self._alive: list[Tensor] = []
+        self._arena = Arena()
         self._operations: list[np.ndarray] = []
         self._tables: dict[tuple[Rope, int], tuple[int, int, int]] = {}
         self._inputs, self._most_heads = INPUTS, 1
@@ -192,8 +193,8 @@ class Program:
 
     def _packed(self, weight: Tensor, gate: Tensor | None = None, kind: str | None = None) -> Packed:
         matrix = pack(weight, kind or self.kind, gate)
-        self._kept(matrix.values)
-        self._kept(matrix.scales)
+        values, scales = self._kept(self._arena.keep(matrix.values)), self._kept(self._arena.keep(matrix.scales))
+        matrix = replace(matrix, values=values, scales=scales)
         self.weight_bytes += matrix.nbytes
         self._inputs = max(self._inputs, matrix.groups * INPUTS)
         return matrix
