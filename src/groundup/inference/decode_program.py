@@ -133,6 +133,14 @@ class Program:
             self._block(block, model.config.d_model, streams[layer])
         self._head(model)
         self.operations = np.array(self._operations, OPERATION)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Tell each operation which product comes next."""
+        products = np.flatnonzero(self.operations["kind"] == PRODUCT)
+        following = np.searchsorted(products, np.arange(len(self.operations)), side="right")
+        self.operations["next_product"] = products[following.clip(max=len(products) - 1)]
+        self.operations["fetch"] = self.operations["fetch"].max()
 
     @property
     def values_bytes(self) -> int:

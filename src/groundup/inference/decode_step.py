@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from groundup.inference.decode_attend import attend, call_7, norm_heads, remember, rotate, slot_of
+from groundup.inference.decode_attend import attend, call_2, call_7, norm_heads, remember, rotate, slot_of
 from groundup.inference.decode_operations import (
     ADD,
     ATTEND,
@@ -34,11 +34,12 @@ from groundup.inference.decode_operations import (
     ROUND,
 )  # fmt: skip
 from groundup.inference.decode_rows import activate, floats, norm, round_bf16, round_fp32, round_int16
-from groundup.inference.decode_team import FAST_MATH, compiled, meet, next_part
+from groundup.inference.decode_team import FAST_MATH, arrive, compiled, meet, next_part
 from groundup.inference.decode_tile import INPUTS, OUTPUTS
 
 TILE = 12  # rows of a tile at most
 TURNS = 4  # of each thread in a product
+AHEAD_BYTES = 32 << 10
 
 
 @compiled
@@ -193,6 +194,13 @@ def _parts(op, rows, threads):
     return rows * (op.heads // _heads_at_once(op, rows, threads)) if op.kind == ATTEND else rows
 
 
+@compiled
+def _fetch_ahead(op, fetch, thread, threads):
+    """Ask for the beginning of this thread's first part of the next product: memory would be idle while it waits."""
+    part_bytes = _blocks_at_once(op, threads) * op.block_bytes * (1 + op.gated)
+    call_2(fetch, op.weights + thread * part_bytes, min(part_bytes, AHEAD_BYTES))
+
+
 def _digest() -> str:
     """Of all files that are compiled into the step: Numba's cache on disk looks at the file of its function only."""
     files = sorted(Path(__file__).parent.glob("decode_*.py"))
@@ -243,10 +251,8 @@ def _compiled_step(digest: str) -> Any:
                     _round(op, row, records + row * record, kept, work)
                 continue
             parts = _parts(op, rows, threads)
-            while True:
-                part = next_part(board, thread)
-                if part >= parts:
-                    break
+            part = thread
+            while part < parts:
                 if op.kind == PRODUCT:
                     size, blocks = _blocks_at_once(op, threads), (op.outputs + OUTPUTS - 1) // OUTPUTS
                     for block in range(part * size, min(blocks, (part + 1) * size)):
@@ -263,6 +269,9 @@ def _compiled_step(digest: str) -> Any:
                     _embed(op, part, tokens, positions)
                 elif op.kind == GATHER:
                     _row(op.target, op.target_width, part)[:] = _row(op.source, op.source_width, gathered[part])
+                part = next_part(board, thread, threads)
+            arrive(board, thread)
+            _fetch_ahead(program[op.next_product], op.fetch, thread, threads)
             meet(board, thread, threads)
 
     return njit(cache=True, nogil=True, fastmath=FAST_MATH, error_model="numpy")(inspect.unwrap(step))

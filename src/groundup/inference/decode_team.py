@@ -86,12 +86,17 @@ _let_others_run = types.ExternalFunction("SwitchToThread" if sys.platform == "wi
 
 
 @compiled
-def meet(board, thread, threads):
-    """Wait until every thread is here."""
-    own = LINE * (1 + COUNTERS + thread)
-    board[own] += 1
-    everyone = board[own] * threads
+def arrive(board, thread):
+    """Say that this thread has done its share of the operation."""
+    board[LINE * (1 + COUNTERS + thread)] += 1
     _add_one(board.ctypes.data + 8 * MEETING)
+
+
+@compiled
+def meet(board, thread, threads):
+    """Wait until every thread has arrived."""
+    own = LINE * (1 + COUNTERS + thread)
+    everyone = board[own] * threads
     spins = 0
     while _read(board.ctypes.data + 8 * MEETING) < everyone:
         spins += 1
@@ -104,10 +109,10 @@ def meet(board, thread, threads):
 
 
 @compiled
-def next_part(board, thread):
-    """The number of a part of this operation that nobody else has."""
+def next_part(board, thread, threads):
+    """The number of a part of this operation that nobody else has; the first parts belong to each thread, in order."""
     meetings = board[LINE * (1 + COUNTERS + thread)]
-    return _add_one(board.ctypes.data + 8 * (FIRST_COUNTER + LINE * (meetings % COUNTERS)))
+    return threads + _add_one(board.ctypes.data + 8 * (FIRST_COUNTER + LINE * (meetings % COUNTERS)))
 
 
 class Team:
