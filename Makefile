@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCH ?= all
 
-.PHONY: run test check format bench peers clean .venv
+.PHONY: run test check format bench peers peers-inference clean .venv
 
 run: .venv                      ## build a language model, evaluate it and chat with it, in ten minutes
 	$(BIN)/groundup build --budget 10m
@@ -26,6 +26,14 @@ bench: .venv                    ## measure and save to benchmarks/results; `make
 	$(BIN)/groundup bench $(BENCH) --save
 
 peers: .peers/.installed        ## the programs that benchmarks compare with, in an environment of their own
+
+peers-inference: .peers/.inference  ## other engines for `bench decode`: builds llama.cpp, which takes a while
+
+.peers/.inference: benchmarks/peers/requirements-inference.txt
+	test -d .peers || $(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	.peers/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 clean:
 	rm -rf .venv .peers .pytest_cache .ruff_cache .hypothesis build dist

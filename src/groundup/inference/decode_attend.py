@@ -1,18 +1,56 @@
-"""Attention of one query of one head over pages, and what is remembered before it."""
+"""Attention of one query over pages, and what is remembered before it."""
+
+from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
 
 from groundup.inference.decode_rows import (
     RMS_NORM,
     exponential,
     floats,
-    from_bf16,
     halves,
     norm,
     tanh,
     to_bf16,
 )
-from groundup.inference.decode_team import compiled
+from groundup.inference.decode_team import compiled, compiled_ignoring_nan, intrinsic
+
+KEYS = 16  # of a group, as in decode_heads
+
+
+def _caller(arguments: int) -> Any:
+    """For compiled code: call the C function of so many int64 at an address."""
+    word = ir.IntType(64)
+
+    def generate(context, builder, signature, values):
+        kind = ir.FunctionType(ir.VoidType(), [word] * arguments)
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * (arguments + 1)), generate
+
+
+@intrinsic
+def call_2(typing, function, a, b):
+    return _caller(2)
+
+
+@intrinsic
+def call_5(typing, function, a, b, c, d, e):
+    return _caller(5)
+
+
+@intrinsic
+def call_6(typing, function, a, b, c, d, e, f):
+    return _caller(6)
+
+
+@intrinsic
+def call_7(typing, function, a, b, c, d, e, f, g):
+    return _caller(7)
+
 
 @compiled
 def slot_of(table, page_size, position):
@@ -53,73 +91,102 @@ def remember(values, address, slot, in_bf16):
 
 
 @compiled
-def _scores(query, keys, stride, in_bf16, table, page_size, first, last, scores, filled):
-    """query . key of positions first .. last - 1 into scores[filled:]; stride: numbers from slot to slot."""
-    for position in range(first, last):
-        at, total = slot_of(table, page_size, position) * stride, np.float32(0)
-        if in_bf16:
-            half = halves(keys + 2 * at, query.size)
-            for i in range(query.size):
-                total += query[i] * from_bf16(half[i])
-        else:
-            key = floats(keys + 4 * at, query.size)
-            for i in range(query.size):
-                total += query[i] * key[i]
-        scores[filled + position - first] = total
+def _score_range(op, query, head, heads, table, first, last, scores, length):
+    """Scores of positions first .. last - 1, each at its position; whole groups of 16, so others around them change.
 
-
-@compiled
-def _add_values(out, values, stride, in_bf16, table, page_size, first, last, weights, used):
-    """out += weight * value of positions first .. last - 1, whose weights are weights[used:]."""
-    for position in range(first, last):
-        at, weight = slot_of(table, page_size, position) * stride, weights[used + position - first]
-        if in_bf16:
-            half = halves(values + 2 * at, out.size)
-            for i in range(out.size):
-                out[i] += weight * from_bf16(half[i])
-        else:
-            value = floats(values + 4 * at, out.size)
-            for i in range(out.size):
-                out[i] += weight * value[i]
-
-
-@compiled
-def attend(
-    query, keys, values, stride, in_bf16, table, page_size, position, window, sink_tokens, softcap, slope, sink, scores, out
-):
-    """softmax(query . keys) values over what is visible: the last `window` positions and the first `sink_tokens`.
-
-    The query is scaled. keys, values: addresses of this head in slot 0. softcap 0: none. slope: ALiBi's, 0 without.
-    sink: one more score without a value; minus infinity without. scores: room for one per visible position.
+    query, scores: addresses for the first of `heads` heads. All heads read a group before the next one is fetched.
     """
-    first = max(0, position + 1 - window)
-    sinks = min(sink_tokens, first)
-    _scores(query, keys, stride, in_bf16, table, page_size, 0, sinks, scores, 0)
-    _scores(query, keys, stride, in_bf16, table, page_size, first, position + 1, scores, sinks)
-    weights = scores[: sinks + position + 1 - first]
-    if softcap > 0:
-        for i in range(weights.size):
-            weights[i] = softcap * tanh(weights[i] / softcap)
-    if slope > 0:
-        for i in range(weights.size):
-            weights[i] -= slope * np.float32(position - (i if i < sinks else first + i - sinks))
-    total = _softmax(weights, sink)
-    for i in range(out.size):
-        out[i] = np.float32(0)
-    _add_values(out, values, stride, in_bf16, table, page_size, 0, sinks, weights, 0)
-    _add_values(out, values, stride, in_bf16, table, page_size, first, position + 1, weights, sinks)
-    for i in range(out.size):
-        out[i] /= total
+    group, size = op.heads // op.kv_heads, op.d_head * (2 if op.in_bf16 else 4)
+    stride = op.kv_heads * size
+    for start in range(first // KEYS * KEYS, last, KEYS):
+        keys = op.keys + slot_of(table, op.page_size, start) * stride
+        if start + KEYS < last:
+            call_2(op.fetch, op.keys + slot_of(table, op.page_size, start + KEYS) * stride, KEYS * stride)
+        for i in range(0, heads, op.part_heads):
+            own = keys + (head + i) // group * size
+            call_5(op.scores, query + 4 * i * op.d_head, own, stride, scores + 4 * (i * length + start), length)
 
 
 @compiled
-def _softmax(scores, sink):
-    """Scores become e^(score - largest); their sum is returned, with the sink's share."""
-    largest = sink
+def _value_range(op, head, heads, table, first, last, weights, length, out):
+    """out += weight * value of positions first .. last - 1, for each of `heads` heads."""
+    group, size = op.heads // op.kv_heads, op.d_head * (2 if op.in_bf16 else 4)
+    stride, start = op.kv_heads * size, first
+    while start < last:
+        following = (start // KEYS + 1) * KEYS
+        count, values = min(last, following) - start, op.values + slot_of(table, op.page_size, start) * stride
+        if following < last:
+            call_2(op.fetch, op.values + slot_of(table, op.page_size, following) * stride, KEYS * stride)
+        for i in range(0, heads, op.part_heads):
+            own, of_heads = values + (head + i) // group * size, weights + 4 * (i * length + start)
+            call_6(op.add_values, of_heads, length, own, stride, count, out + 4 * i * op.d_head)
+        start += count
+
+
+@compiled
+def _bend(op, scores, distance, slope):
+    """Soft cap and ALiBi on the scores of neighbouring positions, the first of them `distance` behind the query."""
+    if op.softcap > 0:
+        for i in range(scores.size):
+            scores[i] = op.softcap * tanh(scores[i] / op.softcap)
+    if slope > 0:
+        for i in range(scores.size):
+            scores[i] -= slope * np.float32(distance - i)
+
+
+@compiled_ignoring_nan  # or the loop is no vectors; NaN stays in the scores themselves
+def _largest(scores, largest):
     for i in range(scores.size):
         largest = max(largest, scores[i])
-    total = exponential(sink - largest) if sink > np.float32(-1e30) else np.float32(0)
+    return largest
+
+
+@compiled
+def _exponentials(scores, largest):
+    """Each score becomes e^(score - largest); their sum."""
+    total = np.float32(0)
     for i in range(scores.size):
         scores[i] = exponential(scores[i] - largest)
         total += scores[i]
     return total
+
+
+@compiled
+def attend(op, query, head, heads, table, position, work, out):
+    """softmax(query . keys) values, over the last `op.window` positions and the first `op.sink_tokens`.
+
+    For `heads` query heads from `head` on: whole groups of `op.part_heads`. query and out are their float32 channels,
+    and queries are scaled. work: room for a score per head and position.
+    """
+    length = work.size // op.heads // KEYS * KEYS
+    first, end = max(0, position + 1 - op.window), position + 1
+    sinks = min(op.sink_tokens, first)
+    scores = work.ctypes.data
+    _score_range(op, query.ctypes.data, head, heads, table, first, end, scores, length)
+    if sinks:
+        _score_range(op, query.ctypes.data, head, heads, table, 0, sinks, scores, length)
+    for i in range(heads):
+        _softmax(op, head + i, work[i * length : i * length + end], position, first, sinks)
+    for i in range(out.size):
+        out[i] = np.float32(0)
+    _value_range(op, head, heads, table, 0, sinks, scores, length, out.ctypes.data)
+    _value_range(op, head, heads, table, first, end, scores, length, out.ctypes.data)
+
+
+@compiled
+def _softmax(op, head, row, position, first, sinks):
+    """The scores of one head become weights; what is between the first `sinks` and `first` is not read."""
+    slope = floats(op.slopes, op.heads)[head] if op.slopes else np.float32(0)
+    sink = floats(op.sinks, op.heads)[head] if op.sinks else np.float32(-3e38)
+    near, far = row[first:], row[:sinks]
+    _bend(op, near, position - first, slope)
+    _bend(op, far, position, slope)
+    largest = _largest(far, _largest(near, sink))
+    total = _exponentials(near, largest) + _exponentials(far, largest)
+    if op.sinks:
+        total += exponential(sink - largest)
+    share = np.float32(1) / total
+    for i in range(near.size):
+        near[i] *= share
+    for i in range(far.size):
+        far[i] *= share

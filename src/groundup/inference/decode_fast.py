@@ -37,16 +37,24 @@ class Store(Protocol):
 
 
 class Rows(Protocol):
-    """What the step needs of a span: see `runner.Span`."""
+    """What the step needs of a span: tokens of the sequence with page table `slot`, the first at position `start`; the
+    last `wanted` need logits."""
 
-    tokens: list[int]
-    start: int
-    slot: int
-    wanted: int
+    @property
+    def tokens(self) -> list[int]: ...
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def slot(self) -> int: ...
+
+    @property
+    def wanted(self) -> int: ...
 
 
 class FastDecoder:
-    """Runs spans as `runner.TorchRunner` does, in a compiled step.
+    """Runs spans of tokens in a compiled step.
 
     The weights are packed when it is built: build it again after they have changed. It writes keys and values to the
     store's pages in place. `threads` is torch's number of threads by default. What a row gives depends neither on the
@@ -78,7 +86,7 @@ class FastDecoder:
 
         ValueError for a format of weights that does not exist.
         """
-        return refusal(model, store.streams) or cls(model, store, weights, threads)
+        return refusal(model, store.streams, store.page_size) or cls(model, store, weights, threads)
 
     @property
     def weight_bytes(self) -> int:
@@ -128,7 +136,7 @@ class FastDecoder:
     def _work(self, thread: int) -> None:
         program = self.program
         self._step(
-            thread, self.threads, self._board, program.operations, self._tiles, self._counts, self._tokens, self._positions,
-            self._rows, self.store.tables, self._gathered, self._area.data_ptr(), program.record_bytes,
-            program.values_bytes,
+            thread, self.threads, self._board, program.operations, self._tiles, self._counts, self._tokens,
+            self._positions, self._rows, self.store.tables, self._gathered, self._area.data_ptr(),
+            program.record_bytes, program.values_bytes, program.work_size,
         )  # fmt: skip

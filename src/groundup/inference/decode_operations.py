@@ -14,8 +14,9 @@ _ADDRESSES = ("gain", "norm_bias", "weights", "scales", "bias", "up_bias", "tabl
 _COUNTS = (
     "kind", "wanted", "mode", "norm_kind", "format", "groups", "outputs", "block_bytes", "scale_bytes", "activation",
     "gated", "heads", "kv_heads", "d_head", "half", "whole_norm", "in_bf16", "window", "sink_tokens", "page_size",
+    "part_heads", "next_product",
 )  # fmt: skip
-_OF_ATTENTION = ("q_gain", "k_gain", "keys", "values", "slopes", "sinks")
+_OF_ATTENTION = ("q_gain", "k_gain", "keys", "values", "slopes", "sinks", "scores", "add_values", "fetch")
 _ROWS = ("source", "source_width", "width", "target", "target_width")
 
 OPERATION = np.dtype(
@@ -30,6 +31,10 @@ mode            WRITE to the target or ADD to what is there
 groups          of 32 inputs, the last filled up with zeros; `outputs`: of a product (per gate, where it is `gated`)
 half            pairs of channels that a rotary embedding turns; `cos` and `sin` have as many per position
 whole_norm      1: QK-norm over all heads together; `q_gain` 0: none
+
+part_heads      query heads that `scores` and `add_values` take at once; both, and `fetch`, are from `decode_heads`
+
+next_product    number of the first product after this operation, of the last product in its own case
 
 All others that are not counts are addresses: of float32 vectors and tables, of packed weights, of pages.
 """

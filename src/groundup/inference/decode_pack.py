@@ -6,6 +6,7 @@ The scale is rounded before the weights are, so that its rounding costs no accur
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -16,9 +17,33 @@ from groundup.inference.decode_operations import FORMATS
 OUTPUTS = INPUTS = 32
 
 
+CHUNK_BYTES, ALIGNMENT = 64 << 20, 64
+
+
+class Arena:
+    """Memory for packed weights, in few large pieces one after another in the order of use.
+
+    numpy asks the system for large pages for arrays of this size. What fetches memory ahead of a loop that reads it in
+    order stops at the end of a page, which with small ones is every 4 KB.
+    """
+
+    def __init__(self) -> None:
+        self._chunk, self._used = torch.empty(0, dtype=torch.uint8), 0
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """A copy that lies here."""
+        size = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        if self._used + size > len(self._chunk):
+            self._chunk = torch.from_numpy(np.empty(max(CHUNK_BYTES, size), np.uint8))
+            self._used = 0
+        place = self._chunk[self._used : self._used + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        self._used += size
+        return place.copy_(tensor)
+
+
 @dataclass(frozen=True)
 class Packed:
-    """A matrix for `decode_tile`. `block_bytes` and `scale_bytes` lead from block to block; `outputs` is without padding."""
+    """A matrix for `decode_tile`. `block_bytes`, `scale_bytes` lead from block to block; `outputs` has no padding."""
 
     format: int
     values: Tensor
@@ -46,7 +71,7 @@ class Packed:
 def pack(weight: Float[Tensor, "d_out d_in"], kind: str, gate: Float[Tensor, "d_out d_in"] | None = None) -> Packed:
     """A matrix in the named format; with a gate, its blocks and those of `weight` by turns, the gate's first."""
     outputs, _ = weight.shape
-    matrices = [blocks(m.detach().float().cpu()) for m in (weight, gate)[:: -1] if m is not None]
+    matrices = [blocks(m.detach().float().cpu()) for m in (weight, gate)[::-1] if m is not None]
     together = torch.stack(matrices, 1).flatten(0, 1)
     values, scales = _rounded(together, kind)
     return Packed(FORMATS[kind], values, scales, together.shape[1], outputs)

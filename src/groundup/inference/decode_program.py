@@ -8,8 +8,9 @@ part of an operation or one of its own:
     out     `norm` of x, in place
 """
 
+import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,34 @@ import torch
 from torch import Tensor, nn
 
 from groundup.inference.decode_operations import (
-    ADD, ATTEND, EMBED, FORMATS, GATHER, NO_WINDOW, NORM, OPERATION, PRODUCT, REMEMBER, ROUND, WRITE,
+    ADD,
+    ATTEND,
+    EMBED,
+    GATHER,
+    NO_WINDOW,
+    NORM,
+    OPERATION,
+    PRODUCT,
+    REMEMBER,
+    ROUND,
+    WRITE,
 )  # fmt: skip
-from groundup.inference.decode_pack import INPUTS, OUTPUTS, Packed, pack
-from groundup.model import Attention, AttentionConfig, Block, LearnedPositions, MLPConfig, SinusoidalPositions, Transformer
+from groundup.inference.decode_pack import INPUTS, OUTPUTS, Arena, Packed, pack
+from groundup.model import (
+    Attention,
+    AttentionConfig,
+    Block,
+    LearnedPositions,
+    MLPConfig,
+    SinusoidalPositions,
+    Transformer,
+)
 from groundup.model.feedforward import MLP
 from groundup.model.linear import Linear
 from groundup.model.norm import LayerNorm, RMSNorm
 from groundup.model.position import Rope, sinusoids
 
+KEYS = 16  # that attention takes at a time, all of one page
 NORM_KINDS: dict[type, int] = {nn.Identity: 0, RMSNorm: 1, LayerNorm: 2}
 ACTIVATIONS = ("identity", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "relu2")
 """In the order of the numbers that `decode_rows.activate` goes by."""
@@ -40,23 +60,33 @@ class Refusal:
     reason: str
 
 
-def refusal(model: Transformer, streams: Sequence[Sequence[Tensor]]) -> Refusal | None:
+def refusal(model: Transformer, streams: Sequence[Sequence[Tensor]], page_size: int) -> Refusal | None:
     """What stands against a compiled step for this model over these pages, or None."""
+    if page_size % KEYS:
+        return Refusal(f"pages have {page_size} tokens, and the compiled step reads {KEYS} at once")
     if model.device.type != "cpu":
         return Refusal(f"the compiled decode step runs on a CPU, and the model is on {model.device}")
     for layer in range(model.config.num_layers):
         block = model.config.block(layer)
         if not isinstance(block.mixer, AttentionConfig):
-            return Refusal(f"layer {layer} has {type(block.mixer).__name__}, and the compiled step knows attention only")
+            return Refusal(
+                f"layer {layer} has {type(block.mixer).__name__}, and the compiled step knows attention only"
+            )
         if block.ffn is not None and not isinstance(block.ffn, MLPConfig):
-            return Refusal(f"layer {layer} has {type(block.ffn).__name__}, and the compiled step knows dense layers only")
+            return Refusal(
+                f"layer {layer} has {type(block.ffn).__name__}, and the compiled step knows dense layers only"
+            )
         if not block.mixer.causal or block.cross is not None:
             return Refusal(f"layer {layer} looks ahead or at a source, which generating token by token does not")
         if any(stream.dtype not in (torch.float32, torch.bfloat16) for stream in streams[layer]):
             return Refusal(f"layer {layer} remembers {streams[layer][0].dtype}; expected float32 or bfloat16")
     known = (Linear, RMSNorm, LayerNorm)
     for name, module in model.blocks.named_modules():
-        if any(True for _ in module.parameters(recurse=False)) and type(module).__name__ != "Sinks" and type(module) not in known:
+        if (
+            any(True for _ in module.parameters(recurse=False))
+            and type(module).__name__ != "Sinks"
+            and type(module) not in known
+        ):
             return Refusal(f"blocks.{name} is a {type(module).__name__}, which the compiled step does not know")
     return None
 
@@ -81,14 +111,21 @@ class Program:
     """
 
     def __init__(
-        self, model: Transformer, streams: Sequence[Sequence[Tensor]], page_size: int, kind: str, rows: int, context: int
+        self,
+        model: Transformer,
+        streams: Sequence[Sequence[Tensor]],
+        page_size: int,
+        kind: str,
+        rows: int,
+        context: int,
     ) -> None:
         self.page_size, self.kind, self.rows, self.context = page_size, kind, rows, context
         self.weight_bytes = 0
         self._alive: list[Tensor] = []
+        self._arena = Arena()
         self._operations: list[np.ndarray] = []
         self._tables: dict[tuple[Rope, int], tuple[int, int, int]] = {}
-        self._inputs = INPUTS
+        self._inputs, self._most_heads = INPUTS, 1
         self.x, self.wanted = self._rows(model.config.d_model), self._rows(model.config.d_model)
         self._embed(model)
         for layer, block in enumerate(model.blocks.children()):
@@ -96,6 +133,14 @@ class Program:
             self._block(block, model.config.d_model, streams[layer])
         self._head(model)
         self.operations = np.array(self._operations, OPERATION)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Tell each operation which product comes next."""
+        products = np.flatnonzero(self.operations["kind"] == PRODUCT)
+        following = np.searchsorted(products, np.arange(len(self.operations)), side="right")
+        self.operations["next_product"] = products[following.clip(max=len(products) - 1)]
+        self.operations["fetch"] = self.operations["fetch"].max()
 
     @property
     def values_bytes(self) -> int:
@@ -104,8 +149,13 @@ class Program:
 
     @property
     def record_bytes(self) -> int:
-        """Of a rounded row: its values, a cache line or two for its scale, the sums of its groups; whole cache lines."""
+        """Of a rounded row: its values, room for its scale, the sums of its groups; whole cache lines."""
         return -(-(self.values_bytes + 4 * OUTPUTS + self.values_bytes // INPUTS) // 64) * 64
+
+    @property
+    def work_size(self) -> int:
+        """Numbers of float32 that a thread needs for itself: a row, or the scores of its heads."""
+        return max(self._inputs, self._most_heads * -(-self.context // KEYS) * KEYS)
 
     def _rows(self, width: int) -> Rows:
         return Rows(self._kept(torch.zeros(self.rows, width)))
@@ -151,8 +201,8 @@ class Program:
 
     def _packed(self, weight: Tensor, gate: Tensor | None = None, kind: str | None = None) -> Packed:
         matrix = pack(weight, kind or self.kind, gate)
-        self._kept(matrix.values)
-        self._kept(matrix.scales)
+        values, scales = self._kept(self._arena.keep(matrix.values)), self._kept(self._arena.keep(matrix.scales))
+        matrix = replace(matrix, values=values, scales=scales)
         self.weight_bytes += matrix.nbytes
         self._inputs = max(self._inputs, matrix.groups * INPUTS)
         return matrix
@@ -196,7 +246,9 @@ class Program:
 
     def _norm_in_place(self, norm: nn.Module, d_model: int) -> None:
         if not isinstance(norm, nn.Identity):
-            self._add(NORM, width=d_model, mode=WRITE, **self.x.as_source(), **self.x.as_target(), **self._norm_fields(norm))
+            self._add(
+                NORM, width=d_model, mode=WRITE, **self.x.as_source(), **self.x.as_target(), **self._norm_fields(norm)
+            )
 
     def _attention(
         self, norm: nn.Module, attention: Attention, d_model: int, streams: Sequence[Tensor]
@@ -217,9 +269,14 @@ class Program:
 
     def _heads(self, attention: Attention, streams: Sequence[Tensor]) -> dict[str, int]:
         config, (keys, values) = attention.config, streams
+        loops = importlib.import_module("groundup.inference.decode_heads")
+        together = loops.heads_at_once(config.d_head, config.num_heads // config.num_kv_heads)
+        self._most_heads = max(self._most_heads, config.num_heads)
+        scores, add_values, fetch = loops.head_loops(config.d_head, together, keys.dtype == torch.bfloat16)
         return {
             "heads": config.num_heads, "kv_heads": config.num_kv_heads, "d_head": config.d_head,
             "keys": keys.data_ptr(), "values": values.data_ptr(), "in_bf16": keys.dtype == torch.bfloat16,
+            "part_heads": together, "scores": scores, "add_values": add_values, "fetch": fetch,
         }  # fmt: skip
 
     def _before_keys(self, attention: Attention) -> dict[str, Any]:

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
-from numba.extending import intrinsic
+from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
-from groundup.inference.decode_team import compiled
+from groundup.inference.decode_team import compiled, intrinsic
 
 NO_NORM, RMS_NORM, LAYER_NORM = 0, 1, 2
 ACTIVATIONS = {"identity": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "sigmoid": 5, "relu2": 6}

@@ -16,32 +16,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
-from groundup.inference.decode_attend import attend, norm_heads, remember, rotate, slot_of
+from groundup.inference.decode_attend import attend, call_2, call_7, norm_heads, remember, rotate, slot_of
 from groundup.inference.decode_operations import (
-    ADD, ATTEND, BF16, EMBED, FP32, GATHER, INT8, NORM, PRIVATE_ROWS, PRODUCT, REMEMBER, ROUND,
+    ADD,
+    ATTEND,
+    BF16,
+    EMBED,
+    FP32,
+    GATHER,
+    INT8,
+    NORM,
+    PRIVATE_ROWS,
+    PRODUCT,
+    REMEMBER,
+    ROUND,
 )  # fmt: skip
 from groundup.inference.decode_rows import activate, floats, norm, round_bf16, round_fp32, round_int16
-from groundup.inference.decode_team import FAST_MATH, compiled, meet, next_part
+from groundup.inference.decode_team import FAST_MATH, arrive, compiled, meet, next_part
 from groundup.inference.decode_tile import INPUTS, OUTPUTS
 
 TILE = 12  # rows of a tile at most
-
-
-@intrinsic
-def _call_tile(typing, function, weights, scales, x, stride, sums, y, groups):
-    """Call one of `decode_tile.tiles`."""
-
-    def generate(context, builder, signature, arguments):
-        word = ir.IntType(64)
-        kind = ir.FunctionType(ir.VoidType(), [word] * 7)
-        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
-        return context.get_dummy_value()
-
-    return types.void(*(types.int64,) * 8), generate
+TURNS = 4  # of each thread in a product
+AHEAD_BYTES = 32 << 10
 
 
 @compiled
@@ -74,7 +72,14 @@ def _norm(op, row, work):
 def _round(op, row, record, values_bytes, work):
     """One row, normed, in the format of the next product: values, then their scale, then the sums of groups."""
     padded = work[: op.groups * INPUTS]
-    norm(op.norm_kind, _row(op.source, op.source_width, row)[: op.width], op.gain, op.norm_bias, op.eps, padded[: op.width])
+    norm(
+        op.norm_kind,
+        _row(op.source, op.source_width, row)[: op.width],
+        op.gain,
+        op.norm_bias,
+        op.eps,
+        padded[: op.width],
+    )
     padded[op.width :] = np.float32(0)
     if op.format == FP32:
         round_fp32(padded, record)
@@ -90,13 +95,15 @@ def _multiply(op, tiles, block, x, stride, sums, y, rows):
     """Up to 12 rows times a block, by the smallest tile for so many; rows that it does beyond them nobody reads."""
     weights, scales = op.weights + block * op.block_bytes, op.scales + block * op.scale_bytes
     if rows <= 4:
-        _call_tile(tiles[op.format, min(rows - 1, 2)], weights, scales, x, stride, sums, y, op.groups)
+        call_7(tiles[op.format, min(rows - 1, 2)], weights, scales, x, stride, sums, y, op.groups)
         return
     place, half = (3, 4) if rows <= 8 else (4, 6)
-    _call_tile(tiles[op.format, place], weights, scales, x, stride, sums, y, op.groups)
+    call_7(tiles[op.format, place], weights, scales, x, stride, sums, y, op.groups)
     if op.format >= INT8:  # a tile of half as many rows
         more = half * stride
-        _call_tile(tiles[op.format, place], weights, scales, x + more, stride, sums + more, y + 4 * OUTPUTS * half, op.groups)
+        call_7(
+            tiles[op.format, place], weights, scales, x + more, stride, sums + more, y + 4 * OUTPUTS * half, op.groups
+        )
 
 
 @compiled
@@ -111,16 +118,16 @@ def _finish(values, scale, bias, start):
 
 
 @compiled
-def _product(op, tiles, part, records, stride, values_bytes, y, rows):
+def _product(op, tiles, block, records, stride, values_bytes, y, rows):
     """All rows times one block of weights (of the gate and of what goes up, where there is a gate)."""
-    start = part * OUTPUTS
+    start = block * OUTPUTS
     width = min(OUTPUTS, op.outputs - start)
     for first in range(0, rows, TILE):
         count, x = min(TILE, rows - first), records + first * stride
         sums = x + values_bytes + 4 * OUTPUTS
-        _multiply(op, tiles, part * (1 + op.gated), x, stride, sums, y.ctypes.data, count)
+        _multiply(op, tiles, block * (1 + op.gated), x, stride, sums, y.ctypes.data, count)
         if op.gated:
-            _multiply(op, tiles, part * 2 + 1, x, stride, sums, y.ctypes.data + 4 * OUTPUTS * TILE, count)
+            _multiply(op, tiles, block * 2 + 1, x, stride, sums, y.ctypes.data + 4 * OUTPUTS * TILE, count)
         for row in range(count):
             values = y[row, :width]
             scale = floats(x + row * stride + values_bytes, 1)[0] if op.format >= INT8 else np.float32(1)
@@ -157,25 +164,41 @@ def _remember(op, row, table, position):
 
 
 @compiled
-def _attend(op, row, head, table, position, scores):
-    kv_head, bytes_each = head // (op.heads // op.kv_heads), 2 if op.in_bf16 else 4
-    start = kv_head * op.d_head * bytes_each
-    query = _row(op.source, op.source_width, row)[head * op.d_head : (head + 1) * op.d_head]
-    out = _row(op.target, op.target_width, row)[head * op.d_head : (head + 1) * op.d_head]
-    slope = floats(op.slopes, op.heads)[head] if op.slopes else np.float32(0)
-    sink = floats(op.sinks, op.heads)[head] if op.sinks else np.float32(-3e38)
-    attend(
-        query, op.keys + start, op.values + start, op.kv_heads * op.d_head, op.in_bf16, table, op.page_size,
-        position, op.window, op.sink_tokens, op.softcap, slope, sink, scores, out,
-    )  # fmt: skip
+def _heads_at_once(op, rows, threads):
+    """Query heads of a part of attention: all of a row, which reads its pages once and in order, if threads have rows
+    enough; else as few as share their keys."""
+    return op.heads if rows >= 2 * threads else op.part_heads
 
 
 @compiled
-def _parts(op, rows):
+def _attend(op, part, heads, tables, table_rows, positions, work):
+    of_row = op.heads // heads
+    row, head = part // of_row, part % of_row * heads
+    channels = slice(head * op.d_head, (head + heads) * op.d_head)
+    query, out = _row(op.source, op.source_width, row)[channels], _row(op.target, op.target_width, row)[channels]
+    attend(op, query, head, heads, tables[table_rows[row]], positions[row], work, out)
+
+
+@compiled
+def _blocks_at_once(op, threads):
+    """Blocks of a product that a thread takes at a time: few turns each, or they would wait for the counter."""
+    return max(1, ((op.outputs + OUTPUTS - 1) // OUTPUTS + TURNS * threads - 1) // (TURNS * threads))
+
+
+@compiled
+def _parts(op, rows, threads):
     """In how many parts an operation on so many rows is shared out."""
     if op.kind == PRODUCT:
-        return (op.outputs + OUTPUTS - 1) // OUTPUTS
-    return rows * op.heads if op.kind == ATTEND else rows
+        size = _blocks_at_once(op, threads) * OUTPUTS
+        return (op.outputs + size - 1) // size
+    return rows * (op.heads // _heads_at_once(op, rows, threads)) if op.kind == ATTEND else rows
+
+
+@compiled
+def _fetch_ahead(op, fetch, thread, threads):
+    """Ask for the beginning of this thread's first part of the next product: memory would be idle while it waits."""
+    part_bytes = _blocks_at_once(op, threads) * op.block_bytes * (1 + op.gated)
+    call_2(fetch, op.weights + thread * part_bytes, min(part_bytes, AHEAD_BYTES))
 
 
 def _digest() -> str:
@@ -187,17 +210,33 @@ def _digest() -> str:
 def _compiled_step(digest: str) -> Any:
     """The step; `digest` is part of the key under which Numba keeps it, since the function has it from outside."""
 
-    def step(thread, threads, board, program, tiles, counts, tokens, positions, table_rows, tables, gathered, area, record, kept):
-        """Walk through `program` as one of `threads`. counts: rows, and rows whose logits are wanted (`gathered`). tiles: by format, see
-        `decode_tile`.
+    def step(
+        thread,
+        threads,
+        board,
+        program,
+        tiles,
+        counts,
+        tokens,
+        positions,
+        table_rows,
+        tables,
+        gathered,
+        area,
+        record,
+        kept,
+        work_size,
+    ):
+        """Walk through `program` as one of `threads`.
 
+        counts: rows, and rows whose logits are wanted (`gathered`). tiles: by format, see `decode_tile`.
         Row i is token tokens[i] at positions[i] of the sequence with page table tables[table_rows[i]]. area: address of
         rounded rows of `record` bytes each, which begin with values of up to `kept` bytes: first those that all
-        threads share, then PRIVATE_ROWS for each thread.
+        threads share, then PRIVATE_ROWS for each thread. work_size: numbers that a thread needs for itself.
         """
         if not digest:
             return
-        work = np.empty(max(kept // 4, tables.shape[1] * program[0].page_size), np.float32)
+        work = np.empty(work_size, np.float32)
         y = np.empty((2 * TILE, OUTPUTS), np.float32)
         private_area = area + record * (tokens.size + TILE + thread * PRIVATE_ROWS)
         for number in range(program.size):
@@ -211,18 +250,17 @@ def _compiled_step(digest: str) -> Any:
                 for row in range(rows):
                     _round(op, row, records + row * record, kept, work)
                 continue
-            parts = _parts(op, rows)
-            while True:
-                part = next_part(board, thread)
-                if part >= parts:
-                    break
+            parts = _parts(op, rows, threads)
+            part = thread
+            while part < parts:
                 if op.kind == PRODUCT:
-                    _product(op, tiles, part, records, record, kept, y, rows)
+                    size, blocks = _blocks_at_once(op, threads), (op.outputs + OUTPUTS - 1) // OUTPUTS
+                    for block in range(part * size, min(blocks, (part + 1) * size)):
+                        _product(op, tiles, block, records, record, kept, y, rows)
                 elif op.kind == ROUND:
                     _round(op, part, records + part * record, kept, work)
                 elif op.kind == ATTEND:
-                    row, head = part // op.heads, part % op.heads
-                    _attend(op, row, head, tables[table_rows[row]], positions[row], work)
+                    _attend(op, part, _heads_at_once(op, rows, threads), tables, table_rows, positions, work)
                 elif op.kind == REMEMBER:
                     _remember(op, part, tables[table_rows[part]], positions[part])
                 elif op.kind == NORM:
@@ -231,6 +269,9 @@ def _compiled_step(digest: str) -> Any:
                     _embed(op, part, tokens, positions)
                 elif op.kind == GATHER:
                     _row(op.target, op.target_width, part)[:] = _row(op.source, op.source_width, gathered[part])
+                part = next_part(board, thread, threads)
+            arrive(board, thread)
+            _fetch_ahead(program[op.next_product], op.fetch, thread, threads)
             meet(board, thread, threads)
 
     return njit(cache=True, nogil=True, fastmath=FAST_MATH, error_model="numpy")(inspect.unwrap(step))

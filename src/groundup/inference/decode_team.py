@@ -4,12 +4,14 @@
     thread 1      part 1      part 4     |meet|  part 1 ...
 
 Parts are handed out by a counter, so that a thread that was held up takes fewer. Meeting is a counter, too: everybody
-adds one and waits until all have, spinning, since the next operation is a fraction of a microsecond away. Between steps
-the helpers sleep. Both counters live in one array of int64, `board`; neither is ever set back while others may look.
+adds one and waits until all have, spinning, since the next operation is a fraction of a microsecond away. After some
+microseconds it lets others run, who may have taken the core of the one that is missing. Between steps the helpers
+sleep. Both counters live in one array of int64, `board`; neither is ever set back while others may look.
 """
 
 import inspect
 import queue
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -19,18 +21,25 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 from numpy.typing import NDArray
 
+intrinsic: Any = numba_intrinsic  # it takes away the first parameter, which type checkers do not know
 LINE = 8  # int64 in a cache line: counters of their own line do not slow each other down
 COUNTERS = 4
 MEETING, FIRST_COUNTER = 0, LINE
+SPINS = 1000  # some 20 microseconds
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz"}  # sums may be reordered, but infinities and NaN stay what they are
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile on first use. Unwrapped: Numba cannot compile a test's type check."""
     return njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")(inspect.unwrap(function))
+
+
+def compiled_ignoring_nan(function: Callable[..., Any]) -> Any:
+    """The same for a function whose answer may be anything where a NaN comes in."""
+    return njit(nogil=True, fastmath=FAST_MATH | {"nnan"}, error_model="numpy")(inspect.unwrap(function))
 
 
 def new_board(threads: int) -> NDArray[np.int64]:
@@ -73,24 +82,37 @@ def _pause(typing: Any) -> Any:
     return types.void(), generate
 
 
+_let_others_run = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
+
+
+@compiled
+def arrive(board, thread):
+    """Say that this thread has done its share of the operation."""
+    board[LINE * (1 + COUNTERS + thread)] += 1
+    _add_one(board.ctypes.data + 8 * MEETING)
+
+
 @compiled
 def meet(board, thread, threads):
-    """Wait until every thread is here."""
+    """Wait until every thread has arrived."""
     own = LINE * (1 + COUNTERS + thread)
-    board[own] += 1
     everyone = board[own] * threads
-    _add_one(board.ctypes.data + 8 * MEETING)
+    spins = 0
     while _read(board.ctypes.data + 8 * MEETING) < everyone:
-        _pause()
+        spins += 1
+        if spins < SPINS:
+            _pause()
+        else:
+            _let_others_run()
     if thread == 0:  # nobody is left at the operation before, whose counter is needed again in three
         board[FIRST_COUNTER + LINE * ((board[own] - 1) % COUNTERS)] = 0
 
 
 @compiled
-def next_part(board, thread):
-    """The number of a part of this operation that nobody else has."""
+def next_part(board, thread, threads):
+    """The number of a part of this operation that nobody else has; the first parts belong to each thread, in order."""
     meetings = board[LINE * (1 + COUNTERS + thread)]
-    return _add_one(board.ctypes.data + 8 * (FIRST_COUNTER + LINE * (meetings % COUNTERS)))
+    return threads + _add_one(board.ctypes.data + 8 * (FIRST_COUNTER + LINE * (meetings % COUNTERS)))
 
 
 class Team:

@@ -1,0 +1,142 @@
+"""The inner loops of attention over pages: 16 keys at once against a query, and their values, in vector registers.
+
+    slots t .. t + 15 of a page    key 0: d_head channels   key 1: ...    -> 16 scores, one register per query head
+    and their weights              value 0, value 1, ...                  -> out += weight * value
+
+A register has 16 lanes, and 16 keys give one register of scores: the lanes of 16 partial sums are added up in a tree of
+four levels, in which each level halves the lanes of a key and doubles the keys of a register. Scores of slots that are
+not filled come out as something; who calls does not read them.
+"""
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+
+from groundup.inference.decode_emit import (
+    F32,
+    FLOATS,
+    HALVES,
+    I8,
+    I16,
+    I32,
+    I64,
+    INTS,
+    LANES,
+    Emitter,
+    addresses,
+    new_function,
+    new_module,
+)  # fmt: skip
+
+KEYS = 16
+LINE = 64  # bytes of a cache line
+SUMS = 16
+"""Registers that the outputs of a part's heads may take."""
+
+
+def heads_at_once(d_head: int, group: int) -> int:
+    """Query heads of a group, which share keys and values, that are done together: a divisor of the group."""
+    fitting = [n for n in range(1, group + 1) if group % n == 0 and n * -(-d_head // LANES) <= SUMS]
+    return max(fitting, default=1)
+
+
+@cache
+def head_loops(d_head: int, heads: int, in_bf16: bool) -> tuple[int, int, int]:
+    """Addresses of three C functions of int64, the first two for so many query heads at once:
+
+    scores(queries, keys, stride, scores, length): scores[head * length + i] = queries[head] . key i, i < 16.
+    add_values(weights, length, values, stride, count, out): out[head] += weights[head * length + i] * value i for all
+    i < count.
+    fetch(address, size): ask for this memory to come near, without waiting.
+
+    All but length and count are addresses, or strides in bytes. Queries and out are float32 (heads, d_head).
+    """
+    module = new_module(f"heads_{d_head}_{heads}_{in_bf16}")
+    _scores(module, d_head, heads, in_bf16)
+    _add_values(module, d_head, heads, in_bf16)
+    _fetch(module)
+    found = addresses(module)
+    return found["scores"], found["add_values"], found["fetch"]
+
+
+def _scores(module: ir.Module, d_head: int, heads: int, in_bf16: bool) -> None:
+    e, (queries, keys, stride, scores, length) = new_function(module, "scores", 5)
+    with e.loop(I64(heads)) as head:
+        query = _channels(e, e.plus(queries, head, 4 * d_head), d_head, in_bf16=False)
+        partial = []
+        for i in range(KEYS):
+            total = ir.Constant(FLOATS, None)
+            key = _channels(e, e.b.add(keys, e.b.mul(stride, I64(i))), d_head, in_bf16)
+            for a, b in zip(query, key, strict=True):
+                total = e.fma(a, b, total)
+            partial.append(total)
+        e.store(_lane_sums(e, partial), e.plus(scores, e.b.mul(head, length), 4))
+    e.b.ret_void()
+
+
+def _fetch(module: ir.Module) -> None:
+    e, (address, size) = new_function(module, "fetch", 2)
+    pointer = I8.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    with e.loop(e.b.udiv(e.b.add(size, I64(LINE - 1)), I64(LINE))) as line:
+        place = e.b.inttoptr(e.plus(address, line, LINE), pointer)
+        e.call("llvm.prefetch.p0", kind, place, I32(0), I32(2), I32(1))  # to read; into the second cache; data
+    e.b.ret_void()
+
+
+def _lane_sums(e: Emitter, vectors: list[Any]) -> Any:
+    """The sum over the lanes of each of 16 vectors, as the lanes of one."""
+    half = LANES // 2
+    while len(vectors) > 1:
+        starts = [start for start in range(0, 2 * LANES, 2 * half)]
+        lower = INTS([start + i for start in starts for i in range(half)])
+        upper = INTS([start + half + i for start in starts for i in range(half)])
+        vectors = [
+            e.b.fadd(e.b.shuffle_vector(a, b, lower), e.b.shuffle_vector(a, b, upper))
+            for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+        half //= 2
+    return vectors[0]
+
+
+def _add_values(module: ir.Module, d_head: int, heads: int, in_bf16: bool) -> None:
+    e, (weights, length, values, stride, count, out) = new_function(module, "add_values", 6)
+    rows = [e.plus(out, head, 4 * d_head) for head in range(heads)]
+    sums = [[e.variable(FLOATS) for _ in range(-(-d_head // LANES))] for _ in range(heads)]
+    for row, vectors in zip(rows, sums, strict=True):
+        for vector, before in zip(vectors, _channels(e, row, d_head, in_bf16=False), strict=True):
+            e.b.store(before, vector)
+    with e.loop(count) as i:
+        value = _channels(e, e.b.add(values, e.b.mul(stride, i)), d_head, in_bf16)
+        for head, vectors in enumerate(sums):
+            place = e.b.add(i, e.b.mul(length, I64(head)))
+            weight = e.repeat(e.load(e.plus(weights, place, 4), F32))
+            for part, vector in zip(value, vectors, strict=True):
+                e.b.store(e.fma(weight, part, e.b.load(vector)), vector)
+    for row, vectors in zip(rows, sums, strict=True):
+        _put(e, [e.b.load(vector) for vector in vectors], row, d_head)
+    e.b.ret_void()
+
+
+def _channels(e: Emitter, address: Any, d_head: int, in_bf16: bool) -> list[Any]:
+    """A head's channels as vectors of float32, the last one filled up with zeros."""
+    whole, rest, size = d_head // LANES, d_head % LANES, 2 if in_bf16 else 4
+    kind = HALVES if in_bf16 else FLOATS
+    found = e.vectors(address, kind, size * LANES, whole)
+    if rest:
+        last = ir.Constant(kind, None)
+        for lane in range(rest):
+            number = e.load(e.plus(address, whole * LANES + lane, size), I16 if in_bf16 else F32)
+            last = e.b.insert_element(last, number, I32(lane))
+        found.append(last)
+    return [e.upper_half(vector) for vector in found] if in_bf16 else found
+
+
+def _put(e: Emitter, vectors: list[Any], address: Any, d_head: int) -> None:
+    for i, vector in enumerate(vectors):
+        if (i + 1) * LANES <= d_head:
+            e.store(vector, e.plus(address, i, 4 * LANES))
+            continue
+        for lane in range(d_head - i * LANES):
+            e.store(e.b.extract_element(vector, I32(lane)), e.plus(address, i * LANES + lane, 4))

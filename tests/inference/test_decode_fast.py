@@ -1,0 +1,243 @@
+"""The compiled decode step, held to the model's own forward pass over a table of variants."""
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from groundup import kernels, presets
+from groundup.inference.decode_fast import MOST_ROWS, FastDecoder
+from groundup.inference.decode_pack import rounded
+from groundup.inference.decode_program import HEAD_KINDS, Refusal
+from groundup.model import (
+    AttentionConfig,
+    BlockConfig,
+    GatedLinearConfig,
+    LatentAttentionConfig,
+    LearnedPositions,
+    MLPConfig,
+    ModelConfig,
+    MoEConfig,
+    Rope,
+    SinusoidalPositions,
+    Transformer,
+)  # fmt: skip
+from groundup.model.linear import Linear
+
+VOCAB, D_MODEL, CONTEXT, PAGE = 61, 40, 64, 16
+MLP = MLPConfig(72)
+
+
+@dataclass
+class Store:
+    """Pages of every layer, in an order that is none, and a table per row."""
+
+    streams: list[list[torch.Tensor]]
+    tables: np.ndarray
+    page_size: int = PAGE
+
+
+@dataclass
+class Span:
+    tokens: list[int]
+    start: int
+    slot: int
+    wanted: int = 1
+    pages: list[int] = field(default_factory=list)
+
+
+def new_store(config, rows=4, dtype=torch.float32):
+    pages = rows * CONTEXT // PAGE
+    mixers = [config.block(i).mixer for i in range(config.num_layers)]
+    streams = [
+        [torch.full((pages * PAGE, m.num_kv_heads, m.d_head), 3.0, dtype=dtype) for _ in "kv"] for m in mixers
+    ]  # fmt: skip
+    return Store(streams, np.random.default_rng(0).permutation(pages).reshape(rows, -1).astype(np.int64))
+
+
+def config(mixer=None, ffn=MLP, layers=2, norm="rms", placement="pre", **options):
+    mixers = mixer if isinstance(mixer, list) else [mixer or AttentionConfig(4, 2, 8)]
+    blocks = tuple(BlockConfig(m, ffn, norm, placement) for m in mixers)
+    return ModelConfig(VOCAB, D_MODEL, layers, blocks, context_length=CONTEXT, **options)
+
+
+def shaken(config):
+    """A model in which nothing is zero or one by initialisation."""
+    model, generator = Transformer(config), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.3 * torch.randn(p.shape, generator=generator)
+    return model.eval()
+
+
+VARIANTS = {
+    "gqa": config(),
+    "multi-query": config(AttentionConfig(4, 1, 8)),
+    "multi-head, tail of lanes": config(AttentionConfig(2, 2, 20), tie_embeddings=True),
+    "wide heads": config(AttentionConfig(4, 1, 80)),
+    "windows": config([AttentionConfig(4, 2, 8, window=5, sink_tokens=2), AttentionConfig(4, 2, 8)]),
+    "one token of window": config(AttentionConfig(4, 2, 8, window=1)),
+    "qk-norm": config(AttentionConfig(4, 2, 8, qk_norm=True)),
+    "qk-norm, whole": config(AttentionConfig(4, 2, 8, qk_norm="whole"), placement="inner"),
+    "gpt-2": config(
+        AttentionConfig(4, 4, 10, None, bias=True, out_bias=True), MLPConfig(96, False, "gelu_tanh", bias=True),
+        norm="layer", norm_bias=True, positions=LearnedPositions(CONTEXT), tie_embeddings=True,
+    ),
+    "soft caps": config(
+        AttentionConfig(4, 2, 8, softcap=3.0, scale=0.3), MLPConfig(72, True, "gelu"), placement="sandwich",
+        scale_embeddings=True, tie_embeddings=True, logit_softcap=5.0,
+    ),
+    "sinks": config(AttentionConfig(4, 2, 8, sinks=True), MLPConfig(33, True, "identity", bias=True)),
+    "alibi, window": config(AttentionConfig(3, 1, 8, None, alibi=True, window=9, sink_tokens=1), placement="parallel"),
+    "post, sinusoidal": config(
+        ffn=MLPConfig(72, False, "relu"), norm="layer", placement="post", positions=SinusoidalPositions(CONTEXT),
+        final_norm=False,
+    ),
+    "partial rotary": config(
+        AttentionConfig(4, 2, 16, Rope(500.0, 0.25)), MLPConfig(72, False, "relu2"), placement="none"
+    ),
+    "attention only": config(ffn=None),
+    "glu": config(ffn=MLPConfig(64, True, "sigmoid")),
+}  # fmt: skip
+
+LENGTHS = (1, 37, 20)
+
+
+def prompts():
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(VOCAB, (n + 1,), generator=generator).tolist() for n in LENGTHS]
+
+
+def decoded(decoder):
+    """Each prompt but its last token as one span, wanting its last two logits; then the last tokens as a batch."""
+    texts = prompts()
+    first = decoder.run([Span(ids[:-1], 0, i, min(2, len(ids) - 1)) for i, ids in enumerate(texts)])
+    second = decoder.run([Span(ids[-1:], len(ids) - 1, i) for i, ids in enumerate(texts)])
+    rows = list(first.split([min(2, len(ids) - 1) for ids in texts]))
+    return [torch.cat([row, second[i : i + 1]]) for i, row in enumerate(rows)]
+
+
+@torch.no_grad()
+def expected(logits):
+    """The same from a function of tokens (1, seq) to logits (1, seq, vocab)."""
+    return [logits(torch.tensor([ids]))[0, -min(3, len(ids)) :] for ids in prompts()]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_fp32_is_what_the_model_says(name):
+    model = shaken(VARIANTS[name])
+    decoder = FastDecoder.build(model, new_store(model.config), "fp32")
+    assert isinstance(decoder, FastDecoder)
+    for found, right in zip(decoded(decoder), expected(model), strict=True):
+        torch.testing.assert_close(found, right, rtol=2e-5, atol=2e-5)
+
+
+def as_rounded(model, kind):
+    """logits(tokens) of a model whose matrices are rounded, and whose products read what the step's read."""
+    model = copy.deepcopy(model)
+    for module in model.blocks.modules():
+        if isinstance(module, Linear):
+            module.weight.data = rounded(module.weight.data, kind)
+            if kind == "bf16":
+                module.register_forward_pre_hook(lambda _, inputs: inputs[0].bfloat16().float())
+    head = rounded(model.head_weight.data, HEAD_KINDS.get(kind, kind))
+
+    def logits(tokens):
+        hidden = model.hidden(tokens)
+        return F.linear(hidden.bfloat16().float() if kind == "bf16" else hidden, head)
+
+    return logits
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), {"bf16": 2e-2, "int8": 2e-3, "int4": 2e-3}.items())
+def test_rounded_weights_give_what_torch_gives_with_them(kind, tolerance):
+    # bf16 is the loosest: a sum in another order may round to the next bfloat16 before the next product.
+    model = shaken(config(ffn=MLPConfig(100, bias=True), tie_embeddings=True))
+    decoder = FastDecoder(model, new_store(model.config), kind)
+    apart = [(f - r).abs().max() for f, r in zip(decoded(decoder), expected(as_rounded(model, kind)), strict=True)]
+    plain = [(f - r).abs().max() for f, r in zip(decoded(decoder), expected(model), strict=True)]
+    assert max(apart) < tolerance and max(apart) < max(plain) / 2
+
+
+def test_keys_and_values_may_be_bfloat16():
+    model = shaken(VARIANTS["gqa"])
+    found = decoded(FastDecoder(model, new_store(model.config, dtype=torch.bfloat16), "fp32"))
+
+    def attend(q, k, v, *args, **options):
+        return kernels.attention(q, k.bfloat16().float(), v.bfloat16().float(), *args, **options)
+
+    for block in model.blocks.children():
+        block.mixer.attend = attend
+    for row, right in zip(found, expected(model), strict=True):
+        torch.testing.assert_close(row, right, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8", "int4"])
+def test_a_row_gets_the_same_bits_in_any_company_in_any_cut_and_on_any_number_of_threads(kind):
+    model = shaken(config())
+    generator = torch.Generator().manual_seed(3)
+    texts = [torch.randint(VOCAB, (n,), generator=generator).tolist() for n in (30, 30, 17, 5)]
+    together = FastDecoder(model, new_store(model.config), kind, threads=2)
+    batch = together.run([Span(ids, 0, i) for i, ids in enumerate(texts)])
+    alone = FastDecoder(model, new_store(model.config), kind, threads=1)
+    for i, ids in enumerate(texts):
+        for start in range(0, len(ids) - 1, 7):
+            alone.run([Span(ids[start : min(start + 7, len(ids) - 1)], start, i, 0)])
+        assert torch.equal(alone.run([Span(ids[-1:], len(ids) - 1, i)])[0], batch[i])
+
+
+def test_more_rows_than_a_step_has_are_done_in_several():
+    model = shaken(VARIANTS["gqa"])
+    decoder = FastDecoder(model, new_store(model.config, rows=8), "fp32")
+    ids = torch.randint(VOCAB, (8, 60), generator=torch.Generator().manual_seed(4))
+    assert ids.numel() > 2 * MOST_ROWS
+    found = decoder.run([Span(row, 0, i, wanted=i % 3) for i, row in enumerate(ids.tolist())])
+    with torch.no_grad():
+        right = torch.cat([logits[60 - i % 3 :] for i, logits in enumerate(model(ids))])
+    torch.testing.assert_close(found, right, rtol=2e-5, atol=2e-5)
+
+
+def test_a_position_beyond_the_context_is_an_error():
+    model = shaken(VARIANTS["gpt-2"])
+    decoder = FastDecoder(model, new_store(model.config), "fp32")
+    with pytest.raises(ValueError, match="65 tokens do not fit 64 positions"):
+        decoder.run([Span([1, 2], 63, 0)])
+
+
+def test_an_unknown_format_is_named():
+    model = shaken(VARIANTS["gqa"])
+    with pytest.raises(ValueError, match=r"weights='int7' is unknown.*int"):
+        FastDecoder.build(model, new_store(model.config), "int7")
+
+
+LATENT = LatentAttentionConfig(num_heads=2, kv_rank=8, d_nope=8, d_rope=4, d_value=8)
+REFUSED = {
+    "latent": (config(LATENT), "LatentAttentionConfig"),
+    "recurrent": (config(GatedLinearConfig(2, 8, 8)), "GatedLinearConfig"),
+    "experts": (config(ffn=MoEConfig(d_ff=16, num_experts=4, top_k=2)), "MoEConfig"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_it_does_not_cover_is_refused_with_a_reason(name):
+    model, reason = Transformer(REFUSED[name][0]), REFUSED[name][1]
+    refused = FastDecoder.build(model, Store([[], []], np.zeros((1, 4), np.int64)))
+    assert isinstance(refused, Refusal) and reason in refused.reason and "layer 0" in refused.reason
+
+
+def test_pages_that_are_not_whole_groups_of_keys_are_refused():
+    store = new_store(VARIANTS["gqa"])
+    store.page_size = 8
+    refused = FastDecoder.build(shaken(VARIANTS["gqa"]), store)
+    assert isinstance(refused, Refusal) and "8 tokens" in refused.reason
+
+
+def test_a_preset_runs():
+    options = dict(vocab_size=VOCAB, d_model=32, num_layers=1, num_heads=2, context_length=CONTEXT)
+    model = Transformer(presets.llama(**options)).eval()
+    decoder = FastDecoder.build(model, new_store(model.config), "fp32")
+    with torch.no_grad():
+        torch.testing.assert_close(decoder.run([Span([3, 5], 0, 0)])[0], model(torch.tensor([[3, 5]]))[0, -1])
