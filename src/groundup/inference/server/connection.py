@@ -65,7 +65,7 @@ class BoundedConnection(H11Protocol):
         elif self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
-        if self._is_answering() and self.conn.their_state is h11.DONE and self.conn.trailing_data[0]:
+        if self._is_answering() and self.conn.their_state is h11.DONE and self.conn.trailing_data[0].strip(b"\r\n"):
             self.transport.abort()  # while a second request waits unread, nobody would see the client leave
 
     def send_400_response(self, msg: str) -> None:
