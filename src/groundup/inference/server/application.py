@@ -29,11 +29,12 @@ def create_app(
     settings: Settings | None = None,
     keys: Keys | None = None,
     compile_constraint: Compile | None = None,
+    metrics: Metrics | None = None,
 ) -> ASGIApp:
     """The application for an engine that runs in `service`. It closes neither."""
     settings = settings or Settings()
     engine: Any = service.engine
-    desk = Desk(engine, service, settings, Metrics(), Prompts(engine, settings), compile_constraint)
+    desk = Desk(engine, service, settings, metrics or Metrics(), Prompts(engine, settings), compile_constraint)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -9,6 +9,7 @@ the number of connections, errors in JSON, and no second request before the firs
 
 import asyncio
 import json
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -21,11 +22,15 @@ from groundup.inference.server.errors import ApiError
 from groundup.inference.server.settings import Settings
 
 
-def protocol_for(settings: Settings) -> type[asyncio.Protocol]:
-    """The class of connections with these bounds, for uvicorn's `http=`."""
+def protocol_for(settings: Settings, shedder: Callable[[bytes], bytes | None]) -> type[asyncio.Protocol]:
+    """The class of connections with these bounds, for uvicorn's `http=`.
+
+    `shedder` gets what begins a request, and may have an answer at once.
+    """
 
     class Connection(BoundedConnection):
         bounds = settings
+        shed = staticmethod(shedder)
 
     return Connection
 
@@ -34,6 +39,7 @@ class BoundedConnection(H11Protocol):
     """uvicorn's HTTP/1.1 in pure Python, with timers."""
 
     bounds = Settings()
+    shed: Callable[[bytes], bytes | None] = staticmethod(lambda _: None)
 
     def __init__(
         self, config: Config, server_state: ServerState, app_state: dict[str, Any],
@@ -57,14 +63,17 @@ class BoundedConnection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_between_requests() and (refusal := self.shed(data)):
+            self.transport.write(refusal)
+            self._await_next_request()
+            return
         super().data_received(data)
         if self.transport.is_closing():
             return
         if not self._is_answering():
             self._await_headers()
-        elif self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+        else:
+            self._headers_are_here()
         if self._is_answering() and self.conn.their_state is h11.DONE and self.conn.trailing_data[0].strip(b"\r\n"):
             self.transport.abort()  # while a second request waits unread, nobody would see the client leave
 
@@ -95,6 +104,19 @@ class BoundedConnection(H11Protocol):
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _is_between_requests(self) -> bool:
+        return not self._is_answering() and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+
+    def _await_next_request(self) -> None:
+        self._headers_are_here()
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _headers_are_here(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
     def _await_headers(self) -> None:
         """Whoever has begun a request has so long to end its headers, however slowly they trickle."""

@@ -11,7 +11,9 @@ from groundup.inference.server.application import create_app
 from groundup.inference.server.choosing import Compile
 from groundup.inference.server.connection import protocol_for
 from groundup.inference.server.keys import Keys
+from groundup.inference.server.metrics import Metrics
 from groundup.inference.server.settings import LOOPBACK, Settings
+from groundup.inference.server.shedding import Shedder
 from groundup.inference.service import Service
 
 LAST_SECONDS = 2  # after the drain, for error events to reach their clients
@@ -32,10 +34,18 @@ class DrainingServer(uvicorn.Server):
         self._captured_signals.clear()  # uvicorn would raise it again: to have drained is success
 
 
-def new_server(app: ASGIApp, service: Service, settings: Settings, host: str, port: int) -> DrainingServer:
+def new_server(
+    app: ASGIApp,
+    service: Service,
+    settings: Settings,
+    host: str,
+    port: int,
+    metrics: Metrics | None = None,
+) -> DrainingServer:
     """A server that is not started yet."""
+    protocol = protocol_for(settings, Shedder(service, metrics or Metrics()))
     config = uvicorn.Config(
-        app, host=host, port=port, http=protocol_for(settings), ws="none", loop="asyncio", access_log=False,
+        app, host=host, port=port, http=protocol, ws="none", loop="asyncio", access_log=False,
         log_level=logging.WARNING, log_config=None, server_header=False, proxy_headers=False,
         timeout_keep_alive=int(settings.idle_seconds), h11_max_incomplete_event_size=settings.max_header,
         timeout_graceful_shutdown=int(settings.drain_seconds) + LAST_SECONDS,
@@ -46,7 +56,7 @@ def new_server(app: ASGIApp, service: Service, settings: Settings, host: str, po
 def listen(host: str, port: int) -> socket.socket:
     """A socket that connections can wait at; port 0 takes a free one. OSError when the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio sets no TCP_NODELAY
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
@@ -74,9 +84,10 @@ def serve(
     compile_constraint: Compile | None = None,
 ) -> None:
     """Answer on a bound socket until SIGTERM or Ctrl-C; then drain, and close the service."""
-    app = create_app(service, settings, keys, compile_constraint)
+    metrics = Metrics()
+    app = create_app(service, settings, keys, compile_constraint, metrics)
     host, port = bound.getsockname()[:2]
-    server = new_server(app, service, settings, host, port)
+    server = new_server(app, service, settings, host, port, metrics)
     try:
         server.run(sockets=[bound])
     finally:

@@ -1,0 +1,154 @@
+"""A full server: refusals that cost nearly nothing, the same on every way, and nothing left over afterwards."""
+
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from groundup.inference.server import Settings
+from groundup.inference.server.shedding import whole_request
+from tests.inference.server.serving import SPECIAL, new_engine, post_bytes, running_server
+
+PATH = "/v1/completions"
+
+
+def endless(engine, tokens=3000):
+    """A request that ends by its length alone."""
+    never = {str(engine.tokenizer.special_tokens[token]): -100 for token in SPECIAL}
+    return {"prompt": "the cat", "max_tokens": tokens, "logit_bias": never, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """One place in the batch, one in the queue; headers have half a second."""
+    engine = new_engine(4096, batch_size=1)
+    with running_server(engine, Settings(header_seconds=0.5), max_waiting=1) as running:
+        yield running
+
+
+@contextmanager
+def filled(server):
+    """While inside, one request runs and one waits."""
+    held = [server.connect() for _ in range(2)]
+    try:
+        for connection in held:
+            connection.sendall(post_bytes(PATH, endless(server.service.engine)))
+            deadline = time.monotonic() + 20
+            while server.service.open_streams < held.index(connection) + 1 or server.service.stats().running < 1:
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+        yield
+    finally:
+        for connection in held:
+            connection.close()
+        server.wait_until_idle()
+
+
+def read_answer(connection):
+    """Status, headers and JSON of one answer with a length."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(1 << 16)
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines[1:])}
+    while len(body) < int(headers["content-length"]):
+        body += connection.recv(1 << 16)
+    return int(lines[0].split()[1]), headers, json.loads(body)
+
+
+SHORT = {"prompt": "the", "max_tokens": 1}
+
+
+def test_a_refusal_is_the_same_the_short_and_the_long_way(small):
+    with filled(small), small.connect() as short, small.connect() as long:
+        short.sendall(post_bytes(PATH, SHORT))
+        request = post_bytes(PATH, SHORT)
+        long.sendall(request[:20])
+        time.sleep(0.1)
+        long.sendall(request[20:])
+        (status, headers, body), (other_status, other_headers, other_body) = map(read_answer, (short, long))
+    assert status == other_status == 429
+    assert body == other_body
+    assert body["error"]["code"] == "queue_full" and body["error"]["type"] == other_body["error"]["type"]
+    assert int(headers["retry-after"]) >= 1 and int(other_headers["retry-after"]) >= 1
+    assert headers["content-type"] == other_headers["content-type"] == "application/json"
+
+
+def test_a_refused_connection_stays_open_and_is_answered_later(small):
+    with small.connect() as connection:
+        with filled(small):
+            for _ in range(3):
+                connection.sendall(post_bytes(PATH, SHORT))
+                assert read_answer(connection)[0] == 429
+            time.sleep(0.7)  # longer than headers may take, which are not awaited now
+            connection.sendall(post_bytes("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}))
+            assert read_answer(connection)[0] == 429
+        connection.sendall(post_bytes(PATH, SHORT))
+        status, _, body = read_answer(connection)
+        assert status == 200 and body["usage"]["completion_tokens"] <= 1
+    counts = small.ask("GET", "/metrics")[2].decode()
+    assert 'groundup_requests_total{endpoint="completions",outcome="rejected"} ' in counts
+
+
+def test_health_is_answered_while_requests_are_refused(small):
+    with filled(small):
+        assert small.ask("GET", "/health")[0] == 200
+        assert small.post(PATH, SHORT)[0] == 429
+
+
+@pytest.mark.parametrize(
+    ("change", "endpoint"),
+    [
+        (lambda data: data, "completions"),
+        (lambda data: data.replace(b"/v1/completions", b"/v1/chat/completions"), "chat"),
+        (lambda data: data[:-1], None),
+        (lambda data: data + b"G", None),
+        (lambda data: data.replace(b"POST", b"GET"), None),
+        (lambda data: data.replace(b"/v1/completions", b"/v1/completions?x"), None),
+        (lambda data: data.replace(b"HTTP/1.1", b"HTTP/1.0"), None),
+        (lambda data: data.replace(b"Host", b"Transfer-Encoding: chunked\r\nHost"), None),
+        (lambda data: data.replace(b"Host", b"Expect: 100-continue\r\nHost"), None),
+        (lambda data: data.replace(b"Host", b"Connection: close\r\nHost"), None),
+        (lambda data: data.replace(b"Host", b"Content-Length: 1\r\nHost"), None),
+        (lambda data: data.replace(b"Content-Length", b"X-Content-Length"), None),
+        (lambda data: data.partition(b"\r\n\r\n")[0], None),
+        (lambda data: b"\x00" * 100, None),
+    ],
+)
+def test_only_a_plain_and_whole_request_takes_the_short_way(change, endpoint):
+    assert whole_request(change(post_bytes(PATH, SHORT))) == endpoint
+
+
+def test_under_overload_the_engine_works_on_and_nothing_is_left():
+    """Forty clients for three places: whoever gets in is answered, the others are told, and no page is lost."""
+    engine = new_engine(batch_size=2)
+    answers = []
+
+    def client(port, body):
+        with socket.create_connection(("127.0.0.1", port), 30) as connection:
+            for _ in range(12):
+                connection.sendall(body)
+                answers.append(read_answer(connection))
+
+    with running_server(engine, max_waiting=1) as server:
+        body = post_bytes(PATH, {**endless(engine, 24), "stream": False})
+        clients = [threading.Thread(target=client, args=(server.port, body)) for _ in range(40)]
+        for thread in clients:
+            thread.start()
+        for thread in clients:
+            thread.join()
+        server.wait_until_idle()
+        stats = server.service.stats()
+        assert (stats.running, stats.waiting, stats.pages_used) == (0, 0, 0)
+        assert stats.requests_failed == stats.requests_aborted == 0
+    assert len(answers) == 480
+    done = [body for status, _, body in answers if status == 200]
+    told = [(headers, body) for status, headers, body in answers if status == 429]
+    assert len(done) + len(told) == 480 and done and told
+    assert stats.requests_finished == len(done)
+    assert {body["usage"]["completion_tokens"] for body in done} == {24}
+    assert all("retry-after" in headers and body["error"]["code"] == "queue_full" for headers, body in told)
