@@ -24,7 +24,7 @@ TEXT = ["the cat in the hat and the bat sat on the mat; and that was that, said 
 
 
 def new_engine(
-    context_length: int = 256, vocab_size: int = 300, specials: Sequence[str] = SPECIAL, **options: Any
+    context_length: int = 512, vocab_size: int = 300, specials: Sequence[str] = SPECIAL, **options: Any
 ) -> Engine:
     """Random weights, always the same."""
     tokenizer = Tokenizer.train_from_iterator(TEXT, vocab_size, special_tokens=specials)

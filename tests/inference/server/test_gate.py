@@ -46,7 +46,7 @@ def test_every_route_needs_a_key_but_those_of_the_list(locked, engine):
             continue
         assert (status, is_error(answer) or method == "HEAD") == (401, True), path
         for key in BAD_KEYS:
-            given = {"Authorization": f"Bearer {key}".encode("utf-8").decode("latin-1")}
+            given = {"Authorization": f"Bearer {key}".encode().decode("latin-1")}
             assert locked.ask(method, path, body, **given)[0] == 401, (path, key[:20])
         assert locked.ask(method, path, body, Authorization=f"Basic {KEY}")[0] == 401
         assert locked.ask(method, path, body, Authorization=f"Bearer {KEY}")[0] not in (401, 403), path
@@ -67,10 +67,10 @@ def test_both_keys_are_let_in_and_a_second_header_is_not(locked):
 
 @pytest.mark.parametrize(
     "path",
-    ["/../etc/passwd", "/%2e%2e/etc/passwd", "/%252e%252e/x", "/..\\x", "/etc/passwd", "/%00", "/static/../x", "/ü"],
+    ["/../etc/passwd", "/%2e%2e/etc/passwd", "/%252e%252e/x", "/..\\x", "/etc/passwd", "/%00", "/static/../x", "/%fc"],
 )
 def test_no_path_is_a_file(server, path):
-    status, _, answer = server.ask("GET", path.encode().decode("latin-1").replace("ü", "%fc"))
+    status, _, answer = server.ask("GET", path)
     assert (status, is_error(answer)) == (404, True)
 
 

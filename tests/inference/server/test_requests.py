@@ -26,7 +26,7 @@ BODIES = {
     "a lone surrogate": b'{"prompt": "\\ud800"}',
     "empty": b"",
     "a zero byte": b"\0",
-    "100,000 messages": json.dumps({"messages": [{"role": "user", "content": ""}] * 25_000}).encode(),
+    "10,000 messages": json.dumps({"messages": [{"role": "user", "content": ""}] * 10_000}).encode(),
 }
 
 
@@ -122,8 +122,8 @@ def fuzzed(draw, depth=0):
     if kind == 7:
         names = ("type", "content", "role", "text", "name", "x", "function")
         return {draw.choice(names): fuzzed(draw, depth + 1) for _ in range(draw.randrange(4))}
-    return [None, draw.choice([True, False]), draw.choice([0, 1, -1, 2**31, 10**30]), draw.uniform(-2, 2),
-            draw.choice(["", "user", "text", "json_object", "\u2028<|end|>", "x" * 50]), draw.randrange(300)][kind]  # fmt: skip
+    texts, numbers = ["", "user", "text", "json_object", "<|end|>", "x" * 50], [0, 1, -1, 2**31, 10**30]
+    return [None, draw.random() < 0.5, draw.choice(numbers), draw.uniform(-2, 2), draw.choice(texts), 17][kind]
 
 
 def test_random_bodies_are_answered_or_refused(server):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,7 +154,7 @@ class Answer(Response):
         return streams
 
     async def _send_events(
-        self, writer: Writer, pieces: AsyncIterator[tuple[int, Any]], with_usage: bool, send: Send
+        self, writer: Writer, pieces: AsyncGenerator[tuple[int, Any], None], with_usage: bool, send: Send
     ) -> None:
         begun = False
         async for index, output in pieces:
@@ -178,7 +178,7 @@ class Answer(Response):
                 metrics.per_token.observe((stream.last - stream.first) / (stream.count - 1))
 
 
-async def _send_json(writer: Writer, pieces: AsyncIterator[tuple[int, Any]], send: Send) -> None:
+async def _send_json(writer: Writer, pieces: AsyncGenerator[tuple[int, Any], None], send: Send) -> None:
     async for index, output in pieces:
         writer.add(index, output)
     answer = encoded(writer.whole())
@@ -192,7 +192,7 @@ async def _send_chunks(send: Send, chunks: list[dict[str, Any]]) -> None:
         await send({"type": "http.response.body", "body": b"".join(map(event, chunks)), "more_body": True})
 
 
-async def merged(streams: list[Stream]) -> AsyncIterator[tuple[int, Any]]:
+async def merged(streams: list[Stream]) -> AsyncGenerator[tuple[int, Any], None]:
     """(index, output) of all streams as they come."""
     if len(streams) == 1:
         async for output in streams[0]:

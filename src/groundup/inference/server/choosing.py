@@ -58,7 +58,7 @@ def _constraint(request: Sampling) -> tuple[str, Any] | None:
     form = request.response_format
     found: list[tuple[str, Any]] = []
     if form.type == "json_object":
-        found.append(("json_schema", {"type": "object"}))
+        found.append(("json_object", None))
     if form.type == "json_schema":
         if form.json_schema is None:
             raise field_error("response_format.json_schema: missing", "response_format.json_schema")

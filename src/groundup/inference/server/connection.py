@@ -74,7 +74,7 @@ class BoundedConnection(H11Protocol):
             self._await_headers()
         else:
             self._headers_are_here()
-        if self._is_answering() and self.conn.their_state is h11.DONE and self.conn.trailing_data[0]:
+        if self._is_answering() and self.conn.their_state is h11.DONE and self.conn.trailing_data[0].strip(b"\r\n"):
             self.transport.abort()  # while a second request waits unread, nobody would see the client leave
 
     def send_400_response(self, msg: str) -> None:

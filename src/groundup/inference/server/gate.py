@@ -44,7 +44,7 @@ class Gate:
         try:
             if scope["type"] != "http":
                 raise ApiError(400, "only HTTP is spoken here")
-            headers = _headers(scope)
+            headers = _headers(scope, self.settings.max_header)
             self._check_host(headers)
             self._check_origin(scope, headers)
             key = self._check_key(scope, headers)
@@ -143,7 +143,10 @@ async def _read(receive: Receive, limit: int) -> bytes:
             return b"".join(parts)
 
 
-def _headers(scope: Scope) -> dict[bytes, list[bytes]]:
+def _headers(scope: Scope, most: int) -> dict[bytes, list[bytes]]:
+    """By name. The HTTP parser bounds what it waits for, and not what has come at once."""
+    if sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["raw_path"]) > most:
+        raise ApiError(431, f"the headers have more than {most} bytes")
     found: dict[bytes, list[bytes]] = {}
     for name, value in scope["headers"]:
         found.setdefault(name.lower(), []).append(value)

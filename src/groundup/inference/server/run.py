@@ -54,12 +54,13 @@ def new_server(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one. OSError when the port is taken."""
+    """A socket that connections can wait at; port 0 takes a free one. OSError when the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # else asyncio sets no TCP_NODELAY
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen(128)
     except OSError as error:
         bound.close()
         raise OSError(error.errno, f"port {port} of {host}: {error.strerror}; choose another with --port") from None

@@ -21,7 +21,8 @@ def chat_page() -> tuple[str, str]:
     its_script, its_style = explorer.policy_sources()  # the explorer stands in a sandboxed frame under this policy
     policy = (
         f"default-src 'none'; script-src {_source(script)} {its_script}; style-src {_source(style)} {its_style}; "
-        "img-src data:; connect-src 'self'; frame-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+        "img-src data:; connect-src 'self'; frame-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+        "form-action 'none'"
     )
     return page, policy
 

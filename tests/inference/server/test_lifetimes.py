@@ -1,0 +1,328 @@
+"""Clients that leave, dawdle or come in crowds; an engine that fails; a server that ends. Nothing is left behind."""
+
+import itertools
+import json
+import logging
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from groundup.environ import for_child
+from groundup.inference.server import Keys, Settings
+from tests.inference.server.conftest import KEY, OTHER
+from tests.inference.server.serving import events_of, new_engine, post_bytes, running_server
+
+LONG = {"prompt": "the", "max_tokens": 400, "logit_bias": {"99": 100}, "temperature": 0}  # "c", 400 times
+CHAT = {"messages": [{"role": "user", "content": "the"}], "max_tokens": 400, "logit_bias": {"99": 100}}
+
+
+def until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_client_that_leaves_frees_its_slot(server, streamed):
+    generated = server.service.stats().generated_tokens
+    with server.connect() as connection:
+        connection.sendall(post_bytes("/v1/completions", LONG | {"stream": streamed}))
+        if streamed:
+            until(lambda: b"data:" in connection.recv(4096))
+        else:
+            until(lambda: server.service.stats().generated_tokens > generated)
+    server.wait_until_idle()
+    assert server.service.stats().generated_tokens - generated < 400
+    assert server.post("/v1/completions", LONG | {"max_tokens": 2})[0] == 200
+
+
+def test_clients_that_leave_at_any_moment(server):
+    """A whole request cut after any byte, or left at any time of its answer."""
+    draw = random.Random(0)
+    for number in range(60):
+        body = (LONG if number % 2 else CHAT) | {"stream": number % 3 > 0, "n": 1 + number % 2}
+        data = post_bytes("/v1/completions" if number % 2 else "/v1/chat/completions", body)
+        with server.connect() as connection:
+            connection.sendall(data[: draw.randrange(len(data) + 1)] if number % 4 == 0 else data)
+            connection.settimeout(draw.choice((0.001, 0.01, 0.03)))
+            try:
+                while connection.recv(draw.randrange(1, 2000)):
+                    if draw.random() < 0.2:
+                        break
+            except TimeoutError:
+                pass
+            if number % 5 == 0:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
+    server.wait_until_idle()
+    stats = server.service.stats()
+    assert (stats.running, stats.waiting, stats.requests_failed) == (0, 0, 0)
+    assert server.post("/v1/completions", LONG | {"max_tokens": 2})[0] == 200
+
+
+def test_a_second_request_before_the_answer_is_cut(server):
+    data = post_bytes("/v1/completions", LONG)
+    assert server.raw(data + data) == b""
+    server.wait_until_idle()
+
+
+@pytest.fixture(scope="module")
+def hasty(engine):
+    """A server with short patience."""
+    settings = Settings(header_seconds=0.3, body_seconds=0.4, idle_seconds=1.0, write_seconds=0.5, max_connections=40)
+    with running_server(engine, settings) as server:
+        yield server
+
+
+def test_slow_headers_and_bodies(hasty):
+    for begin, status in ((b"", b"408"), (b"GET / HTTP/1.1\r\nHost: lo", b"408")):
+        assert hasty.raw(begin)[9:12] == status
+    slow_body = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{"
+    answer = hasty.raw(slow_body)
+    assert answer[9:12] == b"408"
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "timeout_error"
+
+
+def test_headers_that_trickle(hasty):
+    with hasty.connect() as connection:
+        began = time.monotonic()
+        connection.settimeout(0.05)
+        answer = b""
+        for byte in b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 1000:
+            try:
+                connection.sendall(bytes([byte]))
+                answer += connection.recv(100)
+                break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        assert time.monotonic() - began < 5
+    assert hasty.ask("GET", "/health")[0] == 200
+
+
+def test_what_is_no_http_and_long_headers(hasty):
+    for data in (b"\x16\x03\x01\x02\x00\x01\x00", b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+        answer = hasty.raw(data + b"\r\n\r\n")
+        assert answer[9:12] in (b"400", b"421", b"505"), answer
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+    long = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"
+    assert hasty.raw(long)[9:12] in (b"431", b"400", b"")
+
+
+def test_a_crowd_of_idle_connections(hasty):
+    crowd = [hasty.connect() for _ in range(60)]
+    try:
+        refused = 0
+        for connection in crowd[45:]:
+            refused += b"503" in connection.recv(200)[:20]
+        assert refused > 0
+    finally:
+        for connection in crowd:
+            connection.close()
+    until(lambda: hasty.ask("GET", "/health")[0] == 200)
+
+
+def test_a_reader_that_reads_nothing_is_cut(engine):
+    """Its answer is larger than all buffers on the way."""
+    with running_server(engine, Settings(write_seconds=0.3)) as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        connection.connect(("127.0.0.1", server.port))
+        many = LONG | {"n": 60, "stream": True, "logprobs": 20, "max_tokens": 120}
+        connection.sendall(post_bytes("/v1/completions", many))
+        until(lambda: server.service.open_streams > 0)
+        began = time.monotonic()
+        assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 2})[0] == 200  # others go on
+        server.wait_until_idle(60)
+        assert time.monotonic() - began < 60
+
+
+def test_one_too_many_is_told_at_once(engine):
+    with running_server(engine, Settings(), max_waiting=4) as server:
+        assert server.post("/v1/completions", LONG | {"n": 5})[0] == 429
+        answers = []
+
+        def one():
+            began = time.monotonic()
+            answers.append(
+                (*server.ask("POST", "/v1/completions", LONG | {"max_tokens": 60}), time.monotonic() - began)
+            )
+
+        threads = [threading.Thread(target=one) for _ in range(48)]
+        for thread in threads:
+            thread.start()
+        health = server.ask("GET", "/health")[0]
+        for thread in threads:
+            thread.join()
+        assert health == 200
+        statuses = [status for status, *_ in answers]
+        assert set(statuses) == {200, 429}
+        for status, headers, body, _ in answers:
+            if status == 429:
+                assert 1 <= int(headers["retry-after"]) <= 60
+                assert json.loads(body)["error"]["code"] == "queue_full"
+        server.wait_until_idle()
+
+
+def test_an_engine_that_fails_one_request_goes_on(engine, monkeypatch):
+    """NaN logits in one step: an error event in a stream that has begun, a 500 otherwise, and nothing after it."""
+    with running_server(engine, Settings()) as server:
+        logits = engine.model.logits
+        for streamed in (True, False):
+            steps = itertools.count()
+
+            def broken(hidden, steps=steps):
+                good = logits(hidden)
+                return torch.full_like(good, torch.nan) if next(steps) == 3 else good
+
+            monkeypatch.setattr(engine.model, "logits", broken)
+            status, _, body = server.ask("POST", "/v1/completions", LONG | {"stream": streamed})
+            monkeypatch.setattr(engine.model, "logits", logits)
+            if streamed:
+                assert status == 200
+                last = events_of(body)[-1]
+            else:
+                assert status == 500
+                last = json.loads(body)
+            assert set(last["error"]) == {"message", "type", "param", "code"}
+        assert server.post("/v1/completions", LONG | {"max_tokens": 2})[0] == 200
+        server.wait_until_idle()
+
+
+def test_an_engine_that_dies_is_told_of(engine):
+    engine = new_engine()
+    with running_server(engine, Settings()) as server:
+        engine.step = lambda: 1 / 0
+        status, answer = server.post("/v1/completions", LONG)
+        assert (status, answer["error"]["code"]) == (500, "request_failed")
+        assert server.ask("GET", "/health")[0] == 503
+        status, headers, _ = server.ask("POST", "/v1/completions", LONG)
+        assert status == 503
+        assert "retry-after" in headers
+
+
+def test_an_answer_that_takes_too_long(engine):
+    with running_server(engine, Settings(request_seconds=0.2)) as server:
+        step = engine.step
+        engine.step = lambda: (time.sleep(0.05), step())[1]
+        try:
+            assert server.post("/v1/completions", LONG)[0] == 504
+            *_, last = events_of(server.ask("POST", "/v1/completions", LONG | {"stream": True})[2])
+            assert last["error"]["type"] == "timeout_error"
+        finally:
+            del engine.step
+        server.wait_until_idle()
+
+
+def test_draining_ends_what_has_begun(engine):
+    with running_server(engine, Settings(drain_seconds=5)) as server, server.connect() as connection:
+        connection.sendall(post_bytes("/v1/completions", LONG | {"stream": True, "max_tokens": 100}))
+        body = connection.recv(1 << 16)
+        server.service.draining = True
+        assert server.ask("GET", "/health")[0] == 503
+        assert server.post("/v1/completions", LONG)[0] == 503
+        while b"[DONE]" not in body:
+            part = connection.recv(1 << 16)
+            assert part
+            body += part
+
+
+def test_metrics_and_statistics(engine):
+    with running_server(engine, Settings(), Keys([KEY])) as server:
+        given = {"Authorization": f"Bearer {KEY}"}
+        secret = "the marker of a prompt"
+        assert server.post("/v1/completions", {"prompt": secret, "max_tokens": 5}, **given)[0] == 200
+        assert server.post("/v1/chat/completions", {"messages": 5}, **given)[0] == 400
+        _, headers, body = server.ask("GET", "/metrics", **given)
+        text = body.decode()
+        assert headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert 'groundup_requests_total{endpoint="completions",outcome="completed"} 1' in text
+        assert 'groundup_requests_total{endpoint="chat",outcome="invalid"} 1' in text
+        assert "groundup_time_to_first_token_seconds_count 1" in text
+        assert re.search(r"^groundup_engine_pages_total [1-9]", text, re.MULTILINE)
+        sample = re.compile(r"^(# (HELP|TYPE) \w+ .+|\w+(\{(\w+=\"[^\"]*\",?)+\})? -?[0-9.e+-]+)$")
+        assert [line for line in text.splitlines() if not sample.match(line)] == []
+        before = text.count("\n")
+        for number in range(20):
+            server.ask("GET", f"/nothing-{number}", **given)
+            server.post("/v1/completions", {"prompt": "a", "max_tokens": 1, "model": f"m{number}"}, **given)
+        text = server.ask("GET", "/metrics", **given)[2].decode()
+        assert text.count("\n") == before
+        assert secret not in text
+        stats = json.loads(server.ask("GET", "/stats", **given)[2])
+        assert stats["generated_tokens"] == server.service.stats().generated_tokens
+        assert stats["time_to_first_token"] > 0
+
+
+def test_logs_have_neither_prompts_nor_keys(engine, caplog, capfd):
+    caplog.set_level(logging.INFO)
+    with running_server(engine, Settings(), Keys([KEY])) as server:
+        for body in ({"prompt": "marker-of-a-prompt", "max_tokens": 2}, {"prompt": "marker-of-a-prompt", "n": -1}):
+            server.post("/v1/completions", body, Authorization=f"Bearer {KEY}")
+        server.ask("GET", "/x%0d%0aforged-line", Authorization="Bearer marker-of-a-key")
+        server.raw(b"forged-line\r\n\r\n")
+    out, err = capfd.readouterr()
+    logged = caplog.text + out + err
+    for marker in ("marker-of", KEY, "forged-line"):
+        assert marker not in logged
+
+
+def test_prefixes_are_shared_within_a_key_only(engine):
+    prompt = "the cat in the hat and the bat sat on the mat; and that was that, said the rat"
+    body = {"prompt": prompt * 2, "max_tokens": 1}
+    with running_server(new_engine(), Settings(), Keys([KEY, OTHER])) as server:
+
+        def cached(key):
+            before = server.service.stats().cached_prompt_tokens
+            assert server.post("/v1/completions", body, Authorization=f"Bearer {key}")[0] == 200
+            server.wait_until_idle()
+            return server.service.stats().cached_prompt_tokens - before
+
+        assert cached(KEY) == 0
+        assert cached(KEY) > 0
+        assert cached(OTHER) == 0
+        assert cached(OTHER) > 0
+
+
+PROGRAM = """
+import sys
+from groundup.inference.server import Keys, Settings, serve
+from groundup.inference.server.run import listen
+from groundup.inference.service import Service
+from tests.inference.server.serving import new_engine
+service = Service(new_engine())
+bound = listen("127.0.0.1", 0)
+print(bound.getsockname()[1], flush=True)
+serve(service, bound, Settings(drain_seconds=2), Keys([]))
+print("over", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_lets_answers_end(repository):
+    environment = for_child({"PYTHONPATH": f"{repository / 'src'}:{repository}"})
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, env=environment, cwd=repository)  # fmt: skip
+    try:
+        assert process.stdout
+        port = int(process.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port), 30) as connection:
+            connection.sendall(post_bytes("/v1/completions", LONG | {"stream": True}))
+            body = connection.recv(1 << 16)
+            process.send_signal(signal.SIGTERM)
+            while part := connection.recv(1 << 16):
+                body += part
+            assert b"[DONE]" in body or b'"error"' in body
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out, err) == (0, "over\n", "")
+    finally:
+        process.kill()
+        process.wait()
