@@ -18,7 +18,7 @@ REGISTRY = {
     "parallel": "Tokens per second of DDP and FSDP over ranks of this machine, ours beside torch's.",
     "pipeline": "Share of time that pipeline schedules leave idle, measured beside the formula and the simulator.",
     "shakespeare": "Loss after three minutes on a CPU, character by character, beside nanoGPT's recipe.",
-    "decode": "Tokens per second of generating, beside llama.cpp, vLLM and Hugging Face, and the share of the roofline.",
+    "decode": "Tokens per second of generating, beside llama.cpp, vLLM and Hugging Face, and of the roofline.",
     "tokenizer-train": "Seconds to learn a vocabulary, beside gigatoken, Hugging Face tokenizers and others.",
     "tokenizer-encode": "MB of text per second to ids, beside gigatoken, tiktoken and Hugging Face tokenizers.",
     "tokenizer-decode": "MB of text per second from ids, beside the same.",
