@@ -145,7 +145,7 @@ class Transformer(nn.Module):
             block.dropout = share
 
     @property
-    def head_weight(self) -> nn.Parameter:
+    def head_weight(self) -> Tensor:
         """The (vocab, d_model) matrix of the head, which is the token table when tied."""
         return self.embed.weight if self.head is None else self.head.weight
 
