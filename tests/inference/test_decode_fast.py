@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from groundup import kernels, presets
 from groundup.inference.decode_fast import MOST_ROWS, FastDecoder
 from groundup.inference.decode_pack import rounded
-from groundup.inference.decode_program import HEAD_KINDS, Refusal
+from groundup.inference.decode_program import HEAD_KINDS
+from groundup.inference.decode_refusal import Refusal
 from groundup.model import (
     AttentionConfig,
     BlockConfig,

@@ -20,7 +20,8 @@ from torch import Tensor
 from groundup.config import nearest
 from groundup.device import physical_cores
 from groundup.inference.decode_operations import FORMATS, PRIVATE_ROWS
-from groundup.inference.decode_program import Program, Refusal, refusal
+from groundup.inference.decode_program import Program
+from groundup.inference.decode_refusal import Refusal, refusal
 from groundup.model import Transformer
 
 MOST_ROWS = 192

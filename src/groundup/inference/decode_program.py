@@ -33,10 +33,8 @@ from groundup.inference.decode_operations import (
 from groundup.inference.decode_pack import INPUTS, OUTPUTS, Arena, Packed, pack
 from groundup.model import (
     Attention,
-    AttentionConfig,
     Block,
     LearnedPositions,
-    MLPConfig,
     SinusoidalPositions,
     Transformer,
 )
@@ -51,44 +49,6 @@ ACTIVATIONS = ("identity", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "relu
 """In the order of the numbers that `decode_rows.activate` goes by."""
 HEAD_KINDS = {"int4": "int8"}
 """The head, whose errors go straight to the logits, is kept finer."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a model is left to torch."""
-
-    reason: str
-
-
-def refusal(model: Transformer, streams: Sequence[Sequence[Tensor]], page_size: int) -> Refusal | None:
-    """What stands against a compiled step for this model over these pages, or None."""
-    if page_size % KEYS:
-        return Refusal(f"pages have {page_size} tokens, and the compiled step reads {KEYS} at once")
-    if model.device.type != "cpu":
-        return Refusal(f"the compiled decode step runs on a CPU, and the model is on {model.device}")
-    for layer in range(model.config.num_layers):
-        block = model.config.block(layer)
-        if not isinstance(block.mixer, AttentionConfig):
-            return Refusal(
-                f"layer {layer} has {type(block.mixer).__name__}, and the compiled step knows attention only"
-            )
-        if block.ffn is not None and not isinstance(block.ffn, MLPConfig):
-            return Refusal(
-                f"layer {layer} has {type(block.ffn).__name__}, and the compiled step knows dense layers only"
-            )
-        if not block.mixer.causal or block.cross is not None:
-            return Refusal(f"layer {layer} looks ahead or at a source, which generating token by token does not")
-        if any(stream.dtype not in (torch.float32, torch.bfloat16) for stream in streams[layer]):
-            return Refusal(f"layer {layer} remembers {streams[layer][0].dtype}; expected float32 or bfloat16")
-    known = (Linear, RMSNorm, LayerNorm)
-    for name, module in model.blocks.named_modules():
-        if (
-            any(True for _ in module.parameters(recurse=False))
-            and type(module).__name__ != "Sinks"
-            and type(module) not in known
-        ):
-            return Refusal(f"blocks.{name} is a {type(module).__name__}, which the compiled step does not know")
-    return None
 
 
 @dataclass(frozen=True)

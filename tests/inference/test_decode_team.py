@@ -1,0 +1,45 @@
+"""Threads that share parts out and meet."""
+
+import gc
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from groundup.inference.decode_team import Team, arrive, compiled, meet, new_board, next_part
+
+
+@compiled
+def rounds(board, thread, threads, count, parts, done):
+    """In round r every part adds what the parts of the round before left: wrong unless all of them are there."""
+    for r in range(count):
+        part = thread
+        while part < parts:
+            before = 1 if r == 0 else done[r - 1].sum() // parts
+            done[r, part] += before
+            part = next_part(board, thread, threads)
+        arrive(board, thread)
+        meet(board, thread, threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_part_is_done_once_and_after_the_round_before(threads):
+    team, board = Team(threads), new_board(threads)
+    for _ in range(3):  # the counters go on from step to step
+        done = np.zeros((50, 7), np.int64)
+        team.run(lambda thread, done=done: rounds(board, thread, threads, 50, 7, done))
+        assert (done == 1).all()
+
+
+def test_helpers_end_with_their_team():
+    before = threading.active_count()
+    team = Team(3)
+    assert threading.active_count() == before + 2
+    del team
+    gc.collect()
+    for _ in range(100):
+        if threading.active_count() == before:
+            break
+        time.sleep(0.01)
+    assert threading.active_count() == before
