@@ -100,11 +100,12 @@ def test_samples_share_their_prompt_and_have_seeds_of_their_own():
 def test_weights_that_changed_leave_no_beginning_known():
     one, prompt = Engine(new_model("gqa"), tokenizer()), list(range(40))
     before = one.generate(prompt, GREEDY)
-    kept = one.model.blocks[0].mixer.wv.weight.clone()
+    weight = one.model.get_parameter("blocks.0.mixer.wv.weight")
+    kept = weight.detach().clone()
     with torch.no_grad():
-        one.model.blocks[0].mixer.wv.weight += 0.5
+        weight += 0.5
     assert one.generate(prompt, GREEDY) == Engine(one.model, tokenizer()).generate(prompt, GREEDY) != before
-    one.model.blocks[0].mixer.wv.weight.data.copy_(kept)
+    weight.data.copy_(kept)
     for parameter in one.model.parameters():
         parameter.data.mul_(1.5)  # behind the back of the version counter, as a kernel may
     assert one.generate(prompt, GREEDY) == Engine(one.model, tokenizer()).generate(prompt, GREEDY) != before

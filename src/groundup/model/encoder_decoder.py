@@ -201,7 +201,7 @@ class EncoderDecoder(nn.Module):
         return self.decoder.logits(hidden)
 
     @property
-    def head_weight(self) -> nn.Parameter:
+    def head_weight(self) -> Tensor:
         """The (vocab, d_model) matrix of the head, which is the decoder's token table when tied."""
         return self.decoder.head_weight
 

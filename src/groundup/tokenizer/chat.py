@@ -109,7 +109,7 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def _checked(message: Mapping[str, Any], number: int, roles: Sequence[str] = ROLES) -> tuple[str, str]:
     role, content = message.get("role"), message.get("content")
-    if role not in roles:
+    if not isinstance(role, str) or role not in roles:
         raise ValueError(f"messages[{number}]: role {role!r}{nearest(str(role), roles)}")
     if not isinstance(content, str):
         raise ValueError(f"messages[{number}]: content is {type(content).__name__}, not text")
