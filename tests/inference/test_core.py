@@ -48,7 +48,7 @@ def test_an_answer_is_the_same_alone_and_in_every_crowd(name):
         together = answers(one, requests)
         assert [c.tokens for c in together] == [c.tokens for c in alone], setting
         assert one.stats().pages_used == 0
-        if setting == "preempted":
+        if setting == "preempted" and name in FAST:  # elsewhere answers may end before the pool is full
             assert one.stats().preemptions > 0
     prompt, done = requests[0][0], alone[0]
     expected = training_logprobs(name, [*prompt, *done.tokens])[len(prompt) - 1 : -1]
@@ -65,7 +65,7 @@ def test_batch_invariant_answers_are_equal_bit_for_bit(name):
         options = options | {"page_size": 16}
         one = engine(name, batch_invariant=True, **options)
         assert answers(one, requests) == alone, setting
-        assert setting != "preempted" or one.stats().preemptions > 0
+        assert setting != "preempted" or name not in FAST or one.stats().preemptions > 0
     one = engine(name, batch_invariant=True)
     assert answers(one, requests) == alone
     if name not in RECURRENT:
