@@ -58,9 +58,9 @@ def load_engine(model: str | Path, options: Arguments, **settings: Any) -> "Engi
     if options.weights is None and not settings:
         return loaded
     if options.weights is not None:
-        from groundup.inference.decode_fast import FastDecoder
+        from groundup.inference.decode_fast import CompiledDecoder
 
-        settings["decoder"] = partial(FastDecoder.build, weights=options.weights)
+        settings["decoder"] = partial(CompiledDecoder.build, weights=options.weights)
     return Engine(
         loaded.model, loaded.tokenizer, chat_template=loaded.chat_template, end_ids=loaded.end_ids, **settings
     )

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from groundup import kernels, presets
-from groundup.inference.decode_fast import MOST_ROWS, FastDecoder
+from groundup.inference.decode_fast import MOST_ROWS, CompiledDecoder
 from groundup.inference.decode_pack import rounded
 from groundup.inference.decode_program import HEAD_KINDS
 from groundup.inference.decode_refusal import Refusal
@@ -130,8 +130,8 @@ def expected(logits):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_fp32_is_what_the_model_says(name):
     model = shaken(VARIANTS[name])
-    decoder = FastDecoder.build(model, new_store(model.config), "fp32")
-    assert isinstance(decoder, FastDecoder)
+    decoder = CompiledDecoder.build(model, new_store(model.config), "fp32")
+    assert isinstance(decoder, CompiledDecoder)
     for found, right in zip(decoded(decoder), expected(model), strict=True):
         torch.testing.assert_close(found, right, rtol=2e-5, atol=2e-5)
 
@@ -157,7 +157,7 @@ def as_rounded(model, kind):
 def test_rounded_weights_give_what_torch_gives_with_them(kind, tolerance):
     # bf16 is the loosest: a sum in another order may round to the next bfloat16 before the next product.
     model = shaken(config(ffn=MLPConfig(100, bias=True), tie_embeddings=True))
-    decoder = FastDecoder(model, new_store(model.config), kind)
+    decoder = CompiledDecoder(model, new_store(model.config), kind)
     apart = [(f - r).abs().max() for f, r in zip(decoded(decoder), expected(as_rounded(model, kind)), strict=True)]
     plain = [(f - r).abs().max() for f, r in zip(decoded(decoder), expected(model), strict=True)]
     assert max(apart) < tolerance and max(apart) < max(plain) / 2
@@ -165,7 +165,7 @@ def test_rounded_weights_give_what_torch_gives_with_them(kind, tolerance):
 
 def test_keys_and_values_may_be_bfloat16():
     model = shaken(VARIANTS["gqa"])
-    found = decoded(FastDecoder(model, new_store(model.config, dtype=torch.bfloat16), "fp32"))
+    found = decoded(CompiledDecoder(model, new_store(model.config, dtype=torch.bfloat16), "fp32"))
 
     def attend(q, k, v, *args, **options):
         return kernels.attention(q, k.bfloat16().float(), v.bfloat16().float(), *args, **options)
@@ -181,9 +181,9 @@ def test_a_row_gets_the_same_bits_in_any_company_in_any_cut_and_on_any_number_of
     model = shaken(config())
     generator = torch.Generator().manual_seed(3)
     texts = [torch.randint(VOCAB, (n,), generator=generator).tolist() for n in (30, 30, 17, 5)]
-    together = FastDecoder(model, new_store(model.config), kind, threads=2)
+    together = CompiledDecoder(model, new_store(model.config), kind, threads=2)
     batch = together.run([Span(ids, 0, i) for i, ids in enumerate(texts)])
-    alone = FastDecoder(model, new_store(model.config), kind, threads=1)
+    alone = CompiledDecoder(model, new_store(model.config), kind, threads=1)
     for i, ids in enumerate(texts):
         for start in range(0, len(ids) - 1, 7):
             alone.run([Span(ids[start : min(start + 7, len(ids) - 1)], start, i, 0)])
@@ -192,7 +192,7 @@ def test_a_row_gets_the_same_bits_in_any_company_in_any_cut_and_on_any_number_of
 
 def test_more_rows_than_a_step_has_are_done_in_several():
     model = shaken(VARIANTS["gqa"])
-    decoder = FastDecoder(model, new_store(model.config, rows=8), "fp32")
+    decoder = CompiledDecoder(model, new_store(model.config, rows=8), "fp32")
     ids = torch.randint(VOCAB, (8, 60), generator=torch.Generator().manual_seed(4))
     assert ids.numel() > 2 * MOST_ROWS
     found = decoder.run([Span(row, 0, i, wanted=i % 3) for i, row in enumerate(ids.tolist())])
@@ -203,7 +203,7 @@ def test_more_rows_than_a_step_has_are_done_in_several():
 
 def test_a_position_beyond_the_context_is_an_error():
     model = shaken(VARIANTS["gpt-2"])
-    decoder = FastDecoder(model, new_store(model.config), "fp32")
+    decoder = CompiledDecoder(model, new_store(model.config), "fp32")
     with pytest.raises(ValueError, match="65 tokens do not fit 64 positions"):
         decoder.run([Span([1, 2], 63, 0)])
 
@@ -211,7 +211,7 @@ def test_a_position_beyond_the_context_is_an_error():
 def test_an_unknown_format_is_named():
     model = shaken(VARIANTS["gqa"])
     with pytest.raises(ValueError, match=r"weights='int7' is unknown.*int"):
-        FastDecoder.build(model, new_store(model.config), "int7")
+        CompiledDecoder.build(model, new_store(model.config), "int7")
 
 
 LATENT = LatentAttentionConfig(num_heads=2, kv_rank=8, d_nope=8, d_rope=4, d_value=8)
@@ -225,20 +225,20 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_it_does_not_cover_is_refused_with_a_reason(name):
     model, reason = Transformer(REFUSED[name][0]), REFUSED[name][1]
-    refused = FastDecoder.build(model, Store([[], []], np.zeros((1, 4), np.int64)))
+    refused = CompiledDecoder.build(model, Store([[], []], np.zeros((1, 4), np.int64)))
     assert isinstance(refused, Refusal) and reason in refused.reason and "layer 0" in refused.reason
 
 
 def test_pages_that_are_not_whole_groups_of_keys_are_refused():
     store = new_store(VARIANTS["gqa"])
     store.page_size = 8
-    refused = FastDecoder.build(shaken(VARIANTS["gqa"]), store)
+    refused = CompiledDecoder.build(shaken(VARIANTS["gqa"]), store)
     assert isinstance(refused, Refusal) and "8 tokens" in refused.reason
 
 
 def test_a_preset_runs():
     options = dict(vocab_size=VOCAB, d_model=32, num_layers=1, num_heads=2, context_length=CONTEXT)
     model = Transformer(presets.llama(**options)).eval()
-    decoder = FastDecoder.build(model, new_store(model.config), "fp32")
+    decoder = CompiledDecoder.build(model, new_store(model.config), "fp32")
     with torch.no_grad():
         torch.testing.assert_close(decoder.run([Span([3, 5], 0, 0)])[0], model(torch.tensor([[3, 5]]))[0, -1])

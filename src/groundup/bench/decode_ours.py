@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from groundup.device import environment, keep_memory
-from groundup.inference.decode_fast import FastDecoder
+from groundup.inference.decode_fast import CompiledDecoder
 from groundup.model import AttentionConfig, Transformer
 from groundup.model.gguf import load_gguf
 
@@ -53,8 +53,8 @@ def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], di
     model = load_gguf(Path(options["folder"]) / "bf16.gguf").eval()
     batch, prompt, new = options["batch"], options["prompt"], options["new"]
     pages = new_pages(model, batch, prompt + new)
-    decoder = FastDecoder.build(model, pages, options["weights"])
-    assert isinstance(decoder, FastDecoder), decoder
+    decoder = CompiledDecoder.build(model, pages, options["weights"])
+    assert isinstance(decoder, CompiledDecoder), decoder
     prompts = torch.randint(options["shape"]["vocab_size"], (batch, prompt)).tolist()
 
     first = torch.cat([decoder.run([Tokens(ids, 0, row)]) for row, ids in enumerate(prompts)]).argmax(-1).tolist()

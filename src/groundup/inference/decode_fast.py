@@ -54,13 +54,17 @@ class Rows(Protocol):
     def wanted(self) -> int: ...
 
 
-class FastDecoder:
+class CompiledDecoder:
     """Runs spans of tokens in a compiled step.
 
     The weights are packed when it is built: build it again after they have changed. It writes keys and values to the
     store's pages in place. `threads` is torch's number of threads by default. What a row gives depends neither on the
-    other rows of the call nor on the number of threads, bit for bit.
+    other rows of the call nor on the number of threads, bit for bit; so an engine gives it prompts, too, and in its
+    batch-invariant mode.
     """
+
+    takes_prompts = True
+    batch_invariant = True
 
     def __init__(self, model: Transformer, store: Store, weights: str = "bf16", threads: int | None = None) -> None:
         if weights not in FORMATS:
@@ -82,7 +86,7 @@ class FastDecoder:
     @classmethod
     def build(
         cls, model: Transformer, store: Store, weights: str = "bf16", threads: int | None = None
-    ) -> "FastDecoder | Refusal":
+    ) -> "CompiledDecoder | Refusal":
         """The decoder of a model over a store, or why there is none.
 
         ValueError for a format of weights that does not exist.

@@ -1,0 +1,59 @@
+"""The engine over the compiled decode step: the answers of torch's runner, and of itself in any company."""
+
+import functools
+
+import pytest
+import torch
+
+from groundup import presets
+from groundup.inference import Engine
+from groundup.inference.decode_fast import CompiledDecoder
+from groundup.model import Transformer
+from groundup.tokenizer import Tokenizer
+
+PROMPTS = ["the cat", "a bat and a rat sat on the mat, and the cat sat on the hat of the bat " * 2, "that was", "x"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    tokenizer = Tokenizer.train_from_iterator([" ".join(PROMPTS)], 290, special_tokens=["<|endoftext|>"])
+    config = presets.llama(
+        vocab_size=tokenizer.vocab_size, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, context_length=256
+    )
+    built = Transformer(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return built.eval(), tokenizer
+
+
+def engine(model, weights, **options):
+    return Engine(*model, decoder=functools.partial(CompiledDecoder.build, weights=weights), **options)
+
+
+def logprobs(completion):
+    return [token.logprob for token in completion.logprobs]
+
+
+def test_greedy_answers_are_those_of_torch(model, caplog):
+    compiled, plain = engine(model, "fp32"), Engine(*model)
+    found = compiled.generate(PROMPTS, max_tokens=24, temperature=0, logprobs=1)
+    expected = plain.generate(PROMPTS, max_tokens=24, temperature=0, logprobs=1)
+    assert [c.tokens for c in found] == [c.tokens for c in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert logprobs(mine) == pytest.approx(logprobs(theirs), abs=1e-4)
+    assert compiled.core._fast is not None and not caplog.records
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_an_answer_has_the_same_bits_in_any_company(model, weights):
+    options = dict(max_tokens=12, temperature=1.0, seed=3, logprobs=2)
+    alone = [engine(model, weights, prefix_cache=False).generate(prompt, **options) for prompt in PROMPTS]
+    for settings in (
+        dict(),
+        dict(step_tokens=7),
+        dict(batch_size=4, cache_tokens=256),
+        dict(batch_invariant=True, step_tokens=11),
+    ):
+        assert engine(model, weights, **settings).generate(PROMPTS, **options) == alone
