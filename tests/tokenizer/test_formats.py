@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.formats import MAX_FILE_BYTES, from_json, to_json
 from groundup.tokenizer.spelling import byte_alphabet, spell, unspell
+from tests.thorough import times
 from tests.tokenizer.awkward import texts
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -319,7 +320,7 @@ def test_mutated_files_load_or_are_refused(trained, seed):
     paths = [path for path in _nodes(json.loads(text)) if path]
     structural = [path for path in paths if path[0] != "model" or len(path) == 2]
     chooser = random.Random(seed)
-    for _ in range(5000 if seed else 150):
+    for _ in range(times(1500) if seed else 150):
         contents = json.loads(text)
         changed(chooser.choice([chooser.choice(paths), chooser.choice(structural)]), chooser.choice(JUNK))(contents)
         mutated = json.dumps(contents)
