@@ -25,7 +25,7 @@ TREE = TokenTree({b: bytes([b]) for b in range(256)}, (), 256)
 
 
 def automaton(grammar, tree=TREE):
-    return Automaton(Network(grammar, Budget(1)), tree)
+    return Automaton(Network(grammar, Budget(30)), tree)
 
 
 def accepts(machine, written):
@@ -124,5 +124,5 @@ def test_frames_are_shared_and_released():
 
 
 def test_a_long_choice_of_characters_is_small():
-    network = Network({START: Characters(((0, 0x10FFFF),))}, Budget(1))
+    network = Network({START: Characters(((0, 0x10FFFF),))}, Budget(30))
     assert len(network.steps) < 20

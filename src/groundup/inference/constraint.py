@@ -29,6 +29,8 @@ KINDS = ("choice", "regex", "json_schema", "json_object")
 MAX_SOURCE = 1 << 17
 """Characters of a source."""
 MAX_CACHED = 16
+COMPILE_SECONDS = 1.0
+"""Of the thread's own processor time, that compiling may take."""
 
 _cache: OrderedDict[tuple[str, str, TokenTree], Automaton] = OrderedDict()
 _lock = threading.Lock()
@@ -83,7 +85,7 @@ class Constraint:
 
 
 def compile_constraint(
-    kind: Kind, source: Any, tokenizer: Vocabulary, end_ids: Collection[int], budget_s: float = 1.0
+    kind: Kind, source: Any, tokenizer: Vocabulary, end_ids: Collection[int], budget_s: float | None = None
 ) -> Constraint:
     """A constraint at its beginning.
 
@@ -92,7 +94,8 @@ def compile_constraint(
     source is None.
 
     The same source for the same tokenizer is compiled once, the last 16 are kept. Raises ValueError for a source that
-    is invalid, not supported, satisfied by no text, too large, or that takes more than `budget_s` seconds to compile.
+    is invalid, not supported, satisfied by no text, too large, or that takes more than `budget_s` seconds to compile
+    (default: COMPILE_SECONDS).
     """
     if kind not in KINDS:
         raise ValueError(f"constraint: {kind!r} is none{nearest(str(kind), KINDS)}")
@@ -107,7 +110,7 @@ def compile_constraint(
         if key in _cache:
             _cache.move_to_end(key)
             return Constraint(_cache[key], end_ids)
-    automaton = _compile(kind, key[1], tree, Budget(budget_s))
+    automaton = _compile(kind, key[1], tree, Budget(COMPILE_SECONDS if budget_s is None else budget_s))
     with _lock:
         _cache[key] = automaton
         while len(_cache) > MAX_CACHED:

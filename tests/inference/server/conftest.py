@@ -11,18 +11,19 @@ KEY, OTHER = "test-key-0123456789", "another-key-98765432"
 
 @pytest.fixture(scope="package")
 def engine() -> Engine:
+    """To compare with. Never one that a server runs: an engine is for one thread."""
     return new_engine()
 
 
 @pytest.fixture(scope="module")
-def server(engine):
+def server():
     """Without keys, as on one's own machine."""
-    with running_server(engine, Settings(model_name="tiny")) as running:
+    with running_server(new_engine(), Settings(model_name="tiny")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def locked(engine):
+def locked():
     """With two keys."""
-    with running_server(engine, Settings(model_name="tiny"), Keys([KEY, OTHER])) as running:
+    with running_server(new_engine(), Settings(model_name="tiny"), Keys([KEY, OTHER])) as running:
         yield running

@@ -8,7 +8,7 @@ import pytest
 from groundup.inference.constraint import compile_constraint
 from groundup.inference.server import Settings
 from groundup.inference.server.tools import CallReader
-from tests.inference.server.serving import events_of, running_server
+from tests.inference.server.serving import events_of, new_engine, running_server
 
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}, "b": {"type": "boolean"}},
           "required": ["a", "b"], "additionalProperties": False}  # fmt: skip
@@ -18,7 +18,7 @@ CHAT = [{"role": "user", "content": "the cat"}]
 @pytest.fixture(scope="module")
 def formed(engine):
     compile_ours = functools.partial(compile_constraint, tokenizer=engine.tokenizer, end_ids=engine.end_ids)
-    with running_server(engine, Settings(), compile_constraint=compile_ours) as server:
+    with running_server(new_engine(), Settings(), compile_constraint=compile_ours) as server:
         yield server
 
 

@@ -10,7 +10,7 @@ from groundup.inference.server.gate import OPEN, Gate, host_name
 from groundup.inference.server.run import check_exposure
 from groundup.inference.service import Service
 from tests.inference.server.conftest import KEY, OTHER
-from tests.inference.server.serving import post_bytes, running_server
+from tests.inference.server.serving import new_engine, post_bytes, running_server
 
 ASK = {"prompt": "the", "max_tokens": 1}
 
@@ -115,11 +115,11 @@ def test_foreign_origins(server, origin):
         assert not [name for name in headers if name.startswith("access-control")]
 
 
-def test_own_and_allowed_origins(server, engine):
+def test_own_and_allowed_origins(server):
     assert server.ask("GET", "/v1/models", Origin=server.url)[0] == 200
     assert server.ask("GET", "/v1/models", Sec_Fetch_Site="cross-site")[0] == 403
     assert server.ask("GET", "/", Sec_Fetch_Site="cross-site")[0] == 200
-    with running_server(engine, Settings(origins=("https://ours.example",))) as other:
+    with running_server(new_engine(), Settings(origins=("https://ours.example",))) as other:
         assert other.ask("GET", "/v1/models", Origin="https://ours.example")[0] == 200
         assert other.ask("GET", "/v1/models", Origin="https://theirs.example")[0] == 403
 
@@ -139,8 +139,8 @@ def test_what_a_form_can_send_is_refused(server, kind):
     assert (status, is_error(answer)) == (415, True)
 
 
-def test_rates_are_per_key(engine):
-    with running_server(engine, Settings(requests_per_minute=3), Keys([KEY, OTHER])) as server:
+def test_rates_are_per_key():
+    with running_server(new_engine(), Settings(requests_per_minute=3), Keys([KEY, OTHER])) as server:
         codes = [server.ask("POST", "/v1/completions", ASK, Authorization=f"Bearer {KEY}") for _ in range(5)]
         assert [status for status, *_ in codes] == [200, 200, 200, 429, 429]
         assert int(codes[-1][1]["retry-after"]) >= 1

@@ -75,10 +75,10 @@ def test_a_second_request_before_the_answer_is_cut(server):
 
 
 @pytest.fixture(scope="module")
-def hasty(engine):
+def hasty():
     """A server with short patience."""
     settings = Settings(header_seconds=0.3, body_seconds=0.4, idle_seconds=1.0, write_seconds=0.5, max_connections=40)
-    with running_server(engine, settings) as server:
+    with running_server(new_engine(), settings) as server:
         yield server
 
 
@@ -131,9 +131,9 @@ def test_a_crowd_of_idle_connections(hasty):
     until(lambda: hasty.ask("GET", "/health")[0] == 200)
 
 
-def test_a_reader_that_reads_nothing_is_cut(engine):
+def test_a_reader_that_reads_nothing_is_cut():
     """Its answer is larger than all buffers on the way."""
-    with running_server(engine, Settings(write_seconds=0.3)) as server, socket.socket() as connection:
+    with running_server(new_engine(), Settings(write_seconds=0.3)) as server, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         connection.connect(("127.0.0.1", server.port))
         many = LONG | {"n": 60, "stream": True, "logprobs": 20, "max_tokens": 120}
@@ -145,8 +145,8 @@ def test_a_reader_that_reads_nothing_is_cut(engine):
         assert time.monotonic() - began < 60
 
 
-def test_one_too_many_is_told_at_once(engine):
-    with running_server(engine, Settings(), max_waiting=4) as server:
+def test_one_too_many_is_told_at_once():
+    with running_server(new_engine(), Settings(), max_waiting=4) as server:
         assert server.post("/v1/completions", LONG | {"n": 5})[0] == 429
         answers = []
 
@@ -172,8 +172,9 @@ def test_one_too_many_is_told_at_once(engine):
         server.wait_until_idle()
 
 
-def test_an_engine_that_fails_one_request_goes_on(engine, monkeypatch):
+def test_an_engine_that_fails_one_request_goes_on(monkeypatch):
     """NaN logits in one step: an error event in a stream that has begun, a 500 otherwise, and nothing after it."""
+    engine = new_engine()
     with running_server(engine, Settings()) as server:
         logits = engine.model.logits
         for streamed in (True, False):
@@ -197,7 +198,7 @@ def test_an_engine_that_fails_one_request_goes_on(engine, monkeypatch):
         server.wait_until_idle()
 
 
-def test_an_engine_that_dies_is_told_of(engine):
+def test_an_engine_that_dies_is_told_of():
     engine = new_engine()
     with running_server(engine, Settings()) as server:
         engine.step = lambda: 1 / 0
@@ -209,7 +210,8 @@ def test_an_engine_that_dies_is_told_of(engine):
         assert "retry-after" in headers
 
 
-def test_an_answer_that_takes_too_long(engine):
+def test_an_answer_that_takes_too_long():
+    engine = new_engine()
     with running_server(engine, Settings(request_seconds=0.2)) as server:
         step = engine.step
         engine.step = lambda: (time.sleep(0.05), step())[1]
@@ -222,8 +224,8 @@ def test_an_answer_that_takes_too_long(engine):
         server.wait_until_idle()
 
 
-def test_draining_ends_what_has_begun(engine):
-    with running_server(engine, Settings(drain_seconds=5)) as server, server.connect() as connection:
+def test_draining_ends_what_has_begun():
+    with running_server(new_engine(), Settings(drain_seconds=5)) as server, server.connect() as connection:
         connection.sendall(post_bytes("/v1/completions", LONG | {"stream": True, "max_tokens": 100}))
         body = connection.recv(1 << 16)
         server.service.draining = True
@@ -235,8 +237,8 @@ def test_draining_ends_what_has_begun(engine):
             body += part
 
 
-def test_metrics_and_statistics(engine):
-    with running_server(engine, Settings(), Keys([KEY])) as server:
+def test_metrics_and_statistics():
+    with running_server(new_engine(), Settings(), Keys([KEY])) as server:
         given = {"Authorization": f"Bearer {KEY}"}
         secret = "the marker of a prompt"
         assert server.post("/v1/completions", {"prompt": secret, "max_tokens": 5}, **given)[0] == 200
@@ -262,9 +264,9 @@ def test_metrics_and_statistics(engine):
         assert stats["time_to_first_token"] > 0
 
 
-def test_logs_have_neither_prompts_nor_keys(engine, caplog, capfd):
+def test_logs_have_neither_prompts_nor_keys(caplog, capfd):
     caplog.set_level(logging.INFO)
-    with running_server(engine, Settings(), Keys([KEY])) as server:
+    with running_server(new_engine(), Settings(), Keys([KEY])) as server:
         for body in ({"prompt": "marker-of-a-prompt", "max_tokens": 2}, {"prompt": "marker-of-a-prompt", "n": -1}):
             server.post("/v1/completions", body, Authorization=f"Bearer {KEY}")
         server.ask("GET", "/x%0d%0aforged-line", Authorization="Bearer marker-of-a-key")
@@ -275,7 +277,7 @@ def test_logs_have_neither_prompts_nor_keys(engine, caplog, capfd):
         assert marker not in logged
 
 
-def test_prefixes_are_shared_within_a_key_only(engine):
+def test_prefixes_are_shared_within_a_key_only():
     prompt = "the cat in the hat and the bat sat on the mat; and that was that, said the rat"
     body = {"prompt": prompt * 2, "max_tokens": 1}
     with running_server(new_engine(), Settings(), Keys([KEY, OTHER])) as server:

@@ -199,8 +199,8 @@ def test_fits_every_width(page, tmp_path, width, scheme):
     assert page.screenshot(tmp_path / f"{width}-{scheme}.png").stat().st_size > 5_000
 
 
-def test_a_key_is_asked_for(chromium, engine):
-    with running_server(engine, Settings(model_name="tiny"), Keys([KEY])) as server:
+def test_a_key_is_asked_for(chromium):
+    with running_server(new_engine(), Settings(model_name="tiny"), Keys([KEY])) as server:
         chromium.look(1280)
         chromium.open(f"{server.url}/")
         wait(chromium, "byId('pulse-text').textContent === 'needs a key'")
@@ -217,13 +217,14 @@ def test_a_key_is_asked_for(chromium, engine):
 
 def test_a_model_without_conversations_continues_a_text(chromium):
     engine = new_engine(specials=["<|endoftext|>"])
+    expected = engine.generate("the cat", max_tokens=6, temperature=0).text
     with running_server(engine, Settings(model_name="base")) as server:
         chromium.open(f"{server.url}/")
         wait(chromium, "byId('model').textContent === 'base'")
         setting(chromium, "temperature", 0)
         setting(chromium, "max-tokens", 6)
         ask(chromium, "the cat")
-        assert answer(chromium) == engine.generate("the cat", max_tokens=6, temperature=0).text
+        assert answer(chromium) == expected
         assert "tokens" in chromium.evaluate("document.querySelector('.note').textContent")
         assert chromium.complaints == []
         chromium.open("about:blank")
