@@ -58,7 +58,7 @@ def load_engine(model: str | Path, options: Arguments, **settings: Any) -> "Engi
     if options.weights is None and not settings:
         return loaded
     if options.weights is not None:
-        from groundup.inference.decode_fast import CompiledDecoder
+        from groundup.inference.decode import CompiledDecoder
 
         settings["decoder"] = partial(CompiledDecoder.build, weights=options.weights)
     return Engine(

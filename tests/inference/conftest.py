@@ -2,7 +2,7 @@
 
 import pytest
 
-from groundup.inference import constraint
+from groundup.inference.constraint import constraint
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from groundup.device import environment, keep_memory
-from groundup.inference.decode_fast import CompiledDecoder
+from groundup.inference.decode import CompiledDecoder
 from groundup.model import AttentionConfig, Transformer
 from groundup.model.gguf import load_gguf
 

@@ -11,7 +11,7 @@ than 1,000 repetitions of a part.
 
 import string
 
-from groundup.inference.constraint_grammar import (
+from groundup.inference.constraint.grammar import (
     EMPTY,
     LAST,
     MAX_DEPTH,

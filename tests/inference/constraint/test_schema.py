@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.inference.constraint import compile_constraint
-from groundup.inference.constraint_automaton import ACCEPTED
-from groundup.inference.constraint_grammar import START, Budget
-from groundup.inference.constraint_json import basic_rules, integer_between
-from groundup.inference.constraint_network import Network
+from groundup.inference.constraint.automaton import ACCEPTED
+from groundup.inference.constraint.grammar import START, Budget
+from groundup.inference.constraint.json_texts import basic_rules, integer_between
+from groundup.inference.constraint.network import Network
 from groundup.tokenizer import Tokenizer
 from tests.inference.constrained import BYTES, END, fits, random_text
 

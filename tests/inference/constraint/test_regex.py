@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.inference.constraint import compile_constraint
-from groundup.inference.constraint_automaton import ACCEPTED
+from groundup.inference.constraint.automaton import ACCEPTED
 from groundup.tokenizer import Tokenizer
 
 BYTES = Tokenizer.train_from_iterator(["a"], 257, special_tokens=["<|endoftext|>"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from groundup.inference.decode_pack import blocks, pack, rounded
+from groundup.inference.decode.pack import blocks, pack, rounded
 
 WEIGHT = torch.randn(70, 45, generator=torch.Generator().manual_seed(0))
 

@@ -32,7 +32,7 @@ groups          of 32 inputs, the last filled up with zeros; `outputs`: of a pro
 half            pairs of channels that a rotary embedding turns; `cos` and `sin` have as many per position
 whole_norm      1: QK-norm over all heads together; `q_gain` 0: none
 
-part_heads      query heads that `scores` and `add_values` take at once; both, and `fetch`, are from `decode_heads`
+part_heads      query heads that `scores` and `add_values` take at once; both, and `fetch`, are from `heads`
 
 next_product    number of the first product after this operation, of the last product in its own case
 

@@ -5,8 +5,8 @@ import ctypes
 import pytest
 import torch
 
-from groundup.inference import decode_emit, decode_tile
-from groundup.inference.decode_pack import pack, rounded
+from groundup.inference.decode import emit, tile
+from groundup.inference.decode.pack import pack, rounded
 
 FORMATS = ("fp32", "bf16", "int8", "int4")
 ROWS = (1, 2, 4, 8, 12)
@@ -33,12 +33,12 @@ def product(tiles, packed, x, place):
 @pytest.mark.parametrize("portable", [False, True])
 def test_every_tile_is_the_product_with_the_rounded_block(monkeypatch, kind, portable):
     if portable:
-        monkeypatch.setattr(decode_emit, "has_bf16_products", lambda: False)
-    tiles = decode_tile.tiles.__wrapped__(kind)
+        monkeypatch.setattr(emit, "has_bf16_products", lambda: False)
+    tiles = tile.tiles.__wrapped__(kind)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(32, 96, generator=generator)
     packed = pack(weight, kind)
-    for place, rows in enumerate(decode_tile.SIZES[kind]):
+    for place, rows in enumerate(tile.SIZES[kind]):
         x = torch.randint(-300, 300, (rows, 96), generator=generator).float()
         x = x.bfloat16().float() if kind == "bf16" else x
         right = x.double() @ rounded(weight, kind).double().T
@@ -47,5 +47,5 @@ def test_every_tile_is_the_product_with_the_rounded_block(monkeypatch, kind, por
 
 def test_sizes_cover_what_the_step_asks_for():
     for kind in FORMATS:
-        sizes = decode_tile.SIZES[kind]
+        sizes = tile.SIZES[kind]
         assert all(size == rows or (rows >= 8 and 2 * size == rows) for size, rows in zip(sizes, ROWS, strict=True))

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 
-from groundup.inference.constraint_grammar import Budget, Call, Characters, Grammar, Options, Part, Repeat, Series
+from groundup.inference.constraint.grammar import Budget, Call, Characters, Grammar, Options, Part, Repeat, Series
 
 MAX_NODES = 100_000
 

@@ -7,11 +7,11 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
-from groundup.inference.decode_team import compiled, intrinsic
+from groundup.inference.decode.team import compiled, intrinsic
 
 NO_NORM, RMS_NORM, LAYER_NORM = 0, 1, 2
 ACTIVATIONS = {"identity": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "sigmoid": 5, "relu2": 6}
-INPUTS = 32  # of a group, as in decode_tile
+INPUTS = 32  # of a group, as in tile
 LARGEST = 32767.0  # of int16
 
 

@@ -7,7 +7,7 @@ or with the escapes that have a letter; control characters, which must be escape
 
 import json
 
-from groundup.inference.constraint_grammar import (
+from groundup.inference.constraint.grammar import (
     EMPTY,
     Call,
     Characters,

@@ -1,4 +1,4 @@
-"""Vectors for compiled decoding: what `decode_tile` and `decode_heads` write their loops with, and who compiles them.
+"""Vectors for compiled decoding: what `tile` and `heads` write their loops with, and who compiles them.
 
 Numba has no vectors, so these loops are written in LLVM's language, which is compiled for any processor. One
 instruction has no portable name, the product of bfloat16 pairs; where a processor lacks it, pairs are widened.

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundup.inference.constraint_automaton import ACCEPTED, Automaton
-from groundup.inference.constraint_grammar import (
+from groundup.inference.constraint.automaton import ACCEPTED, Automaton
+from groundup.inference.constraint.grammar import (
     EMPTY,
     START,
     Budget,
@@ -18,8 +18,8 @@ from groundup.inference.constraint_grammar import (
     text,
     without,
 )
-from groundup.inference.constraint_network import Network, utf8_ranges
-from groundup.inference.constraint_vocabulary import TokenTree
+from groundup.inference.constraint.network import Network, utf8_ranges
+from groundup.inference.constraint.vocabulary import TokenTree
 
 TREE = TokenTree({b: bytes([b]) for b in range(256)}, (), 256)
 
@@ -105,7 +105,7 @@ def test_a_rule_that_begins_with_itself_is_refused():
 
 def test_ambiguity_is_bounded_for_one_token(monkeypatch):
     """Each 'a' doubles the stacks that are possible: the work for a token runs out long before the memory."""
-    monkeypatch.setattr("groundup.inference.constraint_automaton.MAX_WORK", 20_000)
+    monkeypatch.setattr("groundup.inference.constraint.automaton.MAX_WORK", 20_000)
     pair = Series((text("a"), Call("x"), text("b"))), Series((text("a"), Call("x"), text("c")))
     machine = automaton({START: Call("x"), "x": Options((*pair, EMPTY))})
     at = machine.start

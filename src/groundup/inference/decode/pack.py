@@ -1,4 +1,4 @@
-"""Weights in the order in which a decode step reads them, see `decode_tile`: blocks of 32 outputs, pairs of inputs.
+"""Weights in the order in which a decode step reads them, see `tile`: blocks of 32 outputs, pairs of inputs.
 
 int8 keeps 8.5 bits per weight and int4 5: 32 inputs of an output share a scale (and at 4 bits a minimum) in bfloat16.
 The scale is rounded before the weights are, so that its rounding costs no accuracy.
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from groundup.inference.decode_operations import FORMATS
+from groundup.inference.decode.operations import FORMATS
 
 OUTPUTS = INPUTS = 32
 
@@ -43,7 +43,7 @@ class Arena:
 
 @dataclass(frozen=True)
 class Packed:
-    """A matrix for `decode_tile`. `block_bytes`, `scale_bytes` lead from block to block; `outputs` has no padding."""
+    """A matrix for `tile`. `block_bytes`, `scale_bytes` lead from block to block; `outputs` has no padding."""
 
     format: int
     values: Tensor

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from groundup.inference.decode_team import Team, arrive, compiled, meet, new_board, next_part
+from groundup.inference.decode.team import Team, arrive, compiled, meet, new_board, next_part
 
 
 @compiled

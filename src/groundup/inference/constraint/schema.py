@@ -16,8 +16,8 @@ JSON Schema 2020-12 (https://json-schema.org/draft/2020-12).
 from typing import Any
 
 from groundup.config import nearest
-from groundup.inference import constraint_json as J
-from groundup.inference.constraint_grammar import (
+from groundup.inference.constraint import json_texts as J
+from groundup.inference.constraint.grammar import (
     EMPTY,
     MAX_DEPTH,
     MAX_REPEAT,
@@ -34,7 +34,7 @@ from groundup.inference.constraint_grammar import (
     optional,
     text,
 )
-from groundup.inference.constraint_regex import regex_part
+from groundup.inference.constraint.regex import regex_part
 
 ANNOTATIONS = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"}
 ANNOTATIONS |= {"$schema", "$id", "$comment", "$defs", "definitions", "$anchor"}

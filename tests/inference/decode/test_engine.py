@@ -7,7 +7,7 @@ import torch
 
 from groundup import presets
 from groundup.inference import Engine
-from groundup.inference.decode_fast import CompiledDecoder
+from groundup.inference.decode import CompiledDecoder
 from groundup.model import Transformer
 from groundup.tokenizer import Tokenizer
 

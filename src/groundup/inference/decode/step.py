@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from groundup.inference.decode_attend import attend, call_2, call_7, norm_heads, remember, rotate, slot_of
-from groundup.inference.decode_operations import (
+from groundup.inference.decode.attend import attend, call_2, call_7, norm_heads, remember, rotate, slot_of
+from groundup.inference.decode.operations import (
     ADD,
     ATTEND,
     BF16,
@@ -33,9 +33,9 @@ from groundup.inference.decode_operations import (
     REMEMBER,
     ROUND,
 )  # fmt: skip
-from groundup.inference.decode_rows import activate, floats, norm, round_bf16, round_fp32, round_int16
-from groundup.inference.decode_team import FAST_MATH, arrive, compiled, meet, next_part
-from groundup.inference.decode_tile import INPUTS, OUTPUTS
+from groundup.inference.decode.rows import activate, floats, norm, round_bf16, round_fp32, round_int16
+from groundup.inference.decode.team import FAST_MATH, arrive, compiled, meet, next_part
+from groundup.inference.decode.tile import INPUTS, OUTPUTS
 
 TILE = 12  # rows of a tile at most
 TURNS = 4  # of each thread in a product
@@ -229,7 +229,7 @@ def _compiled_step(digest: str) -> Any:
     ):
         """Walk through `program` as one of `threads`.
 
-        counts: rows, and rows whose logits are wanted (`gathered`). tiles: by format, see `decode_tile`.
+        counts: rows, and rows whose logits are wanted (`gathered`). tiles: by format, see `tile`.
         Row i is token tokens[i] at positions[i] of the sequence with page table tables[table_rows[i]]. area: address of
         rounded rows of `record` bytes each, which begin with values of up to `kept` bytes: first those that all
         threads share, then PRIVATE_ROWS for each thread. work_size: numbers that a thread needs for itself.

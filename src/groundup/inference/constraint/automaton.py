@@ -18,9 +18,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from groundup.inference.constraint_grammar import START
-from groundup.inference.constraint_network import Network
-from groundup.inference.constraint_vocabulary import TokenTree
+from groundup.inference.constraint.grammar import START
+from groundup.inference.constraint.network import Network
+from groundup.inference.constraint.vocabulary import TokenTree
 
 MAX_CONFIGURATIONS = 8_192
 """That are kept with their rows, 1 KB each; then all are forgotten and made again when needed."""

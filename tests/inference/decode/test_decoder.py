@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from groundup import kernels, presets
-from groundup.inference.decode_fast import MOST_ROWS, CompiledDecoder
-from groundup.inference.decode_pack import rounded
-from groundup.inference.decode_program import HEAD_KINDS
-from groundup.inference.decode_refusal import Refusal
+from groundup.inference.decode.decoder import MOST_ROWS, CompiledDecoder
+from groundup.inference.decode.pack import rounded
+from groundup.inference.decode.program import HEAD_KINDS
+from groundup.inference.decode.refusal import Refusal
 from groundup.model import (
     AttentionConfig,
     BlockConfig,

@@ -4,8 +4,8 @@
 
 One token of each sequence reads every weight once, so decoding is bound by the bytes of the weights: they are kept in
 8 or 4 bits where that is wanted (`weights`), and no time goes to anything else. Several tokens of one sequence, a
-prompt or a draft to verify, are as many rows that share a page table. See `decode_tile` for the arithmetic,
-`decode_step` for the step and `decode_program` for what it covers.
+prompt or a draft to verify, are as many rows that share a page table. See `tile` for the arithmetic,
+`step` for the step and `program` for what it covers.
 """
 
 import importlib
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from groundup.config import nearest
 from groundup.device import physical_cores
-from groundup.inference.decode_operations import FORMATS, PRIVATE_ROWS
-from groundup.inference.decode_program import Program
-from groundup.inference.decode_refusal import Refusal, refusal
+from groundup.inference.decode.operations import FORMATS, PRIVATE_ROWS
+from groundup.inference.decode.program import Program
+from groundup.inference.decode.refusal import Refusal, refusal
 from groundup.model import Transformer
 
 MOST_ROWS = 192
@@ -74,10 +74,10 @@ class CompiledDecoder:
             self.program = Program(model, store.streams, store.page_size, weights, MOST_ROWS, context)
         self.config, self.store = model.config, store
         self.threads = threads or min(torch.get_num_threads(), physical_cores())
-        team = importlib.import_module("groundup.inference.decode_team")
+        team = importlib.import_module("groundup.inference.decode.team")
         self._team, self._board = team.Team(self.threads), team.new_board(self.threads)
-        self._step = importlib.import_module("groundup.inference.decode_step").step
-        self._tiles = self._tiles_of(importlib.import_module("groundup.inference.decode_tile"))
+        self._step = importlib.import_module("groundup.inference.decode.step").step
+        self._tiles = self._tiles_of(importlib.import_module("groundup.inference.decode.tile"))
         records = MOST_ROWS + TILE + self.threads * PRIVATE_ROWS + TILE
         self._area = torch.zeros(records * self.program.record_bytes, dtype=torch.uint8)
         self._tokens, self._positions, self._rows, self._gathered = np.zeros((4, MOST_ROWS), np.int64)

@@ -17,12 +17,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from groundup.config import nearest
-from groundup.inference.constraint_automaton import ACCEPTED, Automaton, Configuration
-from groundup.inference.constraint_grammar import START, Budget, Grammar, any_of
-from groundup.inference.constraint_network import Network
-from groundup.inference.constraint_regex import regex_part
-from groundup.inference.constraint_schema import schema_grammar
-from groundup.inference.constraint_vocabulary import TokenTree, Vocabulary, token_tree
+from groundup.inference.constraint.automaton import ACCEPTED, Automaton, Configuration
+from groundup.inference.constraint.grammar import START, Budget, Grammar, any_of
+from groundup.inference.constraint.network import Network
+from groundup.inference.constraint.regex import regex_part
+from groundup.inference.constraint.schema import schema_grammar
+from groundup.inference.constraint.vocabulary import TokenTree, Vocabulary, token_tree
 
 Kind = Literal["choice", "regex", "json_schema", "json_object"]
 KINDS = ("choice", "regex", "json_schema", "json_object")
@@ -89,8 +89,8 @@ def compile_constraint(
 ) -> Constraint:
     """A constraint at its beginning.
 
-    choice: a list of texts. regex: a pattern for the whole text (the syntax is in `constraint_regex`). json_schema:
-    a schema as an object or its JSON text (the keywords are in `constraint_schema`). json_object: any JSON object;
+    choice: a list of texts. regex: a pattern for the whole text (the syntax is in `regex`). json_schema:
+    a schema as an object or its JSON text (the keywords are in `schema`). json_object: any JSON object;
     source is None.
 
     The same source for the same tokenizer is compiled once, the last 16 are kept. Raises ValueError for a source that

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from groundup.inference.decode_operations import (
+from groundup.inference.decode.operations import (
     ADD,
     ATTEND,
     EMBED,
@@ -30,7 +30,7 @@ from groundup.inference.decode_operations import (
     ROUND,
     WRITE,
 )  # fmt: skip
-from groundup.inference.decode_pack import INPUTS, OUTPUTS, Arena, Packed, pack
+from groundup.inference.decode.pack import INPUTS, OUTPUTS, Arena, Packed, pack
 from groundup.model import (
     Attention,
     Block,
@@ -46,7 +46,7 @@ from groundup.model.position import Rope, sinusoids
 KEYS = 16  # that attention takes at a time, all of one page
 NORM_KINDS: dict[type, int] = {nn.Identity: 0, RMSNorm: 1, LayerNorm: 2}
 ACTIVATIONS = ("identity", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "relu2")
-"""In the order of the numbers that `decode_rows.activate` goes by."""
+"""In the order of the numbers that `rows.activate` goes by."""
 HEAD_KINDS = {"int4": "int8"}
 """The head, whose errors go straight to the logits, is kept finer."""
 
@@ -229,7 +229,7 @@ class Program:
 
     def _heads(self, attention: Attention, streams: Sequence[Tensor]) -> dict[str, int]:
         config, (keys, values) = attention.config, streams
-        loops = importlib.import_module("groundup.inference.decode_heads")
+        loops = importlib.import_module("groundup.inference.decode.heads")
         together = loops.heads_at_once(config.d_head, config.num_heads // config.num_kv_heads)
         self._most_heads = max(self._most_heads, config.num_heads)
         scores, add_values, fetch = loops.head_loops(config.d_head, together, keys.dtype == torch.bfloat16)

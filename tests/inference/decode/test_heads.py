@@ -5,7 +5,7 @@ import ctypes
 import pytest
 import torch
 
-from groundup.inference.decode_heads import head_loops, heads_at_once
+from groundup.inference.decode.heads import head_loops, heads_at_once
 
 
 def call(address, *arguments):

@@ -5,10 +5,9 @@ import time
 import pytest
 import torch
 
-from groundup.inference import constraint
 from groundup.inference.adjust import adjust_logits
-from groundup.inference.constraint import compile_constraint
-from groundup.inference.constraint_vocabulary import TokenTree
+from groundup.inference.constraint import compile_constraint, constraint
+from groundup.inference.constraint.vocabulary import TokenTree
 from groundup.inference.sampling import SamplingParams, new_generator, sample
 from groundup.tokenizer import Tokenizer
 from tests.inference.constrained import BYTES, END, fits, random_text
@@ -137,8 +136,8 @@ def test_compiled_once_for_the_same_source_and_forgotten_in_turn(merged):
 
 
 def test_masks_and_tables_are_bounded_and_can_be_made_again(monkeypatch):
-    monkeypatch.setattr("groundup.inference.constraint_automaton.MAX_CONFIGURATIONS", 20)
-    monkeypatch.setattr("groundup.inference.constraint_automaton.MAX_MASK_BYTES", 300)
+    monkeypatch.setattr("groundup.inference.constraint.automaton.MAX_CONFIGURATIONS", 20)
+    monkeypatch.setattr("groundup.inference.constraint.automaton.MAX_MASK_BYTES", 300)
     constraint._cache.clear()
     at = compile_constraint("regex", "a{0,200}b", BYTES, END)
     for _ in range(200):

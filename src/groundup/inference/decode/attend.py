@@ -6,7 +6,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from groundup.inference.decode_rows import (
+from groundup.inference.decode.rows import (
     RMS_NORM,
     exponential,
     floats,
@@ -15,9 +15,9 @@ from groundup.inference.decode_rows import (
     tanh,
     to_bf16,
 )
-from groundup.inference.decode_team import compiled, compiled_ignoring_nan, intrinsic
+from groundup.inference.decode.team import compiled, compiled_ignoring_nan, intrinsic
 
-KEYS = 16  # of a group, as in decode_heads
+KEYS = 16  # of a group, as in heads
 
 
 def _caller(arguments: int) -> Any:
