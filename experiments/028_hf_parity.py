@@ -4,10 +4,10 @@
 
 The weights of a GGUF file (SmolLM2-135M-Instruct) are dequantised into both, in float32. Each prompt is answered
 greedily by transformers' generate, once: its answers are kept in FOLDER, as is each setting that is through, and
-another call goes on from there. The engine answers the prompts one by one, and in random batches: at each step a random number
-of them arrives, in random order. Each with the prefix cache on and off, with whole prompts and with steps of 24 tokens,
-and batches with enough pages and with so few that preemption happens, which is checked; then all of that once with the
-compiled step. Prints a line per setting, and a JSON line at the end.
+another call goes on from there. The engine answers the prompts one by one, and in random batches: at each step a
+random number of them arrives, in random order. Each with the prefix cache on and off, with whole prompts and with
+steps of 24 tokens, and batches with enough pages and with so few that preemption happens, which is checked; then all
+of that once with the compiled step. Prints a line per setting, and a JSON line at the end.
 
 Where an answer differs, the gap between the two tokens' logits at the first difference is given, from one pass of the
 model over all tokens: float32 sums in another order move logits by some 1e-5, and a gap of that size is a tie.
