@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 
 from groundup import bundled
+from groundup.compression.quantize import Quantization, quantize_model, weight_bytes
 from groundup.corpus.reading import read_documents
 from groundup.device import environment
 from groundup.evaluation.perplexity import bits_per_byte
-from groundup.inference.quantize import Quantization, quantize_model, weight_bytes
 from groundup.model.source import read_source
 
 SETTINGS = (None, Quantization(8, 32), Quantization(8, 128), Quantization(4, 32), Quantization(4, 128))

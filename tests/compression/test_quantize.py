@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundup import presets
-from groundup.inference import Engine
-from groundup.inference.quantize import (
+from groundup.compression.quantize import (
     Quantization,
     QuantizedEmbedding,
     QuantizedLinear,
@@ -20,6 +19,7 @@ from groundup.inference.quantize import (
     unpack_nibbles,
     weight_bytes,
 )
+from groundup.inference import Engine
 from groundup.model import Transformer
 from groundup.tokenizer import Tokenizer
 
