@@ -169,7 +169,14 @@ def ahead(element, block, channels, given, sink_tokens=0, rows=16):
     signature |= dict.fromkeys(strides, "i32:16") | {"scale": "fp32"} | given
     sizes = {"GROUPS": 4, "D": channels, "DV": channels, "ROWS": rows, "SINK_TOKENS": sink_tokens, "PAGE": 16}
     sizes |= {"BLOCK_D": channels, "BLOCK_DV": channels, "BLOCK_K": block, "PRECISION": "ieee"}
-    return Kernel("paged", "_pages", signature, dict.fromkeys(MASK.keys() - given.keys()) | sizes, warps=4, stages=2)
+    return Kernel(
+        "paged",
+        "_pages",
+        signature,
+        dict.fromkeys(MASK.keys() - given.keys()) | sizes,
+        warps=few.WARPS[4 if element == "fp32" else 2],
+        stages=2,
+    )
 
 
 @pytest.mark.slow
@@ -182,7 +189,7 @@ def test_compiled_for_a100_and_hopper_without_spills(architecture):
             ahead("bf16", 64, 128, MASK, sink_tokens=4),
             ahead("fp16", 64, 64, {}, rows=64),
             ahead("bf16", 64, 128, MASK, sink_tokens=4, rows=64),
-            ahead("fp32", 32, 128, {}),
+            ahead("fp32", 32, 128, MASK, sink_tokens=4),
         ],
         architecture,
     )

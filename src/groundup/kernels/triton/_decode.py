@@ -25,6 +25,9 @@ MOST_ROWS = 64
 KEY_BLOCK = {2: 64, 4: 32}
 """Keys per tile, by bytes per element: keys and values of 256 channels then take a third of the shared memory."""
 
+WARPS = {2: 4, 4: 8}
+"""By bytes per element: products of float32 keep their factors in registers, of which four warps have too few."""
+
 PROGRAMS_PER_PROCESSOR = 2
 """One waits for memory while the other computes."""
 
@@ -58,7 +61,7 @@ def decode(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], k.shape[2], mask.rows, scale, softcap, per_span,
         GROUPS=heads // k.shape[2], D=q.shape[3], DV=d_value, ROWS=channel_block(rows),
         BLOCK_D=channel_block(q.shape[3]), BLOCK_DV=channel_block(d_value),
-        BLOCK_K=block, PRECISION=product_precision(q.dtype), num_warps=4, num_stages=2,
+        BLOCK_K=block, PRECISION=product_precision(q.dtype), num_warps=WARPS[q.element_size()], num_stages=2,
     )  # fmt: skip
     join_spans[(rows, lanes)](
         parts, levels, out, sinks, k.shape[2], spans,

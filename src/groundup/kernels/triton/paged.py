@@ -79,7 +79,7 @@ def paged_attention(
         d_head**-0.5 if scale is None else float(scale), None if softcap is None else float(softcap),
         GROUPS=heads // kv_heads, D=d_head, DV=d_value, ROWS=channel_block(rows), SINK_TOKENS=sink_tokens,
         BLOCK_D=channel_block(d_head), BLOCK_DV=channel_block(d_value), BLOCK_K=block, PAGE=page_size,
-        PRECISION=product_precision(q.dtype), num_warps=4, num_stages=2,
+        PRECISION=product_precision(q.dtype), num_warps=_decode.WARPS[q.element_size()], num_stages=2,
     )  # fmt: skip
     join_spans[(rows, lanes)](
         parts, levels, out, sinks, kv_heads, spans,
