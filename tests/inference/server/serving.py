@@ -113,7 +113,7 @@ def running_server(
     engine: Any, settings: Settings | None = None, keys: Keys | None = None, *, max_waiting: int = 64, **options: Any
 ) -> Iterator[Running]:
     """A real server on a free port of this machine, in a thread."""
-    settings = settings or Settings()
+    settings = settings or Settings(exit_on_failure=False)
     service = Service(engine, max_waiting)
     bound = listen("127.0.0.1", 0)
     port = bound.getsockname()[1]
