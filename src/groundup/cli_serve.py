@@ -34,7 +34,7 @@ def options(parser: Parser) -> None:
     add("--drain", type=number, default=10.0, metavar="SECONDS",
         help="time for answers to end after SIGTERM (default: %(default)s)")  # fmt: skip
     add("--hang", type=number, default=300.0, metavar="SECONDS",
-        help="of one step, after which the engine hangs and the server ends with code 70 (default: %(default)s)")  # fmt: skip
+        help="a step that takes longer counts as hung and ends the server, code 70 (default: %(default)s)")  # fmt: skip
     engine_options(parser)
 
 
