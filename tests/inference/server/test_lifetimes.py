@@ -79,7 +79,7 @@ def test_a_second_request_before_the_answer_is_cut(server):
 @pytest.fixture(scope="module")
 def hasty():
     """A server with short patience."""
-    settings = Settings(header_seconds=0.3, body_seconds=0.4, idle_seconds=1.0, write_seconds=0.5, max_connections=40)
+    settings = Settings(header_seconds=0.3, body_seconds=0.4, idle_seconds=1.0, write_seconds=0.5)
     with running_server(new_engine(), settings) as server:
         yield server
 
@@ -120,19 +120,19 @@ def test_what_is_no_http_and_long_headers(hasty):
     assert hasty.raw(long)[9:12] in (b"431", b"400", b"")
 
 
-def test_a_crowd_of_idle_connections(hasty):
-    crowd = [hasty.connect() for _ in range(60)]
-    try:
+def test_a_crowd_of_idle_connections():
+    """Whoever is one too many learns it, also while sending."""
+    settings = Settings(max_connections=40, header_seconds=60)
+    with running_server(new_engine(), settings) as server, contextlib.ExitStack() as closing:
+        crowd = [closing.enter_context(server.connect()) for _ in range(60)]
         refused = 0
         for connection in crowd[45:]:
             with contextlib.suppress(BrokenPipeError):
                 connection.sendall(post_bytes("/v1/completions", {"prompt": "the", "max_tokens": 1}))
             refused += b"503" in connection.recv(200)[:20]
         assert refused == 15
-    finally:
-        for connection in crowd:
-            connection.close()
-    until(lambda: hasty.ask("GET", "/health")[0] == 200)
+        closing.close()
+        until(lambda: server.ask("GET", "/health")[0] == 200)
 
 
 def test_a_reader_that_reads_nothing_is_cut():
