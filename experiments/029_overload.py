@@ -1,11 +1,12 @@
 """What a server does with 1, 10 and 100 times the requests that it can answer.
 
-    PYTHONPATH=src python experiments/029_overload.py --seconds 120 --out 029_overload.jsonl
+    PYTHONPATH=src python experiments/029_overload.py --seconds 120 --times 100 --out 029_overload.jsonl
 
 `groundup serve` runs as a process of its own, with a tiny model. Its peak is measured with as many clients as its
 batch has places, each asking again when it is answered. Then requests arrive by chance (Poisson) at multiples of that
 rate, whether or not earlier ones are answered, over connections that are kept. Counted are the answers that were
-completed (goodput), how long they and the refusals took, the server's memory, and what it still holds afterwards.
+completed (goodput), how long they and the refusals took, the server's memory, what it still holds afterwards, and how
+connections broke, if any did. The last line is all of it as JSON.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ class Load:
         self.answered: list[float] = []
         self.refused: list[float] = []
         self.failed = self.unsent = self.stale = self.without_retry = 0
+        self.broken: Counter[str] = Counter()
 
     async def ask(self, request: bytes | None = None) -> tuple[int, float]:
         """One request: status and seconds; status 0 for a connection that broke."""
@@ -65,14 +68,16 @@ class Load:
         kept = bool(self.idle)
         try:
             reader, writer = self.idle.pop() if kept else await self._connect()
-        except OSError:
+        except OSError as error:
+            self.broken[f"{type(error).__name__} in connecting"] += 1
             return 0, time.perf_counter() - began
         try:
             writer.write(request or self.request)
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
             await reader.readexactly(length)
-        except (OSError, EOFError, ValueError, asyncio.IncompleteReadError):
+        except (OSError, EOFError, ValueError) as error:
+            self.broken[f"{type(error).__name__} on a {'kept' if kept else 'new'} connection"] += 1
             writer.close()
             self.open -= 1
             if kept:  # the server had closed it, as it does after half a minute without a request
@@ -162,7 +167,7 @@ async def measure(load: Load, pid: int, name: str, seconds: float, work: Any) ->
     return {
         "load": name, "seconds": round(took, 1), "goodput": round(len(load.answered) / took, 2),
         "answered": len(load.answered), "refused": len(load.refused), "failed": load.failed,
-        "stale": load.stale, "unsent": load.unsent,
+        "stale": load.stale, "broken": dict(load.broken), "unsent": load.unsent,
         "refusals_without_retry_after": load.without_retry,
         "answer_ms": {"p50": quantile(load.answered, 0.5), "p99": quantile(load.answered, 0.99)},
         "refusal_ms": {"p50": quantile(load.refused, 0.5), "p99": quantile(load.refused, 0.99)},
@@ -221,7 +226,7 @@ def main() -> None:
             print("exit code", server.wait(60))
     if options.out:
         Path(options.out).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print(json.dumps(lines[0]))
+    print(json.dumps(lines))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import gc
 import importlib
 import importlib.util
 import inspect
+import itertools
 import os
 import random
 import typing
@@ -43,10 +44,23 @@ def _check_unless_compiling(function=None, *, typechecker):
     return _bare_when_compiling(function, _jaxtyped(function, typechecker=typechecker))
 
 
+CHECKED_CALLS = 32  # of each function in each test; behind them one in as many, as a check takes longer than most calls
+_tests = itertools.count()
+_test = next(_tests)
+
+
 def _bare_when_compiling(bare, checked):
+    test, calls = -1, 0
+
     @functools.wraps(bare)
     def call(*args, **kwargs):
-        return (bare if torch.compiler.is_compiling() else checked)(*args, **kwargs)
+        nonlocal test, calls
+        if torch.compiler.is_compiling():
+            return bare(*args, **kwargs)
+        if test != _test:
+            test, calls = _test, 0
+        calls += 1
+        return (bare if calls > CHECKED_CALLS and calls % CHECKED_CALLS else checked)(*args, **kwargs)
 
     return call
 
@@ -91,6 +105,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def the_same_state_for_all():
     """Seeds, threads and paths of computation: a test that runs a whole build in this process changes them."""
+    global _test
+    _test = next(_tests)
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """`groundup serve`: an OpenAI-compatible server with a page to talk to the model, for this machine unless told."""
 
 import logging
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ def options(parser: Parser) -> None:
     add("--requests-per-minute", type=count, metavar="N", help="of each key (default: no limit)")
     add("--drain", type=number, default=10.0, metavar="SECONDS",
         help="time for answers to end after SIGTERM (default: %(default)s)")  # fmt: skip
+    add("--hang", type=number, default=300.0, metavar="SECONDS",
+        help="a step that takes longer counts as hung and ends the server, code 70 (default: %(default)s)")  # fmt: skip
     engine_options(parser)
 
 
@@ -52,7 +55,10 @@ def run(options: Arguments) -> int:
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"{settings.model_name} on http://{shown}:{port} (page), http://{shown}:{port}/v1 (OpenAI API)", flush=True)
-    serve(Service(engine, options.max_waiting), bound, settings, keys, partial(_constraint, engine))
+    code = serve(Service(engine, options.max_waiting), bound, settings, keys, partial(_constraint, engine))
+    if code:
+        print(f"groundup serve: the engine has failed; start again (exit code {code})", file=sys.stderr, flush=True)
+        os._exit(code)  # a thread that hangs in a step would be in the way of a usual end
     return 0
 
 
@@ -66,6 +72,7 @@ def _settings(options: Arguments) -> "Settings":
         hosts=hosts,
         requests_per_minute=options.requests_per_minute,
         drain_seconds=options.drain,
+        hang_seconds=options.hang,
     )
 
 

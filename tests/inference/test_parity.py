@@ -28,8 +28,14 @@ def test_smollm2_answers_as_in_transformers(tmp_path):
     for ids in texts:
         done = theirs.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=TOKENS, pad_token_id=0)
         expected.append(done[0, len(ids) :].tolist())
-    for options in ({}, {"cache_tokens": 64, "step_tokens": 20}, {"batch_invariant": True}):
+    few = {"page_size": 4, "step_tokens": 20}  # tokens of a step, and pages for all prompts but not for their answers
+    for options, cached, preempted in (
+        ({}, 16, 0),
+        ({**few, "cache_tokens": 48}, 20, 1),
+        ({**few, "cache_tokens": 68, "prefix_cache": False}, 0, 1),
+        ({"batch_invariant": True}, 16, 0),
+    ):
         engine = Engine(model, tokenizer, **options)
         done = engine.generate(texts, temperature=0, max_tokens=TOKENS)
         assert [completion.tokens for completion in done] == expected, options
-        assert engine.stats().cached_prompt_tokens >= 16
+        assert (engine.stats().cached_prompt_tokens, engine.stats().preemptions) == (cached, preempted), options

@@ -18,7 +18,9 @@ from groundup.parallel import context_ring
 from groundup.parallel.context import chunks_of, context_batch, context_parallel, own_part, whole_sequence
 from groundup.train.objectives import next_token
 from tests.distributed import run_ranks
+from tests.thorough import times
 
+STEPS = times(50)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 # (head counts and widths, options of kernels.attention)
@@ -161,10 +163,10 @@ def test_losses_and_gradients_of_models_equal_one_process(size):
 
 
 def train(model: nn.Module, part: Any, summed: Any) -> list[float]:
-    """The mean loss of each of 200 steps; `summed` adds a tensor up over ranks."""
+    """The mean loss of each of STEPS; `summed` adds a tensor up over ranks."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
-    for step in range(200):
+    for step in range(STEPS):
         optimizer.zero_grad()
         loss = next_token(model, part(batch(step, 16)))
         loss.total.backward()
@@ -189,10 +191,10 @@ def train_both(rank, size, dtype, name, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("size, name, method", [(2, "experts", "ring")])
-def test_two_hundred_steps_equal_one_process(size, name, method, dtype):
+def test_many_steps_equal_one_process(size, name, method, dtype):
     (found, expected), *others = run_ranks(train_both, size, dtype, name, method, timeout=600)
     assert all(other == found for other, _ in others)
-    assert expected[-1] < 0.7 * expected[0]
+    assert expected[-1] < (0.7 if STEPS >= 200 else 0.95) * expected[0]
     assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < TOLERANCE[dtype]
 
 

@@ -9,6 +9,7 @@ from groundup.parallel import DDP, replicate, sum_gradients_flat, sum_gradients_
 from tests.distributed import RankFailed, run_ranks
 from tests.parallel.counting import counting
 from tests.parallel.training import Awkward, accumulated, backward, divide, tokens_of, weight_of
+from tests.thorough import times
 
 OPTIMIZERS = {
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9),
@@ -68,7 +69,7 @@ def all_stages(rank, size, steps):
 
 @pytest.mark.parametrize(
     ("size", "steps"),
-    [(2, 20), (4, 20), pytest.param(2, 200, marks=pytest.mark.slow)],
+    [(2, times(20)), (4, 20)],
 )
 def test_ranks_are_micro_batches_to_the_bit(size, steps):
     run_ranks(all_stages, size, steps, timeout=600)

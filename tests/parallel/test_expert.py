@@ -15,8 +15,10 @@ from groundup.parallel.expert import all_to_all, dealt_parameters, expert_parall
 from groundup.parallel.tensor import full_parameters
 from groundup.train.objectives import next_token
 from tests.distributed import run_ranks
+from tests.thorough import times
 
 D_MODEL = 6
+STEPS = times(50)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 ALL_LOSSES = Balance(load=0.3, sequence=0.2, z=0.1)
 
@@ -203,19 +205,19 @@ def train_both(rank, size, dtype, recompute):
     dealt = transformer(dtype)
     dealt.recompute = recompute
     expert_parallel(dealt)
-    found = train(dealt, lambda step: batch(step, rows)[rank], 200, sum_ranks)
+    found = train(dealt, lambda step: batch(step, rows)[rank], STEPS, sum_ranks)
     if rank:
         return found, None
-    return found, train(transformer(dtype), together, 200, lambda model, sums: sums)
+    return found, train(transformer(dtype), together, STEPS, lambda model, sums: sums)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("size", [2])
-def test_two_hundred_steps_equal_one_process(size, dtype):
+def test_many_steps_equal_one_process(size, dtype):
     (found, expected), *others = run_ranks(train_both, size, dtype, size == 2, timeout=600)
     assert all(other == found for other, _ in others)
-    assert expected[-1] < 0.7 * expected[0]
+    assert expected[-1] < (0.7 if STEPS >= 200 else 0.95) * expected[0]
     assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < TOLERANCE[dtype]
 
 

@@ -29,6 +29,7 @@ from tests.distributed import run_ranks
 from tests.parallel.parity import accumulated, train_all
 from tests.thorough import one_in
 
+FEW_STEPS = 5  # AdamW with moments, clipping and decay has done all that it ever does
 TESTED = ["groundup", "torch"]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 SINGLE = [
@@ -123,20 +124,20 @@ def check(engine: str, size: int, cases: list[tuple[str, str]], steps: int, dtyp
 @pytest.mark.parametrize("engine", TESTED)
 def test_every_plan_trains_as_one_process_does(engine):
     """A few steps of all, which is where a mistake shows."""
-    check(engine, 2, singles(2), 8, torch.float64)
+    check(engine, 2, singles(2), FEW_STEPS, torch.float64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", TESTED)
 def test_pairs_of_strategies(engine):
-    check(engine, 4, PAIRS, 8, torch.float64)
+    check(engine, 4, PAIRS, FEW_STEPS, torch.float64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "dtype"), [(2, torch.float32), (4, torch.float64)], ids=["2-fp32", "4-fp64"])
 @pytest.mark.parametrize("engine", TESTED)
 def test_two_hundred_steps(engine, size, dtype):
-    check(engine, size, LONG[size][:: one_in(2)], 200, dtype)
+    check(engine, size, LONG[size][:: one_in(4)], 200, dtype)
 
 
 def show(engine: str, size: int, steps: int, dtype: torch.dtype) -> None:

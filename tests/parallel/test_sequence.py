@@ -17,7 +17,9 @@ from groundup.parallel.tensor import full_parameters, tensor_parallel
 from groundup.train.objectives import next_token
 from tests.distributed import run_ranks
 from tests.parallel.counting import counting
+from tests.thorough import times
 
+STEPS = times(50)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 GROUPED = AttentionConfig(4, 4, 4, qk_norm=True)
 PLAIN = MLPConfig(16, gated=False, activation="gelu", bias=True)
@@ -197,7 +199,7 @@ def train_both(rank, size, dtype):
     def losses(model) -> list[float]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         values = []
-        for step in range(200):
+        for step in range(STEPS):
             generator = torch.Generator().manual_seed(step)
             starts = torch.randint(0, 19, (3, 1), generator=generator)
             optimizer.zero_grad()
@@ -218,8 +220,8 @@ def train_both(rank, size, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("size", [2])
-def test_two_hundred_steps_equal_one_process(size, dtype):
+def test_many_steps_equal_one_process(size, dtype):
     (found, expected), *others = run_ranks(train_both, size, dtype, timeout=600)
     assert all(other == found for other, _ in others)
-    assert expected[-1] < 0.8 * expected[0]
+    assert expected[-1] < (0.8 if STEPS >= 200 else 0.95) * expected[0]
     assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < TOLERANCE[dtype]

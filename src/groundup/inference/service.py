@@ -138,6 +138,7 @@ class Service:
         self.draining = False
         self.failure: str | None = None
         self._open: set[Stream] = set()
+        self._scoring: set[asyncio.Future[list[Any]]] = set()
         self._finished: deque[float] = deque(maxlen=64)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -230,7 +231,16 @@ class Service:
                 self._call(_settle, done, made, None)
 
         self._commands.put(lambda: self._scores.append(advance()))
-        return await done
+        self._scoring.add(done)
+        try:
+            return await done
+        finally:
+            self._scoring.discard(done)
+
+    def give_up(self, reason: str) -> None:
+        """Take no more requests, and fail those that there are: for an engine whose step does not come back."""
+        self.failure = reason
+        self._fail_all(RequestFailed(reason))
 
     async def drain(self, timeout: float) -> bool:
         """Refuse new requests, wait for those that run, and fail what is left after `timeout` seconds.
@@ -353,6 +363,8 @@ class Service:
         for stream in list(self._open):
             stream._fail(error)
         self._open.clear()
+        for done in list(self._scoring):
+            _settle(done, None, error)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         loop = self._loop

@@ -49,7 +49,7 @@ class Running:
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
         """(status, headers, body) of one request. Header names have _ for -."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
         given = {"Content-Type": "application/json"} if data is not None else {}
         try:
@@ -64,7 +64,7 @@ class Running:
         status, _, answer = self.ask("POST", path, body, **headers)
         return status, json.loads(answer)
 
-    def raw(self, data: bytes, timeout: float = 10.0) -> bytes:
+    def raw(self, data: bytes, timeout: float = 60.0) -> bytes:
         """Everything that the server answers to these bytes, until it closes."""
         with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
             connection.sendall(data)
@@ -78,9 +78,9 @@ class Running:
 
     def connect(self) -> socket.socket:
         """A bare connection."""
-        return socket.create_connection(("127.0.0.1", self.port), 10)
+        return socket.create_connection(("127.0.0.1", self.port), 60)
 
-    def wait_until_idle(self, seconds: float = 5.0) -> None:
+    def wait_until_idle(self, seconds: float = 60.0) -> None:
         """Until nothing runs in the engine and no stream is open; AssertionError when that does not come."""
         deadline = time.monotonic() + seconds
         while True:
@@ -113,7 +113,7 @@ def running_server(
     engine: Any, settings: Settings | None = None, keys: Keys | None = None, *, max_waiting: int = 64, **options: Any
 ) -> Iterator[Running]:
     """A real server on a free port of this machine, in a thread."""
-    settings = settings or Settings()
+    settings = settings or Settings(exit_on_failure=False)
     service = Service(engine, max_waiting)
     bound = listen("127.0.0.1", 0)
     port = bound.getsockname()[1]

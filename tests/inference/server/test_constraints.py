@@ -2,7 +2,9 @@
 
 import functools
 import json
+from typing import Any
 
+import openai
 import pytest
 
 from groundup.inference.constraint import compile_constraint
@@ -18,7 +20,7 @@ CHAT = [{"role": "user", "content": "the cat"}]
 @pytest.fixture(scope="module")
 def formed(engine):
     compile_ours = functools.partial(compile_constraint, tokenizer=engine.tokenizer, end_ids=engine.end_ids)
-    with running_server(new_engine(), Settings(), compile_constraint=compile_ours) as server:
+    with running_server(new_engine(2048), Settings(), compile_constraint=compile_ours) as server:
         yield server
 
 
@@ -85,6 +87,82 @@ def test_a_call_of_a_tool(formed, streamed):
         assert choices[0]["message"]["content"] is None
     assert calls[0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
     assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+CHOOSABLE = [
+    {"type": "function", "function": {"name": "add", "parameters": {
+        "type": "object", "required": ["a", "why"], "additionalProperties": False,
+        "properties": {"a": {"$ref": "#/$defs/digit"}, "why": {"enum": ["}", 'say "{"', ""]}},
+        "$defs": {"digit": {"enum": [1, 2]}},
+    }}},
+    {"type": "function", "function": {"name": "now", "parameters": {
+        "type": "object", "properties": {"zone": {"type": "boolean"}}, "required": ["zone"],
+    }}},
+]  # fmt: skip
+
+
+def named(name):
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize("choice", ["required", named("add"), named("now")], ids=["required", "add", "now"])
+def test_an_answer_that_has_to_call_a_tool(formed, choice):
+    """Random weights, held to a call: by the official client, whole and streamed, several at once."""
+    names = ["add", "now"] if choice == "required" else [choice["function"]["name"]]
+    settings: Any = dict(model="groundup", messages=CHAT, tools=CHOOSABLE, tool_choice=choice, n=4, seed=1)
+    with openai.OpenAI(base_url=f"{formed.url}/v1", api_key="none", max_retries=0) as client:
+        whole = client.chat.completions.create(max_tokens=400, **settings).choices
+        chunks = list(client.chat.completions.create(max_tokens=400, stream=True, **settings))
+    streamed = [{"name": "", "arguments": "", "id": "", "content": "", "finish": None, "deltas": 0} for _ in whole]
+    for chunk in chunks:
+        (part,) = chunk.choices
+        into = streamed[part.index]
+        into["content"] += part.delta.content or ""
+        into["finish"] = part.finish_reason or into["finish"]
+        for call in part.delta.tool_calls or []:
+            assert call.index == 0
+            into["deltas"] += 1
+            into["id"] += call.id or ""
+            into["name"] += call.function.name or ""
+            into["arguments"] += call.function.arguments or ""
+    for choice_made, parts in zip(whole, streamed, strict=True):
+        (call,) = choice_made.message.tool_calls
+        assert (choice_made.finish_reason, choice_made.message.content) == ("tool_calls", None)
+        assert call.id.startswith("call_") and call.function.name in names
+        said = json.loads(call.function.arguments)
+        if call.function.name == "add":
+            assert said["a"] in (1, 2) and said["why"] in ("}", 'say "{"', "") and len(said) == 2
+        else:
+            assert set(said) == {"zone"} and isinstance(said["zone"], bool)
+        assert (parts["name"], parts["arguments"]) == (call.function.name, call.function.arguments)
+        assert (parts["content"], parts["finish"]) == ("", "tool_calls")
+        assert parts["id"].startswith("call_") and parts["deltas"] > 2
+
+
+def test_a_call_that_is_cut_says_so(formed):
+    body = {"messages": CHAT, "tools": CHOOSABLE, "tool_choice": "required", "max_tokens": 22, "temperature": 0}
+    status, answer = formed.post("/v1/chat/completions", body)
+    assert (status, answer["choices"][0]["finish_reason"]) == (200, "length")
+    assert answer["choices"][0]["message"]["content"] in (None, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"tools": []}, "tool_choice", "no tools"),
+        ({"tool_choice": named("ad")}, "tool_choice", "'ad' is none of the tools"),
+        ({"response_format": {"type": "json_object"}}, "tool_choice", "exclude each other"),
+        ({"tool_choice": "sometimes"}, "tool_choice", ""),
+        ({"tool_choice": {"type": "function"}}, "tool_choice", ""),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]}, "tools", "obj"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}]}, "tool_choice", "not"),
+    ],
+)
+def test_choices_of_tools_that_cannot_be(formed, change, param, words):
+    body = {"messages": CHAT, "tools": CHOOSABLE, "tool_choice": "required", "max_tokens": 2}
+    status, answer = formed.post("/v1/chat/completions", body | change)
+    assert status == 400 and answer["error"]["param"].partition(".")[0] == param, answer
+    assert words in answer["error"]["message"]
 
 
 def test_a_conversation_with_calls_and_results(formed):

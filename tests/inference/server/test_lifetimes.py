@@ -18,6 +18,7 @@ import torch
 
 from groundup.environ import for_child
 from groundup.inference.server import Keys, Settings
+from groundup.inference.server.run import FAILED, listen
 from tests.inference.server.conftest import KEY, OTHER
 from tests.inference.server.serving import events_of, new_engine, post_bytes, running_server
 
@@ -25,7 +26,7 @@ LONG = {"prompt": "the", "max_tokens": 400, "logit_bias": {"99": 100}, "temperat
 CHAT = {"messages": [{"role": "user", "content": "the"}], "max_tokens": 400, "logit_bias": {"99": 100}}
 
 
-def until(condition, seconds=10.0):
+def until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -78,7 +79,7 @@ def test_a_second_request_before_the_answer_is_cut(server):
 @pytest.fixture(scope="module")
 def hasty():
     """A server with short patience."""
-    settings = Settings(header_seconds=0.3, body_seconds=0.4, idle_seconds=1.0, write_seconds=0.5, max_connections=40)
+    settings = Settings(header_seconds=0.3, body_seconds=0.4, idle_seconds=1.0, write_seconds=0.5)
     with running_server(new_engine(), settings) as server:
         yield server
 
@@ -106,7 +107,7 @@ def test_headers_that_trickle(hasty):
                 continue
             except OSError:
                 break
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
     assert hasty.ask("GET", "/health")[0] == 200
 
 
@@ -119,19 +120,19 @@ def test_what_is_no_http_and_long_headers(hasty):
     assert hasty.raw(long)[9:12] in (b"431", b"400", b"")
 
 
-def test_a_crowd_of_idle_connections(hasty):
-    crowd = [hasty.connect() for _ in range(60)]
-    try:
+def test_a_crowd_of_idle_connections():
+    """Whoever is one too many learns it, also while sending."""
+    settings = Settings(max_connections=40, header_seconds=60)
+    with running_server(new_engine(), settings) as server, contextlib.ExitStack() as closing:
+        crowd = [closing.enter_context(server.connect()) for _ in range(60)]
         refused = 0
         for connection in crowd[45:]:
             with contextlib.suppress(BrokenPipeError):
                 connection.sendall(post_bytes("/v1/completions", {"prompt": "the", "max_tokens": 1}))
             refused += b"503" in connection.recv(200)[:20]
         assert refused == 15
-    finally:
-        for connection in crowd:
-            connection.close()
-    until(lambda: hasty.ask("GET", "/health")[0] == 200)
+        closing.close()
+        until(lambda: server.ask("GET", "/health")[0] == 200)
 
 
 def test_a_reader_that_reads_nothing_is_cut():
@@ -142,10 +143,8 @@ def test_a_reader_that_reads_nothing_is_cut():
         many = LONG | {"n": 60, "stream": True, "logprobs": 20, "max_tokens": 120}
         connection.sendall(post_bytes("/v1/completions", many))
         until(lambda: server.service.open_streams > 0)
-        began = time.monotonic()
         assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 2})[0] == 200  # others go on
-        server.wait_until_idle(60)
-        assert time.monotonic() - began < 60
+        server.wait_until_idle(120)
 
 
 def test_one_too_many_is_told_at_once():
@@ -203,7 +202,7 @@ def test_an_engine_that_fails_one_request_goes_on(monkeypatch):
 
 def test_an_engine_that_dies_is_told_of():
     engine = new_engine()
-    with running_server(engine, Settings()) as server:
+    with running_server(engine, Settings(exit_on_failure=False)) as server:
         engine.step = lambda: 1 / 0
         status, answer = server.post("/v1/completions", LONG)
         assert (status, answer["error"]["code"]) == (500, "request_failed")
@@ -211,6 +210,37 @@ def test_an_engine_that_dies_is_told_of():
         status, headers, _ = server.ask("POST", "/v1/completions", LONG)
         assert status == 503
         assert "retry-after" in headers
+
+
+def test_an_engine_that_hangs_is_told_of():
+    """Whoever waits gets an error: for tokens, for the score of a prompt, for a place in the queue."""
+    engine, free = new_engine(), threading.Event()
+    step = engine.step
+
+    def hang():
+        free.wait(60)
+        return step()
+
+    with running_server(engine, Settings(hang_seconds=0.5, exit_on_failure=False), max_waiting=4) as server:
+        engine.step = hang
+        echo = {"prompt": "the cat", "echo": True, "logprobs": 1, "max_tokens": 0}
+        answers = []
+        asked = [LONG, LONG | {"stream": True}, CHAT, echo]
+        paths = ["/v1/chat/completions" if "messages" in body else "/v1/completions" for body in asked]
+        threads = [
+            threading.Thread(target=lambda *given: answers.append(server.ask("POST", *given)), args=pair)
+            for pair in zip(paths, asked, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        told = [json.loads(body)["error"]["message"] for status, _, body in answers if status in (500, 503)]
+        assert len(told) >= 3 and all("hangs" in words for words in told)  # the score may have come before a step
+        assert server.ask("GET", "/health")[0] == 503
+        assert server.post("/v1/completions", LONG)[0] == 503
+        free.set()
+        del engine.step
 
 
 def test_an_answer_that_takes_too_long():
@@ -297,6 +327,14 @@ def test_prefixes_are_shared_within_a_key_only():
         assert cached(OTHER) > 0
 
 
+HANGS = """
+import itertools, time
+engine, steps = new_engine(), itertools.count()
+step = engine.step
+engine.step = lambda: time.sleep(3600) if next(steps) == 3 else step()
+service = Service(engine)
+"""
+
 PROGRAM = """
 import sys
 from groundup.inference.server import Keys, Settings, serve
@@ -306,8 +344,7 @@ from tests.inference.server.serving import new_engine
 service = Service(new_engine())
 bound = listen("127.0.0.1", 0)
 print(bound.getsockname()[1], flush=True)
-serve(service, bound, Settings(drain_seconds=2), Keys([]))
-print("over", flush=True)
+sys.exit(serve(service, bound, Settings(drain_seconds=2), Keys([])))
 """
 
 
@@ -319,15 +356,40 @@ def test_sigterm_lets_answers_end(repository):
     try:
         assert process.stdout
         port = int(process.stdout.readline())
-        with socket.create_connection(("127.0.0.1", port), 30) as connection:
+        with socket.create_connection(("127.0.0.1", port), 60) as connection:
             connection.sendall(post_bytes("/v1/completions", LONG | {"stream": True}))
             body = connection.recv(1 << 16)
             process.send_signal(signal.SIGTERM)
             while part := connection.recv(1 << 16):
                 body += part
             assert b"[DONE]" in body or b'"error"' in body
-        out, err = process.communicate(timeout=30)
-        assert (process.returncode, out, err) == (0, "over\n", "")
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out, err) == (0, "", "")
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.slow
+def test_a_server_whose_engine_hangs_ends_and_another_one_takes_its_place(repository):
+    """As a supervisor sees it: no answer is lost in silence, the exit code is FAILED, and nothing keeps the port."""
+    environment = for_child({"PYTHONPATH": f"{repository / 'src'}:{repository}"})
+    hanging = PROGRAM.replace("service = Service(new_engine())", HANGS).replace("=2)", "=2, hang_seconds=5)")
+    with subprocess.Popen([sys.executable, "-c", hanging], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=environment, cwd=repository) as process:  # fmt: skip
+        try:
+            assert process.stdout
+            port = int(process.stdout.readline())
+            with socket.create_connection(("127.0.0.1", port), 60) as connection:
+                connection.sendall(post_bytes("/v1/completions", LONG | {"stream": True}))
+                connection.settimeout(120)
+                body = b""
+                while part := connection.recv(1 << 16):
+                    body += part
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert b"data: " in body and b"hangs" in body.rpartition(b"data: ")[2]
+    assert process.returncode == FAILED and "the engine has been in one step for" in err
+    with listen("127.0.0.1", port):
+        pass

@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 
 import pytest
 
@@ -33,11 +32,9 @@ BODIES = {
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_bodies_that_are_none(server, name, path):
-    began = time.perf_counter()
     status, answer = server.post(path, BODIES[name])
     assert status == 400
     assert answer["error"]["type"] == "invalid_request_error"
-    assert time.perf_counter() - began < 10  # a hang, not a speed
     assert server.post("/v1/completions", GOOD)[0] == 200
 
 

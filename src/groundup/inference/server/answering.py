@@ -122,7 +122,10 @@ class Answer(Response):
         if isinstance(request, ChatRequest):
             ids = await desk.prompts.run(desk.prompts.of_chat, request)
             names = {tool.function.name for tool in request.tools} if request.tool_choice == "auto" else set()
-            return ChatWriter(desk.engine.tokenizer, desk.settings.model_name, request.stream, want, [ids], names)
+            must_call = want.constraint is not None and want.constraint[0] == "tool_choice"
+            return ChatWriter(
+                desk.engine.tokenizer, desk.settings.model_name, request.stream, want, [ids], names, must_call
+            )
         assert isinstance(request, CompletionRequest)
         prompts = await desk.prompts.run(desk.prompts.of_completion, request)
         scores: list[Any] | None = None

@@ -20,7 +20,6 @@ from groundup.inference.server.prompts import Prompts
 from groundup.inference.server.settings import Settings
 from groundup.inference.service import Service
 
-STUCK_SECONDS = 60.0  # in one step of the engine: then it counts as hung
 _STARTED = 1_700_000_000  # `created` of the model: clients want a number, and nobody knows this one
 
 
@@ -73,7 +72,7 @@ def _add_facts(app: FastAPI, desk: Desk) -> None:
     @app.get("/health")
     async def health() -> Response:
         status = "ok"
-        if service.failure is not None or service.stuck_seconds() > STUCK_SECONDS:
+        if service.failure is not None or service.stuck_seconds() > desk.settings.hang_seconds:
             status = "failed"
         elif service.draining:
             status = "draining"

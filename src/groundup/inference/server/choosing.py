@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from groundup.config import nearest
 from groundup.inference.sampling import SamplingParams
 from groundup.inference.server.errors import ApiError, field_error
-from groundup.inference.server.schemas import ChatRequest, CompletionRequest, Sampling
+from groundup.inference.server.schemas import ChatRequest, CompletionRequest, NamedTool, Sampling, Tool
+from groundup.inference.server.tools import call_schema
 
 Compile = Callable[[str, Any], Any]
 """(kind, source) -> a new Constraint; ValueError for what is wrong or too expensive."""
@@ -67,17 +69,39 @@ def _constraint(request: Sampling) -> tuple[str, Any] | None:
         found.append(("choice", request.guided_choice))
     if request.guided_regex is not None:
         found.append(("regex", request.guided_regex))
+    if isinstance(request, ChatRequest) and (tools := must_be_called(request)):
+        found.append(("tool_choice", call_schema([(tool.function.name, tool.function.parameters) for tool in tools])))
     if len(found) > 1:
-        raise field_error("response_format, guided_choice and guided_regex exclude each other", "response_format")
+        words = "response_format, guided_choice, guided_regex and a tool_choice that is required exclude each other"
+        raise field_error(words, "tool_choice" if found[-1][0] == "tool_choice" else "response_format")
     return found[0] if found else None
+
+
+def must_be_called(request: ChatRequest) -> list[Tool]:
+    """The tools of which the answer has to call one; none where it may be a text."""
+    choice = request.tool_choice
+    if choice in ("none", "auto"):
+        return []
+    names = [tool.function.name for tool in request.tools]
+    if not names:
+        raise field_error("tool_choice: there are no tools to call", "tool_choice")
+    if not isinstance(choice, NamedTool):
+        return request.tools
+    if choice.function.name not in names:
+        wrong = choice.function.name[:64]
+        raise field_error(f"tool_choice: {wrong!r} is none of the tools{nearest(wrong, names)}", "tool_choice")
+    return [tool for tool in request.tools if tool.function.name == choice.function.name]
 
 
 def compiled(constraint: tuple[str, Any], compile_constraint: Compile | None) -> Any:
     """A new Constraint. ApiError when it is wrong, or there are none in this server."""
-    param = {"choice": "guided_choice", "regex": "guided_regex"}.get(constraint[0], "response_format")
+    kind, source = constraint
+    param = {"choice": "guided_choice", "regex": "guided_regex", "tool_choice": "tool_choice"}.get(
+        kind, "response_format"
+    )
     if compile_constraint is None:
         raise field_error(f"{param}: constrained answers are not available with this engine", param)
     try:
-        return compile_constraint(*constraint)
+        return compile_constraint("json_schema" if kind == "tool_choice" else kind, source)
     except ValueError as error:
         raise ApiError(400, f"{param}: {str(error)[:300]}", param) from None

@@ -1,4 +1,8 @@
-"""Listening, and ending well: on SIGTERM no new requests, those that run may end, then the engine."""
+"""Listening, and ending well: on SIGTERM no new requests, those that run may end, then the engine.
+
+An engine that has failed, or has not come back from a step for long, cannot be mended from within its process: its
+requests are told, and the process ends with FAILED, for whoever supervises it to start another one.
+"""
 
 import asyncio
 import logging
@@ -16,19 +20,32 @@ from groundup.inference.server.settings import LOOPBACK, Settings
 from groundup.inference.server.shedding import Shedder
 from groundup.inference.service import Service
 
+FAILED = 70
+"""Exit code of a server whose engine failed or hung (EX_SOFTWARE of sysexits.h)."""
 LAST_SECONDS = 2  # after the drain, for error events to reach their clients
+
+logger = logging.getLogger(__name__)
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, which on its way out lets the service end what it has begun."""
+    """uvicorn, which on its way out lets the service end what it has begun, and goes when the engine fails for good."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, settings: Settings) -> None:
         super().__init__(config)
-        self.service, self.drain_seconds = service, drain_seconds
+        self.service, self.settings = service, settings
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        stuck = self.service.stuck_seconds()
+        if self.service.failure is None and stuck > self.settings.hang_seconds:
+            logger.error("the engine has been in one step for %.0f s", stuck)
+            self.service.give_up(f"the engine hangs: one step has taken more than {self.settings.hang_seconds:g} s")
+        has_failed = self.settings.exit_on_failure and self.service.failure is not None
+        return await super().on_tick(counter) or has_failed
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, with the drain beside it."""
-        drain = asyncio.create_task(self.service.drain(self.drain_seconds))
+        drain = asyncio.create_task(self.service.drain(self.settings.drain_seconds))
         await super().shutdown(sockets)
         await drain
         self._captured_signals.clear()  # uvicorn would raise it again: to have drained is success
@@ -51,7 +68,7 @@ def new_server(
         timeout_keep_alive=int(settings.idle_seconds), h11_max_incomplete_event_size=settings.max_header,
         timeout_graceful_shutdown=int(settings.drain_seconds) + LAST_SECONDS,
     )  # fmt: skip
-    return DrainingServer(config, service, settings.drain_seconds)
+    return DrainingServer(config, service, settings)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -83,8 +100,11 @@ def serve(
     settings: Settings,
     keys: Keys,
     compile_constraint: Compile | None = None,
-) -> None:
-    """Answer on a bound socket until SIGTERM or Ctrl-C; then drain, and close the service."""
+) -> int:
+    """Answer on a bound socket until SIGTERM or Ctrl-C; then drain, and close the service.
+
+    Returns the exit code: 0, or FAILED when the engine has failed, or hangs. In the latter case its thread still runs.
+    """
     metrics = Metrics()
     app = create_app(service, settings, keys, compile_constraint, metrics)
     host, port = bound.getsockname()[:2]
@@ -92,4 +112,5 @@ def serve(
     try:
         server.run(sockets=[bound])
     finally:
-        service.close()
+        service.close(0.0 if service.failure else 10.0)
+    return FAILED if service.failure else 0

@@ -127,6 +127,19 @@ class Tool(Strict):
     function: Function
 
 
+class FunctionName(Strict):
+    """Of a function of `tools`."""
+
+    name: str
+
+
+class NamedTool(Strict):
+    """The tool that has to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class ChatRequest(Sampling):
     """POST /v1/chat/completions."""
 
@@ -136,7 +149,7 @@ class ChatRequest(Sampling):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[Tool] = Field(default_factory=list)
-    tool_choice: Literal["none", "auto"] = "auto"
+    tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
 
 
 def validated(kind: type[Strict], given: dict[str, Any]) -> Any:
@@ -164,4 +177,4 @@ def _as_api_error(error: ValidationError) -> ApiError:
 
 def _is_variant(part: Any) -> bool:
     """pydantic names the members of unions in its paths: `constrained-str`, `list[int]`."""
-    return isinstance(part, str) and (part in ("str", "int", "TextPart") or "[" in part or "-" in part)
+    return isinstance(part, str) and (part in ("str", "int", "TextPart", "NamedTool") or "[" in part or "-" in part)

@@ -31,3 +31,5 @@ class Settings:
     write_seconds: float = 30.0  # that a client may leave a full buffer unread
     request_seconds: float = 600.0
     drain_seconds: float = 10.0
+    exit_on_failure: bool = True  # of the engine; else errors are answered until somebody ends the server
+    hang_seconds: float = 300.0  # in one step of the engine: then it counts as hung; a first step may have to compile

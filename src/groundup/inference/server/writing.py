@@ -6,7 +6,7 @@ from typing import Any
 from groundup.inference.sampling import TokenLogprob
 from groundup.inference.server import shapes
 from groundup.inference.server.choosing import Wanted
-from groundup.inference.server.tools import CallReader
+from groundup.inference.server.tools import CallReader, ForcedCall
 
 
 class Choice:
@@ -123,45 +123,57 @@ class CompletionWriter(Writer):
 
 
 class ChatWriter(Writer):
-    """/v1/chat/completions. `tools` are the names of functions that may be called."""
+    """/v1/chat/completions. `tools` are the names of functions that may be called; with `must_call` the answer is a
+    call, by its constraint."""
 
     chat = True
 
     def __init__(self, tokenizer: Any, model: str, streamed: bool, want: Wanted, prompts: list[list[int]],
-                 tools: Collection[str]) -> None:  # fmt: skip
+                 tools: Collection[str], must_call: bool = False) -> None:  # fmt: skip
         super().__init__(tokenizer, model, streamed, want, prompts)
         self._readers = [CallReader(tools) for _ in self.choices]
+        self._forced = [ForcedCall() for _ in self.choices] if must_call else None
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        reader = self._readers[index]
-        shown = reader.push(choice.text)
-        rest, calls = reader.finish()
-        finish = "tool_calls" if calls else choice.finish or "length"
-        return shapes.message_choice(index, shown + rest, calls, finish, self._logprobs(choice.logprobs))
+        text, calls = self._read(index, choice.text, is_last=True)
+        finish = self._finish(index, choice, calls) or "length"
+        return shapes.message_choice(index, text, calls, finish, self._logprobs(choice.logprobs))
 
     def opening(self) -> list[dict[str, Any]]:
-        first = {"role": "assistant", "content": ""}
+        first = {"role": "assistant", "content": None if self._forced else ""}
         return [self.chunk(shapes.delta_choice(i, first)) for i in range(len(self.choices))]
 
     def chunks(self, index: int, output: Any) -> list[dict[str, Any]]:
-        choice, reader = self.add(index, output), self._readers[index]
-        text, calls = reader.push(output.text), []
-        if choice.finish:
-            rest, calls = reader.finish()
-            text += rest
+        choice = self.add(index, output)
+        text, calls = self._read(index, output.text, is_last=choice.finish is not None)
         logprobs = self._logprobs(output.logprobs) if output.logprobs else None
         made = []
         if text or logprobs:
-            made.append(shapes.delta_choice(index, {"content": text}, None, logprobs))
+            made.append(shapes.delta_choice(index, {} if self._forced else {"content": text}, None, logprobs))
         if calls:
             delta = {"tool_calls": [{"index": place, **call} for place, call in enumerate(calls)]}
             made.append(shapes.delta_choice(index, delta))
         if choice.finish:
-            made.append(shapes.delta_choice(index, {}, "tool_calls" if calls else choice.finish))
+            made.append(shapes.delta_choice(index, {}, self._finish(index, choice, calls)))
         return [self.chunk(each) for each in made]
 
     def empty_chunks(self) -> list[dict[str, Any]]:
         return [self.chunk(shapes.delta_choice(i, {}, "length")) for i in range(len(self.choices))]
+
+    def _read(self, index: int, text: str, is_last: bool) -> tuple[str, list[dict[str, Any]]]:
+        """What can be shown of the next piece, and the calls in it."""
+        if self._forced is not None:
+            return "", self._forced[index].push(text)
+        shown = self._readers[index].push(text)
+        if not is_last:
+            return shown, []
+        rest, calls = self._readers[index].finish()
+        return shown + rest, calls
+
+    def _finish(self, index: int, choice: Choice, calls: list[dict[str, Any]]) -> str | None:
+        """A call that was cut is not a call that was made."""
+        called = bool(calls) if self._forced is None else self._forced[index].ended
+        return "tool_calls" if called else choice.finish
 
     def _logprobs(self, entries: list[TokenLogprob]) -> dict[str, Any] | None:
         return None if self.want.top is None else self.spelling.chat(entries, self.want.top)
