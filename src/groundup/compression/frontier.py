@@ -5,8 +5,9 @@
     rows/NAME.json        its figures, written when they are whole: an interrupted comparison goes on after them
     result.json           all rows, and which of them no other beats in both accuracy and speed (or size)
 
-Speed is measured by turns with the baseline of the same runner, so that what slows the machine slows both; the ratio is
-of neighbours. Everything is scored in float32 arithmetic, so differences are those of the weights alone.
+Speed is measured by turns with the baseline bf16, so that what slows the machine slows both, and ratios of neighbours
+are what variants are compared by. Everything is scored in float32 arithmetic, so differences are those of the weights,
+keys and values alone.
 """
 
 import shutil
@@ -61,13 +62,14 @@ def compress(
         raise ValueError(f"{model}: has no tokenizer, and text is needed to measure on")
     source.model.to(device)
     texts = read_texts(model, files, source.tokenizer, settings)
-    rows, spent = [], 0.0
+    rows, spent, base = [], 0.0, None
     for number, name in enumerate(settings.names, 1):
         file = folder / "rows" / f"{_plain(name)}.json"
         if not file.is_file():
             left = f"; about {spent / (number - 1) * (len(settings.names) - number + 1):,.0f} s left" if spent else ""
             say(f"[{number}/{len(settings.names)}] {name}{left}")
-            write_json(file, _measured(name, source, texts, settings, folder, progress))
+            base = base or Variant("bf16", source.model, source.model).engine(source)[0]
+            write_json(file, _measured(name, source, texts, settings, folder, base, progress))
         rows.append(read_json(file))
         spent += rows[-1]["seconds"]
     result = {"settings": asked, "text": texts.source, "rows": mark_frontier(rows), "environment": environment()}
@@ -91,7 +93,7 @@ def _plain(name: str) -> str:
 
 
 def _measured(
-    name: str, source: Source, texts: Texts, settings: CompressSettings, folder: Path, progress: Progress
+    name: str, source: Source, texts: Texts, settings: CompressSettings, folder: Path, base: Engine, progress: Progress
 ) -> Row:
     """One variant, made, saved, scored and timed."""
     began = time.monotonic()
@@ -112,7 +114,8 @@ def _measured(
         variant.model, source.tokenizer, texts.scored, context_length=settings.context_length, caches=variant.caches,
         progress=partial(progress, f"{name}: scoring"),
     )  # fmt: skip
-    parameters = list(variant.model.parameters())
+    parameters = sum(p.numel() for p in variant.model.parameters())
+    speed = _speed(variant, source, settings, base, partial(progress, f"{name}: decoding"))
     return {
         "name": name,
         "bits_per_byte": score.bits_per_byte,
@@ -121,9 +124,9 @@ def _measured(
         "weight_bytes": variant.weight_bytes,
         "cache_bytes_per_token": variant.cache_bytes_per_token,
         "zeros": _zeros(variant) if variant.quantization is None else 0.0,
-        "parameters": sum(p.numel() for p in parameters) if variant.quantization is None else None,
+        "parameters": parameters if variant.quantization is None else None,
         "seconds": time.monotonic() - began,
-        **_speed(variant, source, settings, partial(progress, f"{name}: decoding")),
+        **speed,
     }
 
 
@@ -134,16 +137,15 @@ def _zeros(variant: Variant) -> float:
 
 
 def _speed(
-    variant: Variant, source: Source, settings: CompressSettings, progress: Callable[[int, int], None]
+    variant: Variant, source: Source, settings: CompressSettings, base: Engine, progress: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """Tokens per second of one sequence, by turns with the baseline that decodes in the same way."""
+    """Tokens per second of one sequence, by turns with the baseline."""
     engine, runner = variant.engine(source)
-    against = "bf16" if runner == "compiled" else "fp32"
-    base = engine if variant.name == against else _baseline(against, source)
     ours: list[float] = []
     theirs: list[float] = []
     for _ in range(2):  # the first call compiles, the second finds memory warm
-        decode_rate(base, 4), decode_rate(engine, 4)
+        decode_rate(base, 4)
+        decode_rate(engine, 4)
     for turn in range(settings.rounds):
         pair = [(base, theirs), (engine, ours)]
         for each, rates in pair[:: 1 if turn % 2 else -1]:
@@ -151,16 +153,9 @@ def _speed(
         progress(turn + 1, settings.rounds)
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return {
-        "runner": runner, "against": against, "tokens_per_second": statistics.median(ours),
-        "tokens_per_second_spread": _spread(ours), "speed": statistics.median(ratios), "speed_spread": _spread(ratios),
+        "runner": runner, "tokens_per_second": statistics.median(ours), "tokens_per_second_spread": _spread(ours),
+        "speed": statistics.median(ratios), "speed_spread": _spread(ratios),
     }  # fmt: skip
-
-
-def _baseline(name: str, source: Source) -> Engine:
-    model = source.model
-    if name == "fp32":
-        return Variant("fp32", model, None).engine(source)[0]
-    return Variant("bf16", model, model).engine(source)[0]
 
 
 def decode_rate(engine: Engine, tokens: int) -> float:
@@ -183,13 +178,13 @@ def mark_frontier(rows: Sequence[Row]) -> list[Row]:
     """The rows, each with whether no other is at least as good in accuracy and in speed (or in size) and better in one.
 
     >>> [r["fast"] for r in mark_frontier([
-    ...     {"bits_per_byte": 1.0, "tokens_per_second": 5.0, "disk_bytes": 9},
-    ...     {"bits_per_byte": 1.1, "tokens_per_second": 9.0, "disk_bytes": 9},
-    ...     {"bits_per_byte": 1.2, "tokens_per_second": 8.0, "disk_bytes": 9},
+    ...     {"bits_per_byte": 1.0, "speed": 0.5, "disk_bytes": 9},
+    ...     {"bits_per_byte": 1.1, "speed": 1.0, "disk_bytes": 9},
+    ...     {"bits_per_byte": 1.2, "speed": 0.9, "disk_bytes": 9},
     ... ])]
     [True, True, False]
     """
-    speeds = [(row["bits_per_byte"], -row["tokens_per_second"]) for row in rows]
+    speeds = [(row["bits_per_byte"], -row["speed"]) for row in rows]
     sizes = [(row["bits_per_byte"], row["disk_bytes"]) for row in rows]
     return [
         {**row, "fast": _unbeaten(speed, speeds), "small": _unbeaten(size, sizes)}
