@@ -203,7 +203,7 @@ def _fetch_ahead(op, fetch, thread, threads):
 
 def _digest() -> str:
     """Of all files that are compiled into the step: Numba's cache on disk looks at the file of its function only."""
-    files = sorted(Path(__file__).parent.glob("decode_*.py"))
+    files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
