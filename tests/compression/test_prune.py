@@ -69,8 +69,8 @@ def test_scores_that_know_the_inputs_prune_better():
         for block in model.blocks:
             gains = torch.logspace(-2, 2, 32)
             block.ffn_norm.weight *= gains  # pyright: ignore
-            for layer in (block.ffn.gate, block.ffn.up):  # pyright: ignore
-                layer.weight /= gains
+            for layer in ("gate", "up"):
+                block.get_submodule(f"ffn.{layer}").weight.div_(gains)  # pyright: ignore
     before = {name: t.clone() for name, t in model.state_dict().items()}
     losses = {}
     for by in ("weights", "activations"):

@@ -59,7 +59,7 @@ def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
 class PageStore:
     """The memory: `num_pages` pages of every stream, `rows` page tables of up to `row_pages`, and as many states.
 
-    A store that keeps its streams in a form of its own overrides `write` and `fetch`, and says `gathers_only`.
+    A store that keeps its streams in a form of its own overrides `write`, `fetch` and `seen`, and says `gathers_only`.
     """
 
     gathers_only: ClassVar[bool] = False
@@ -99,6 +99,10 @@ class PageStore:
         by_page = (stream.unflatten(0, (-1, self.page_size)) for stream in self.streams[layer])
         found = (pages_of.index_select(0, pages.flatten()) for pages_of in by_page)
         return tuple(each.unflatten(0, pages.shape).flatten(1, 2) for each in found)
+
+    def seen(self, streams: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the pass that computes these streams attends to: what it would fetch later."""
+        return tuple(streams)
 
     def place(self, row: int, index: int, pages: Sequence[int]) -> None:
         """Write `pages` into a row's table, from its entry `index` on."""
@@ -220,7 +224,7 @@ class SpanCache:
         batch = self.batch
         self._write(streams)
         if batch.from_zero:
-            return (positions, *streams)
+            return (positions, *batch.store.seen(streams))
         wanted = batch.gather(self.window, self.sink_tokens)
         length = wanted.positions.shape[1]
         return (wanted.positions, *(found[:, :length] for found in self._fetch(wanted)))

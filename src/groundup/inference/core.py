@@ -10,6 +10,7 @@ gives the others what they would have had; the same holds for choosing tokens.
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from groundup.inference.batch_cache import PageStore, bytes_per_token, is_recurr
 from groundup.inference.choosing import Chosen, choose
 from groundup.inference.graphs import GraphRunner
 from groundup.inference.pages import Pages
+from groundup.inference.quantized_pages import QuantizedPageStore, check_format, quantized_bytes_per_token
 from groundup.inference.request import EngineStats, Output, Request
 from groundup.inference.runner import InvariantRunner, Runner, Span, TorchRunner
 from groundup.inference.scheduler import Scheduler, Work
@@ -72,6 +74,7 @@ class Core:
         proposer: Proposer | None,
         draft_tokens: int,
         decoder: DecoderBuilder | None,
+        cache_format: str | None = None,
     ) -> None:
         given = {"batch_size": batch_size, "page_size": page_size, "step_tokens": step_tokens}
         for name, value in {**given, "draft_tokens": draft_tokens}.items():
@@ -79,7 +82,9 @@ class Core:
                 raise ValueError(f"{name}={value}; expected at least 1")
         if cache_tokens is not None and cache_tokens < page_size:
             raise ValueError(f"cache_tokens={cache_tokens}; expected at least one page of {page_size} tokens")
-        self.model, self.vocab_size, self.dtype = model, vocab_size, dtype
+        if cache_format is not None:
+            check_format(cache_format)
+        self.model, self.vocab_size, self.dtype, self.cache_format = model, vocab_size, dtype, cache_format
         self.batch_size, self.page_size, self.step_tokens = batch_size, page_size, step_tokens
         self.row_pages = -(-context_length // page_size)
         self.num_pages = self._default_pages() if cache_tokens is None else cache_tokens // page_size
@@ -101,7 +106,9 @@ class Core:
     def _default_pages(self) -> int:
         """A full context for every row, as far as `CACHE_BYTES` reach."""
         dtype = self.model.compute_dtype if self.dtype is None else self.dtype
-        page_bytes = max(1, self.page_size * bytes_per_token(self.model.config, dtype))
+        config = self.model.config
+        per_token = bytes_per_token(config, dtype) if self.cache_format is None else quantized_bytes_per_token(config)
+        page_bytes = max(1, self.page_size * per_token)
         return min(self.batch_size * self.row_pages, max(self.row_pages, CACHE_BYTES // page_bytes))
 
     @property
@@ -299,7 +306,8 @@ class Core:
     def _allocate(self) -> None:
         self._past = tuple(a + b for a, b in zip(self._past, _counts(self.scheduler), strict=True))  # type: ignore
         dtype = self.model.compute_dtype if self.dtype is None else self.dtype
-        self.store = PageStore(
+        kind = PageStore if self.cache_format is None else partial(QuantizedPageStore, self.cache_format)
+        self.store = kind(
             self.model.config, self.num_pages, self.page_size, self.batch_size, self.row_pages, dtype, self.model.device
         )
         self.pages = Pages(self.num_pages, self.page_size, self.share)
