@@ -18,6 +18,7 @@ from torch import Tensor
 
 from groundup.inference.batch_cache import PageStore, bytes_per_token, is_recurrent
 from groundup.inference.choosing import Chosen, choose
+from groundup.inference.graphs import GraphRunner
 from groundup.inference.pages import Pages
 from groundup.inference.request import EngineStats, Output, Request
 from groundup.inference.runner import InvariantRunner, Runner, Span, TorchRunner
@@ -42,8 +43,9 @@ class Proposer(Protocol):
 DecoderBuilder = Callable[[Transformer, PageStore], Any]
 """Makes a `Runner` for spans of one token, or an object with the `reason` why it does not.
 
-A runner with `takes_prompts` true gets all spans. One with `batch_invariant` true as well promises that a token's
-logits depend on nothing but the tokens before it, bit for bit.
+Where none is given, steps are recorded on a GPU, see `graphs`. A runner with `takes_prompts` true gets all spans. One
+with `batch_invariant` true as well promises that a token's logits depend on nothing but the tokens before it, bit for
+bit.
 """
 
 
@@ -289,7 +291,7 @@ class Core:
         self._weights = weights
         self._modules = list(self.model.modules())
         self._fast: Runner | None = None
-        self._asked = self.decoder is None
+        self._asked = False
         if has_moved:
             self._allocate()
         self.forget()
@@ -317,17 +319,23 @@ class Core:
         return (self.model.device, dtype, places, numbers)
 
     def _fast_decoder(self) -> Runner | None:
-        if not self._asked:
+        builder = self._builder()
+        if builder is not None and not self._asked:
             self._asked = True
-            assert self.decoder is not None
-            built = self.decoder(self.model, self.store)
+            built = builder(self.model, self.store)
             if not hasattr(built, "run"):
-                log.warning("decoding through torch: %s", built.reason)
+                log.log(logging.WARNING if self.decoder else logging.INFO, "decoding through torch: %s", built.reason)
             elif self.batch_invariant and not getattr(built, "batch_invariant", False):
                 log.warning("decoding through torch: the decoder's rows depend on each other or on torch's prefill")
             else:
                 self._fast = built
         return self._fast
+
+    def _builder(self) -> DecoderBuilder | None:
+        """What was asked for; on a GPU, unless bits are to be the same in any company, recorded steps."""
+        if self.decoder is None and self.model.device.type == "cuda" and not self.batch_invariant:
+            return GraphRunner.build
+        return self.decoder
 
     @contextlib.contextmanager
     def _as_for_inference(self) -> Iterator[None]:

@@ -117,7 +117,8 @@ def running_server(
     service = Service(engine, max_waiting)
     bound = listen("127.0.0.1", 0)
     port = bound.getsockname()[1]
-    server = new_server(create_app(service, settings, keys, **options), service, settings, "127.0.0.1", port)
+    app = create_app(service, settings, keys, **options)
+    server = new_server(app, service, settings, "127.0.0.1", port, keys=keys)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

@@ -159,6 +159,18 @@ def test_bodies_that_are_too_large(server):
     assert b"413" in server.raw(head + chunks * (limit // 0x10000 + 2))[:40]
 
 
+def test_who_sends_all_of_a_body_that_is_too_large_is_still_answered(server):
+    """The server closes with the rest unread: a reset would end the sending, or lose the answer."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6000000\r\n\r\n"
+    for _ in range(5):
+        answer = server.raw(head + b" " * 6_000_000)
+        assert answer.startswith(b"HTTP/1.1 413") and is_error(answer.partition(b"\r\n\r\n")[2])
+    with server.connect() as connection, pytest.raises(OSError):
+        connection.sendall(head + b" " * 64_000_000)  # patience has an end
+        connection.recv(1000)
+        connection.sendall(b" " * 64_000_000)
+
+
 def test_lies_about_bodies(server):
     both = post_bytes("/v1/completions", ASK, "Transfer-Encoding: chunked\r\n")
     assert server.raw(both).startswith(b"HTTP/1.1 400")

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from groundup.inference.server import Settings
+from groundup.inference.server import Keys, Settings
 from groundup.inference.server.shedding import whole_request
+from tests.inference.server.conftest import KEY
 from tests.inference.server.serving import SPECIAL, new_engine, post_bytes, running_server
 
 PATH = "/v1/completions"
@@ -30,12 +31,12 @@ def small():
 
 
 @contextmanager
-def filled(server):
+def filled(server, more=""):
     """While inside, one request runs and one waits."""
     held = [server.connect() for _ in range(2)]
     try:
         for connection in held:
-            connection.sendall(post_bytes(PATH, endless(server.service.engine)))
+            connection.sendall(post_bytes(PATH, endless(server.service.engine), more))
             deadline = time.monotonic() + 20
             while server.service.open_streams < held.index(connection) + 1 or server.service.stats().running < 1:
                 assert time.monotonic() < deadline
@@ -106,6 +107,12 @@ def test_health_is_answered_while_requests_are_refused(small):
         (lambda data: data, "completions"),
         (lambda data: data.replace(b"/v1/completions", b"/v1/chat/completions"), "chat"),
         (lambda data: data[:-1], None),
+        (lambda data: data.replace(b"Host", b"Origin: http://localhost\r\nHost"), None),
+        (lambda data: data.replace(b"Host", b"X: a\r\n b\r\nHost"), None),
+        (lambda data: data.replace(b"Host", b"X: a\nHost"), None),
+        (lambda data: data.replace(b"Host", b"Host: b\r\nHost"), None),
+        (lambda data: data.replace(b"Host", b"X-Host"), None),
+        (lambda data: data.replace(b"Content", b"Authorization: Bearer y\r\nContent"), None),
         (lambda data: data + b"G", None),
         (lambda data: data.replace(b"POST", b"GET"), None),
         (lambda data: data.replace(b"/v1/completions", b"/v1/completions?x"), None),
@@ -120,7 +127,34 @@ def test_health_is_answered_while_requests_are_refused(small):
     ],
 )
 def test_only_a_plain_and_whole_request_takes_the_short_way(change, endpoint):
-    assert whole_request(change(post_bytes(PATH, SHORT))) == endpoint
+    plain = whole_request(change(post_bytes(PATH, SHORT, "Authorization: Bearer x\r\n")))
+    assert (plain and plain.endpoint) == endpoint
+    assert plain is None or (plain.host, plain.authorization) == (b"localhost", b"Bearer x")
+
+
+def test_without_a_key_nobody_learns_that_the_server_is_full():
+    """The same bytes of an answer, full or not; with a key 429, and another host or origin is seen to first."""
+    wrong = [post_bytes(PATH, SHORT), *(post_bytes(PATH, SHORT, f"Authorization: {given}\r\n") for given in (
+        "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY[:-1]}", f"Bearer {KEY}\r\nAuthorization: Bearer {KEY}"
+    ))]  # fmt: skip
+    right = post_bytes(PATH, SHORT, f"AUTHORIZATION:  bearer {KEY}\r\n")
+    engine = new_engine(4096, batch_size=1)
+    with running_server(engine, Settings(), Keys([KEY]), max_waiting=1) as server:
+
+        def asked(request):
+            with server.connect() as connection:
+                connection.sendall(request)
+                status, headers, body = read_answer(connection)
+            return status, headers.get("www-authenticate"), "retry-after" in headers, body
+
+        before = [asked(request) for request in wrong]
+        assert asked(right)[0] == 200
+        with filled(server, f"Authorization: Bearer {KEY}\r\n"):
+            assert [asked(request) for request in wrong] == before
+            assert asked(right)[::2] == (429, True)
+            assert asked(right.replace(b"localhost", b"evil.example"))[0] == 421
+            assert asked(right.replace(b"Host", b"Origin: http://evil.example\r\nHost"))[0] == 403
+        assert {answer[:3] for answer in before} == {(401, "Bearer", False)}
 
 
 def test_under_overload_the_engine_works_on_and_nothing_is_left():

@@ -4,7 +4,8 @@
                                                  unread for write_seconds: cut
 
 uvicorn's protocol bounds the size of headers, and writes no more while the send buffer is full. Added here: the times,
-the number of connections, errors in JSON, and no second request before the first is answered.
+the number of connections, errors in JSON, no second request before the first is answered, and a way of closing that
+lets the last answer arrive (`lingering`).
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from groundup.inference.server.errors import ApiError
+from groundup.inference.server.lingering import LingeringTransport
 from groundup.inference.server.settings import Settings
 
 
@@ -50,8 +52,11 @@ class BoundedConnection(H11Protocol):
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        super().connection_made(transport)
-        if len(self.connections) > self.bounds.max_connections:
+        self._lingering = LingeringTransport(transport, self._is_unread)
+        super().connection_made(self._lingering)  # pyright: ignore[reportArgumentType]
+        if len(self.connections) > 2 * self.bounds.max_connections:
+            self._lingering.close_now()
+        elif len(self.connections) > self.bounds.max_connections:
             self._refuse(ApiError(503, "too many connections", headers={"Retry-After": "1"}))
         else:
             self._await_headers()
@@ -60,9 +65,13 @@ class BoundedConnection(H11Protocol):
         for timer in (self._header_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
+        self._lingering.end()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering.lingers:
+            self._lingering.discard(data)
+            return
         if self._is_between_requests() and (refusal := self.shed(data)):
             self.transport.write(refusal)
             self._await_next_request()
@@ -97,7 +106,7 @@ class BoundedConnection(H11Protocol):
         if self._is_answering():
             self.cycle.keep_alive = False
         else:
-            self.transport.close()
+            self._lingering.close_now()
 
     def timeout_keep_alive_handler(self) -> None:
         self.transport.close()
@@ -107,6 +116,10 @@ class BoundedConnection(H11Protocol):
 
     def _is_between_requests(self) -> bool:
         return not self._is_answering() and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+
+    def _is_unread(self) -> bool:
+        """Whether the client may be in the middle of sending."""
+        return not self._is_answering() and self.conn.their_state in (h11.IDLE, h11.SEND_BODY, h11.ERROR)
 
     def _await_next_request(self) -> None:
         self._headers_are_here()

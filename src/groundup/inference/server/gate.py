@@ -81,10 +81,7 @@ class Gate:
         given = headers.get(b"authorization", [])
         key = self.keys.number_of(given[0]) if len(given) == 1 else None
         if key is None and (scope["method"], scope["path"]) not in OPEN:
-            raise ApiError(
-                401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
+            raise no_key()
         return key
 
     def _check_rate(self, scope: Scope, key: int | None) -> None:
@@ -116,6 +113,12 @@ class Gate:
         except TimeoutError:
             seconds = self.settings.body_seconds
             raise ApiError(408, f"the body did not come within {seconds:g} s") from None
+
+
+def no_key() -> ApiError:
+    """The refusal of a request without a key that is known."""
+    words = "a valid API key is needed: Authorization: Bearer KEY"
+    return ApiError(401, words, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def too_large(limit: int) -> ApiError:

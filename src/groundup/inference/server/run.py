@@ -41,9 +41,10 @@ def new_server(
     host: str,
     port: int,
     metrics: Metrics | None = None,
+    keys: Keys | None = None,
 ) -> DrainingServer:
-    """A server that is not started yet."""
-    protocol = protocol_for(settings, Shedder(service, metrics or Metrics()))
+    """A server that is not started yet. `keys` and `metrics` are those of the application."""
+    protocol = protocol_for(settings, Shedder(service, metrics or Metrics(), keys or Keys([]), settings))
     config = uvicorn.Config(
         app, host=host, port=port, http=protocol, ws="none", loop="asyncio", access_log=False,
         log_level=logging.WARNING, log_config=None, server_header=False, proxy_headers=False,
@@ -87,7 +88,7 @@ def serve(
     metrics = Metrics()
     app = create_app(service, settings, keys, compile_constraint, metrics)
     host, port = bound.getsockname()[:2]
-    server = new_server(app, service, settings, host, port, metrics)
+    server = new_server(app, service, settings, host, port, metrics, keys)
     try:
         server.run(sockets=[bound])
     finally:
