@@ -228,7 +228,7 @@ class Core:
         plain = [i for i, each in enumerate(work) if each.span.wanted == 1 and isinstance(results[i], Tensor)]
         chosen: dict[int, Chosen | Exception] = {}
         if plain:
-            rows = torch.cat([r for i in plain if isinstance(r := results[i], Tensor)])
+            rows = _joined([r for i in plain if isinstance(r := results[i], Tensor)])
             rows[:, self.vocab_size :] = -torch.inf  # rows of a padded vocabulary have no text
             picks = choose(rows, [work[i].request for i in plain], self.batch_invariant)
             chosen = dict(zip(plain, picks, strict=True))
@@ -358,6 +358,20 @@ class Core:
             self.model.compute_dtype = dtype
             for module in training:
                 module.training = True
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    """Rows as one tensor: the one of which they are slices, where they lie one after another, else a copy."""
+    first = rows[0]
+    end = first.data_ptr()
+    for row in rows:
+        if row.data_ptr() != end or not row.is_contiguous():
+            return torch.cat(rows)
+        end += row.nbytes
+    storage = first.untyped_storage()
+    if end > storage.data_ptr() + storage.nbytes():
+        return torch.cat(rows)
+    return first.as_strided((sum(map(len, rows)), first.shape[1]), (first.shape[1], 1))
 
 
 def _counts(scheduler: Scheduler | None) -> tuple[int, int, int]:
