@@ -2,7 +2,7 @@
 
     PYTHONPATH=src python experiments/029_overload.py --seconds 120 --times 100 --out 029_overload.jsonl
 
-`groundup serve` runs as a process of its own, with a tiny model. Its peak is measured with as many clients as its
+`groundup serve` runs as a process of its own, with a small model. Its peak is measured with as many clients as its
 batch has places, each asking again when it is answered. Then requests arrive by chance (Poisson) at multiples of that
 rate, whether or not earlier ones are answered, over connections that are kept. Counted are the answers that were
 completed (goodput), how long they and the refusals took, the server's memory, what it still holds afterwards, and how
@@ -33,10 +33,10 @@ PEAK_SECONDS = 10.0
 MOST_OPEN = 1500  # connections of the generator: an arrival that finds none free is not sent, and counted
 
 
-def write_model(folder: Path) -> None:
-    """A tiny model that never ends by itself: its answers are as long as they are asked to be."""
+def write_model(folder: Path, d_model: int, num_layers: int) -> None:
+    """A model that never ends by itself: its answers are as long as they are asked to be."""
     tokenizer = Tokenizer.train_from_iterator(["the cat in the hat sat on the mat"] * 9, 270, ["<|endoftext|>"])
-    config = presets.llama(d_model=64, num_layers=2, num_heads=4, vocab_size=270, context_length=512)
+    config = presets.llama(d_model=d_model, num_layers=num_layers, num_heads=4, vocab_size=270, context_length=512)
     write_folder(Source(Transformer(config), tokenizer), folder)
 
 
@@ -177,8 +177,12 @@ async def measure(load: Load, pid: int, name: str, seconds: float, work: Any) ->
 
 
 async def held(load: Load) -> dict[str, int]:
-    """What the server holds when nothing runs: all of it should be 0."""
-    await asyncio.sleep(0.5)
+    """What the server holds when nothing runs and the kept connections are closed: all of it should be 0."""
+    for _, writer in load.idle:
+        writer.close()
+    load.open -= len(load.idle)
+    load.idle.clear()
+    await asyncio.sleep(1.0)
     reader, writer = await asyncio.open_connection("127.0.0.1", load.port)
     writer.write(b"GET /stats HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     stats = json.loads((await reader.read()).partition(b"\r\n\r\n")[2])
@@ -209,10 +213,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--times", type=int, nargs="*", default=[1, 10, 100])
     parser.add_argument("--weights", default=None)
+    parser.add_argument("--d-model", type=int, default=64, help="a multiple of 32")
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--out")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder) / "tiny")
+        write_model(Path(folder) / "tiny", options.d_model, options.layers)
         command = [sys.executable, "-m", "groundup.cli", "serve", f"{folder}/tiny", "--port", "0", "--device", "cpu",
                    "--batch-size", str(options.batch_size), "--max-waiting", str(2 * options.batch_size)]  # fmt: skip
         command += ["--weights", options.weights] if options.weights else []
