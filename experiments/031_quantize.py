@@ -12,13 +12,15 @@ import json
 from pathlib import Path
 
 from groundup import bundled
+from groundup.compression.quantize import Quantization, quantize_model, weight_bytes
 from groundup.corpus.reading import read_documents
 from groundup.device import environment
 from groundup.evaluation.perplexity import bits_per_byte
-from groundup.inference.quantize import Quantization, quantize_model, weight_bytes
 from groundup.model.source import read_source
 
-SETTINGS = (None, Quantization(8, 32), Quantization(8, 128), Quantization(4, 32), Quantization(4, 128))
+SETTINGS = (
+    None, Quantization("int8", 32), Quantization("int8", 128), Quantization("int4", 32), Quantization("int4", 128)
+)  # fmt: skip
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def main() -> None:
         if settings is not None:
             quantize_model(model, settings)
         score = bits_per_byte(model, source.tokenizer, texts)
-        bits, group = (32, 0) if settings is None else (settings.bits, settings.group)
+        bits, group = (32, 0) if settings is None else (int(settings.format[-1]), settings.group)
         megabytes = weight_bytes(model) / 1e6
         rows.append({"bits": bits, "group": group, "megabytes": megabytes, "bits_per_byte": score.bits_per_byte})
         print(f"{bits:4d}  {group:5d}  {megabytes:13.1f}  {score.bits_per_byte:13.4f}  {score.token_perplexity:21.3f}")

@@ -1,6 +1,7 @@
 """For every test: runtime shape checks, one thread, fixed seeds, and reasons for what has to be skipped."""
 
 import functools
+import gc
 import importlib
 import importlib.util
 import inspect
@@ -84,6 +85,12 @@ if HAS_HYPOTHESIS:
 
 def pytest_report_header():
     return None if HAS_BEARTYPE else "no beartype here: shapes are NOT checked"
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: a collection of garbage looks at it no more, which would take most of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

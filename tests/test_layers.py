@@ -21,7 +21,7 @@ LAYERS = (
     ("planning",),
     ("train", "inference"),
     ("evaluation", "profiling"),
-    ("scaling",),
+    ("scaling", "compression"),
     ("alignment",),
     ("recipes",),
     ("report", "web", "bench", "inspection"),

@@ -4,15 +4,11 @@ llama-cpp-python builds the library from source for this processor; `LLAMA_CPP_L
 """
 
 import ctypes
-import os
 import time
 from pathlib import Path
 
-for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS"):  # what groundup sets for itself is not for others
-    os.environ.pop(name, None)
-
-import llama_cpp  # noqa: E402
-import numpy as np  # noqa: E402
+import llama_cpp
+import numpy as np
 
 
 def prepare(options):

@@ -3,8 +3,6 @@
 import os
 import time
 
-for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS"):  # what groundup sets for itself is not for others
-    os.environ.pop(name, None)
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,16 +30,17 @@ def prepare(options):
             engine.add_request(str(next(numbers)), {"prompt_token_ids": ids}, params)
 
     def decode(steps):
+        """The next steps of the same requests, until they are through and others take their place."""
         seconds = 0.0
-        for start in range(0, steps, new):
-            add(batch, new + 1)
-            engine.step()  # the prompts
+        for _ in range(steps):
+            if not engine.has_unfinished_requests():
+                add(batch, new + 1)
+                made = 0
+                while made < batch:  # the prompts
+                    made += len(engine.step())
             began = time.perf_counter()
-            for _ in range(min(new, steps - start)):
-                engine.step()
+            engine.step()
             seconds += time.perf_counter() - began
-            while engine.has_unfinished_requests():
-                engine.step()
         return {"peak_bytes": 0, "seconds": seconds}
 
     def prefill(times):

@@ -10,6 +10,7 @@ from pathlib import Path
 from groundup import (
     cli_ablate,
     cli_chat,
+    cli_compress,
     cli_doctor,
     cli_flops,
     cli_generate,
@@ -225,6 +226,8 @@ VERBS = {
     "serve": Verb("an OpenAI-compatible server, with a page to talk to the model", cli_serve.options, cli_serve.run),
     "eval": Verb("bits per byte of a model on text", _eval_options, _eval),
     "tokenizer": Verb("train, use, compare, audit and convert tokenizers", cli_tokenizer.options, cli_tokenizer.run),
+    "compress": Verb("quantise, prune and distil a model, and draw accuracy against speed and size",
+                     cli_compress.options, cli_compress.run),
     "ablate": Verb("compare architectures at equal parameters, FLOPs or time, over seeds, with a verdict",
                    cli_ablate.options, cli_ablate.run),
     "history": Verb("the history of language models on one text: n-grams, neural n-gram, LSTM, Transformers",

@@ -12,7 +12,7 @@ from groundup.cli_parts import Arguments, Parser, add_device, count, number, pri
 if TYPE_CHECKING:
     from groundup.inference import Completion, Engine, SamplingParams
 
-WEIGHTS = ("bf16", "int8", "int4", "fp32")
+WEIGHTS = ("fp32", "bf16", "int8", "int4", "torch")
 SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "repetition_penalty")
 
 
@@ -39,8 +39,8 @@ def engine_options(parser: Parser) -> None:
     """Where and with which weights to compute."""
     add_device(parser)
     parser.add_argument("--weights", choices=WEIGHTS, metavar="TYPE",
-                        help=f"decode on the CPU from a copy of the weights in {', '.join(WEIGHTS)}: the fewer bits, "
-                        "the faster (default: the model's own, by torch)")  # fmt: skip
+                        help="on a CPU, decode by a compiled step with a copy of the weights in fp32, bf16, int8 or "
+                        "int4 (the fewer bits, the faster), or through torch (default: the model's own type)")  # fmt: skip
 
 
 def sampling_params(options: Arguments, **others: Any) -> "SamplingParams":
@@ -55,15 +55,23 @@ def load_engine(model: str | Path, options: Arguments, **settings: Any) -> "Engi
     from groundup.inference import Engine
 
     loaded = Engine.load(model, device=options.device)
-    if options.weights is None and not settings:
-        return loaded
-    if options.weights is not None:
+    weights = options.weights or own_weights(loaded)
+    if weights != "torch":
         from groundup.inference.decode import CompiledDecoder
 
-        settings["decoder"] = partial(CompiledDecoder.build, weights=options.weights)
+        settings["decoder"] = partial(CompiledDecoder.build, weights=weights)
+    if not settings:
+        return loaded
     return Engine(
         loaded.model, loaded.tokenizer, chat_template=loaded.chat_template, end_ids=loaded.end_ids, **settings
     )
+
+
+def own_weights(engine: "Engine") -> str:
+    """The format of the compiled step in which a model's weights lose nothing; elsewhere than on a CPU, torch."""
+    if engine.model.device.type != "cpu":
+        return "torch"
+    return "bf16" if "bfloat16" in str(engine.model.head_weight.dtype) else "fp32"
 
 
 def options(parser: Parser) -> None:

@@ -13,6 +13,10 @@ def new_runner(name, kind=TorchRunner, page_size=4, num_pages=64):
     return kind(model(name), store)
 
 
+def in_place(model, store):
+    return TorchRunner(model, store, in_place=True)
+
+
 def texts(count, length, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(VOCAB, (count, length), generator=generator).tolist()
@@ -36,7 +40,7 @@ class Table:
 CUTS = [([5, 30], [0, 2]), ([9, 1], [9, 1]), ([1, 1], [1, 1]), ([12, 1], [3, 0]), ([1, 1], [1, 1]), ([1, 6], [1, 6])]
 
 
-@pytest.mark.parametrize("kind", [TorchRunner, InvariantRunner])
+@pytest.mark.parametrize("kind", [TorchRunner, InvariantRunner, in_place])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_an_uncached_pass(name, kind):
     """Two sequences side by side: chunks, single tokens and several tokens to verify, in pages of any order."""
@@ -66,12 +70,26 @@ def test_shapes_and_bytes_are_what_layers_append(name):
         assert all(len(s) == 16 and s.dtype == torch.bfloat16 for s in streams)  # one page more than there are
 
 
+@pytest.mark.parametrize("name", ["gqa", "windowed", "latent", "mamba2_mamba2_gqa"])
+def test_few_queries_in_place_gather_nothing(name, monkeypatch):
+    """Except for latents, which have no kernel."""
+    runner, pages, fetched, fetch = new_runner(name, in_place), Pages(64, 4), [], SpanCache._fetch
+    table = Table(runner, pages, 1, texts(1, 60)[0])
+    runner.run([table.span(4, 0)])
+    monkeypatch.setattr(SpanCache, "_fetch", lambda *a: fetched.append(a[1]) or fetch(*a))
+    runner.run([table.span(1, 1)])
+    runner.run([table.span(4, 4)])
+    assert bool(fetched) == (name == "latent")
+    runner.run([table.span(40, 4)])  # too many for the kernel, which takes 64 queries times heads per kv head
+    assert fetched
+
+
 @pytest.mark.parametrize("name", ["windowed", "sink_tokens", "local_local_global"])
 def test_a_window_fetches_its_own_pages_only(name, monkeypatch):
     runner, pages, fetched, fetch = new_runner(name), Pages(64, 4), [], SpanCache._fetch
     table = Table(runner, pages, 1, texts(1, 40)[0])
     runner.run([table.span(39, 0)])
-    monkeypatch.setattr(SpanCache, "_fetch", lambda *a: fetched.append(a[2].pages.shape[1]) or fetch(*a))
+    monkeypatch.setattr(SpanCache, "_fetch", lambda *a: fetched.append(a[1].pages.shape[1]) or fetch(*a))
     runner.run([table.span(1, 1)])
     assert min(fetched) <= 3 and max(fetched) == (10 if name == "local_local_global" else min(fetched))
 

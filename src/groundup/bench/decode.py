@@ -1,14 +1,19 @@
-"""`groundup bench decode`: tokens per second of generating, beside llama.cpp, vLLM and Hugging Face.
+"""`groundup bench decode`: tokens per second of generating, beside llama.cpp, vLLM, Hugging Face and litgpt.
 
 One model (by default of SmolLM2-135M's shape, with random weights: speed does not ask what they say), prompts of 128
 tokens, 64 new ones, greedy. All programs take turns in one run, and so does a loop that only reads memory: one new
 token reads every weight once, so bytes per step over its rate is the least time that a step can take
 (`roofline_fraction`). With `--mode prefill` the prompt is measured, beside torch's bfloat16 matrix product.
+
+Peers that compile do it in a run of their own, `--prepare`, which keeps what they make on disk; all programs read the
+same weights, from a folder that stays.
 """
 
 import argparse
+import hashlib
+import json
 import sys
-import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +24,14 @@ import torch
 from groundup import presets
 from groundup.bench.race import Contest, Entry, Program, Setting
 from groundup.bench.record import Record, checkout, load_average, print_table, save
+from groundup.bench.worker import WorkerFailed
 from groundup.device import physical_cores
+from groundup.environ import cache_directory
 from groundup.model import Transformer
 from groundup.model.gguf import save_gguf
 from groundup.model.pretrained import save_pretrained
 
-OURS, CEILING = "groundup", "ceiling"
+OURS, ENGINE, CEILING = "groundup", "groundup engine", "ceiling"
 COLUMNS = {
     "program": "program",
     "setting": "weights",
@@ -68,9 +75,11 @@ def settings(mode: Mode) -> list[Setting]:
     plain = {"weights": "bf16"}
     return [
         *(Setting(OURS, kind, {"weights": kind}) for kind in ours),
+        *(Setting(ENGINE, kind, {"weights": kind}) for kind in ours if not mode.is_prefill),
         *(Setting("llama.cpp", kind, {"weights": kind, "flash_attention": 1}) for kind in ("bf16", "q8_0")),
         Setting("vLLM", "bf16", plain | {"compile": True}),
         Setting("Hugging Face", "bf16", plain),
+        Setting("litgpt", "bf16", plain | {"compile": False}),
         Setting(CEILING, "bf16 products" if mode.is_prefill else "reading", {}),
     ]
 
@@ -80,19 +89,31 @@ def programs() -> dict[str, Program]:
     peers = root / "benchmarks" / "peers" if root else None
     return {
         OURS: Program(here.with_name("decode_ours.py"), "groundup"),
+        ENGINE: Program(here.with_name("decode_engine.py"), "groundup"),
         "llama.cpp": Program(peers and peers / "decode_llamacpp.py", "llama_cpp"),
-        "vLLM": Program(peers and peers / "decode_vllm.py", "vllm"),
+        "vLLM": Program(peers and peers / "decode_vllm.py", "vllm", ("lib/libiomp5.so",)),
         "Hugging Face": Program(peers and peers / "decode_huggingface.py", "transformers"),
+        "litgpt": Program(peers and peers / "decode_litgpt.py", "litgpt"),
         CEILING: Program(here.with_name("decode_ceiling.py"), "groundup"),
     }
 
 
+def model_folder(name: str) -> Path:
+    """Where the model of a shape is kept: peers find what they compiled by its place."""
+    digest = hashlib.sha256(json.dumps(SHAPES[name], sort_keys=True).encode()).hexdigest()[:12]
+    return cache_directory() / "bench" / f"decode-{name}-{digest}"
+
+
 def write_model(shape: dict[str, Any], folder: Path) -> Transformer:
-    """The files that peers read: Hugging Face's folder, and GGUF in both formats."""
+    """The files that programs read, if they are not there: Hugging Face's folder, and GGUF in both formats."""
+    torch.manual_seed(0)
     model = Transformer(presets.llama(**shape)).eval()
-    save_pretrained(model, None, folder, dtype=torch.bfloat16)
-    for kind in ("bf16", "q8_0"):
-        save_gguf(model, folder / f"{kind}.gguf", dtype=kind)
+    done = folder / "done"
+    if not done.exists():
+        save_pretrained(model, None, folder, dtype=torch.bfloat16)
+        for kind in ("bf16", "q8_0"):
+            save_gguf(model, folder / f"{kind}.gguf", dtype=kind)
+        done.touch()
     return model
 
 
@@ -129,25 +150,27 @@ def table(entries: Sequence[Entry], mode: Mode, prompt: int, weights: int) -> li
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, str]]:
-    """Of each of our formats to the fastest peer with as many bits per weight, and who that is."""
+    """Of our step and our engine in each format to the fastest peer with as many bits per weight, and who that is."""
     found = {}
-    for ours in (row for row in rows if row["program"] == OURS and "rate" in row):
+    for ours in (row for row in rows if row["program"] in (OURS, ENGINE) and "rate" in row):
         peers = [
             row for row in rows
-            if row["program"] not in (OURS, CEILING) and "rate" in row and BITS[row["setting"]] == BITS[ours["setting"]]
+            if row["program"] not in (OURS, ENGINE, CEILING) and "rate" in row
+            and BITS[row["setting"]] == BITS[ours["setting"]]
         ]  # fmt: skip
         if peers:
             best = max(peers, key=lambda row: row["rate"])
-            found[ours["setting"]] = (ours["rate"] / best["rate"], f"{best['program']} ({best['setting']})")
+            title = ours["setting"] if ours["program"] == OURS else f"engine {ours['setting']}"
+            found[title] = (ours["rate"] / best["rate"], f"{best['program']} ({best['setting']})")
     return found
 
 
 def compare(mode: Mode, entries: Sequence[Entry], rows: list[dict[str, Any]], details: dict[str, Any]) -> Record:
-    """The record of one mode. `ratio` is the smallest of those in `details`, one per format with a peer."""
+    """The record of one mode. `ratio` is the smallest of those in `details`: of the step and the engine, per format."""
     compared = ratios(rows)
-    worst = min(compared, key=lambda kind: compared[kind][0], default=None)
-    kind = worst or "bf16"
-    ours = next(row for row in rows if row["program"] == OURS and row["setting"] == kind)
+    worst = min(compared, key=lambda title: compared[title][0], default=None)
+    *engine, kind = (worst or "bf16").split()
+    ours = next(row for row in rows if row["program"] == (ENGINE if engine else OURS) and row["setting"] == kind)
     facts = next(e.facts for e in entries if e.setting.title == f"{OURS} ({kind})")
     return Record(
         name=f"decode {mode.name}",
@@ -182,26 +205,49 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--prompt", type=int, default=128, help="tokens before the new ones (default 128)")
     parser.add_argument("--new", type=int, default=64, help="new tokens, whose steps are measured (default 64)")
+    parser.add_argument("--prepare", action="store_true", help="let every program compile what it keeps, and stop")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/decode-SHAPE-MODE.json")
     return parser.parse_args(argv)
 
 
-def _run(mode: Mode, options: argparse.Namespace, folder: Path, model: Transformer) -> Record | None:
-    shape = SHAPES[options.shape]
-    common = {
-        "shape": shape, "folder": str(folder), "mode": "prefill" if mode.is_prefill else "decode", "batch": mode.batch,
-        "prompt": options.prompt, "new": options.new, "threads": options.threads,
+def _given(mode: Mode, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What every program of a mode is told."""
+    return {
+        "shape": SHAPES[options.shape], "folder": str(folder), "mode": "prefill" if mode.is_prefill else "decode",
+        "batch": mode.batch, "prompt": options.prompt, "new": options.new, "threads": options.threads,
         "ceiling": "products" if mode.is_prefill else "memory",
     }  # fmt: skip
+
+
+def _tried(mode: Mode, options: argparse.Namespace) -> list[Setting]:
     wanted = options.programs.split(",") if options.programs else list(programs())
-    tried = [s for s in settings(mode) if s.program in (*wanted, OURS, CEILING)]
+    return [s for s in settings(mode) if s.program in (*wanted, OURS, ENGINE, CEILING)]
+
+
+def _prepare(mode: Mode, options: argparse.Namespace, folder: Path) -> None:
+    """Each program does one step by itself, with all the time that it takes to compile."""
+    for setting in _tried(mode, options):
+        program, started = programs()[setting.program], time.perf_counter()
+        outcome = program.absence
+        if outcome is None:
+            try:
+                with program.start(_given(mode, options, folder) | setting.options, timeout=3600.0) as worker:
+                    worker.run(1)
+                outcome = f"ready after {time.perf_counter() - started:.0f} s"
+            except WorkerFailed as failure:
+                outcome = str(failure)
+        print(f"{mode.name}, {setting.title}: {outcome}", flush=True)
+
+
+def _run(mode: Mode, options: argparse.Namespace, folder: Path, model: Transformer) -> Record | None:
     load_before = load_average()
-    entries = Contest(programs(), common, options.turn_seconds).race(tried, options.seconds)
+    contest = Contest(programs(), _given(mode, options, folder), options.turn_seconds)
+    entries = contest.race(_tried(mode, options), options.seconds)
     rows = table(entries, mode, options.prompt, products_per_token(model, head=not mode.is_prefill))
     print_table(f"decode {options.shape}, {mode.name}, {options.threads} threads", rows, COLUMNS)
     if not any(row["program"] == OURS and "rate" in row for row in rows):
         return None
-    details = {"shape": shape, "prompt": options.prompt, "new": options.new}
+    details = {"shape": SHAPES[options.shape], "prompt": options.prompt, "new": options.new}
     record = compare(mode, entries, rows, details)
     record.load_average = {"before": load_before, "after": load_average()}
     return record
@@ -211,14 +257,18 @@ def main(argv: Sequence[str] = ()) -> int:
     """Tokens per second of generating with one to 32 sequences, and of reading a prompt, beside other engines."""
     options = _arguments(argv)
     modes = list(MODES.values()) if options.mode == "all" else [MODES[options.mode]]
-    with tempfile.TemporaryDirectory() as folder:
-        model = write_model(SHAPES[options.shape], Path(folder))
+    folder = model_folder(options.shape)
+    model = write_model(SHAPES[options.shape], folder)
+    if options.prepare:
         for mode in modes:
-            record = _run(mode, options, Path(folder), model)
-            if record is None:
-                print(f"groundup bench decode: groundup did not run {mode.name}", file=sys.stderr)
-                return 1
-            if options.save:
-                print(f"saved {save(record, f'decode-{options.shape}-{mode.name}')}")
-            print(record.line(), flush=True)
+            _prepare(mode, options, folder)
+        return 0
+    for mode in modes:
+        record = _run(mode, options, folder, model)
+        if record is None:
+            print(f"groundup bench decode: groundup did not run {mode.name}", file=sys.stderr)
+            return 1
+        if options.save:
+            print(f"saved {save(record, f'decode-{options.shape}-{mode.name}')}")
+        print(record.line(), flush=True)
     return 0

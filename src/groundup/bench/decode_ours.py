@@ -12,6 +12,7 @@ from torch import Tensor
 
 from groundup.device import environment, keep_memory
 from groundup.inference.decode import CompiledDecoder
+from groundup.inference.sampling import largest
 from groundup.model import AttentionConfig, Transformer
 from groundup.model.gguf import load_gguf
 
@@ -57,13 +58,13 @@ def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], di
     assert isinstance(decoder, CompiledDecoder), decoder
     prompts = torch.randint(options["shape"]["vocab_size"], (batch, prompt)).tolist()
 
-    first = torch.cat([decoder.run([Tokens(ids, 0, row)]) for row, ids in enumerate(prompts)]).argmax(-1).tolist()
+    first = [largest(decoder.run([Tokens(ids, 0, row)])).item() for row, ids in enumerate(prompts)]
 
     def decode(steps: int) -> dict[str, Any]:
         tokens, started = first, time.perf_counter()
         for step in range(steps):
             position = prompt + step % new
-            tokens = decoder.run([Tokens([t], position, row) for row, t in enumerate(tokens)]).argmax(-1).tolist()
+            tokens = largest(decoder.run([Tokens([t], position, row) for row, t in enumerate(tokens)])).tolist()
         return {"peak_bytes": 0, "seconds": time.perf_counter() - started}
 
     def prefill(prompts_: int) -> dict[str, Any]:

@@ -12,14 +12,28 @@ from typing import Any
 from groundup.bench.measure import Rates, interleave
 from groundup.bench.record import checkout
 from groundup.bench.worker import Worker, WorkerFailed
+from groundup.environ import for_program
 
 
 @dataclass(frozen=True)
 class Program:
-    """A script for `worker.py` and the package that it measures."""
+    """A script for `worker.py` and the package that it measures.
+
+    `preload` names libraries that the package wants to be loaded first, below its environment, where they are there.
+    """
 
     script: Path | None
     package: str
+    preload: tuple[str, ...] = ()
+
+    def start(self, options: dict[str, Any], timeout: float = 600.0) -> Worker:
+        """In an environment of its own, with as many threads as `options` has. To be called if it is not absent."""
+        assert self.python and self.script
+        environment = for_program(options.get("threads"))
+        found = [str(path) for name in self.preload if (path := Path(self.python).parents[1] / name).exists()]
+        if found:
+            environment["LD_PRELOAD"] = ":".join(found)
+        return Worker(self.python, self.script, options, environment, timeout=timeout)
 
     @property
     def python(self) -> str | None:
@@ -111,9 +125,8 @@ class Contest:
         program = self.programs[setting.program]
         if reason := program.absence:
             return Entry(setting, failure=reason)
-        assert program.python and program.script
         try:
-            worker = stack.enter_context(Worker(program.python, program.script, self.options | setting.options))
+            worker = stack.enter_context(program.start(self.options | setting.options))
         except WorkerFailed as error:
             return Entry(setting, failure=str(error))
         return Entry(setting, worker=worker, facts=worker.facts)

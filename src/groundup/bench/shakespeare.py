@@ -15,7 +15,7 @@ from typing import Any
 from groundup.bench.measure import Rates
 from groundup.bench.race import Program
 from groundup.bench.record import Record, checkout, load_average, print_table, save
-from groundup.bench.worker import Worker, WorkerFailed
+from groundup.bench.worker import WorkerFailed
 from groundup.config import override, plural
 from groundup.environ import env
 from groundup.files import sha256
@@ -72,12 +72,11 @@ def measure(program: Program, options: dict[str, Any]) -> dict[str, Any]:
     """One training in a process of its own, with an empty compiler cache: facts and results, or a `failure`."""
     if program.absence:
         return {"failure": program.absence}
-    assert program.python and program.script
     # The compiler fills this folder, and not the user's, in which an earlier run has left its work.
     with tempfile.TemporaryDirectory() as cache:
         options = {**options, "compiler_cache": cache}
         try:
-            with Worker(program.python, program.script, options, timeout=options["seconds"] + PATIENCE) as worker:
+            with program.start(options, timeout=options["seconds"] + PATIENCE) as worker:
                 return {**worker.facts, **worker.run(1)}
         except WorkerFailed as error:
             return {"failure": str(error)}

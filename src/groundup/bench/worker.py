@@ -8,7 +8,7 @@ standard library only:
 
 PROGRAM.py has `prepare(options: dict) -> (facts: dict, run: Callable[[int], dict])`. The child answers
 one JSON object per line: first the facts; then, for each line `{"run": k}`, what `run(k)` returns with the
-seconds that it took.
+seconds that it took, unless it says itself which of them count.
 """
 
 import importlib.util
@@ -31,9 +31,21 @@ class WorkerFailed(RuntimeError):
 
 
 class Worker:
-    """The parent's end. A context manager: the child ends with it."""
+    """The parent's end. A context manager: the child ends with it.
 
-    def __init__(self, python: str, program: Path, options: dict[str, Any], *, timeout: float = 600.0):
+    `environment` is all of the child's; see `environ.for_program`. Without it the child has this process's, with what
+    that was set for groundup alone.
+    """
+
+    def __init__(
+        self,
+        python: str,
+        program: Path,
+        options: dict[str, Any],
+        environment: dict[str, str] | None = None,
+        *,
+        timeout: float = 600.0,
+    ):
         self._timeout = timeout
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 closed by close()
         self._process = subprocess.Popen(
@@ -41,6 +53,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
+            env=environment,
         )
         try:
             self.facts = self._answer()
@@ -118,7 +131,8 @@ def serve(
             units = json.loads(line)["run"]
             started = time.perf_counter()
             said = run(units)
-            answer({"seconds": time.perf_counter() - started, **said})
+            elapsed = time.perf_counter() - started
+            answer({"seconds": elapsed, "elapsed": elapsed, **said})
     except Exception as error:  # whatever it was, the parent must hear of it
         traceback.print_exc()
         answer({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"})

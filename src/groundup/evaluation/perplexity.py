@@ -10,6 +10,7 @@ from jaxtyping import Float64, Integer
 from torch import Tensor
 
 from groundup.model import EncoderDecoder, Transformer
+from groundup.model.cache import Cache
 from groundup.tokenizer import Tokenizer
 
 # Logits alive at a time: 2^24 floats are 64 MiB, whatever the vocabulary.
@@ -63,13 +64,15 @@ def bits_per_byte(
     stride: int | None = None,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
+    caches: Sequence[Cache] | None = None,
 ) -> Perplexity:
     """Score held-out documents under the policy that the result states.
 
     `context_length` (default: the model's) is the length of a window in tokens, `stride` (default: half of
     it) how far the next one moves on: smaller strides give tokens more context and cost more. `batch_size`
     counts full windows; as many short documents as fill the same room share a batch. `progress(done, total)`
-    counts tokens.
+    counts tokens. `caches`, one per layer, stand between a layer and its keys and values, to score what a cache that
+    rounds them costs; each batch is one pass that begins anew, so they must remember nothing.
     """
     num_bytes = sum(len(document.encode()) for document in documents)
     if not num_bytes:
@@ -87,6 +90,7 @@ def bits_per_byte(
         stride=stride,
         batch_size=batch_size,
         progress=progress,
+        caches=caches,
     )
     tokens, nats = sum(map(len, targets)), math.fsum(math.fsum(score) for score in scores)
     return Perplexity(
@@ -121,6 +125,7 @@ def token_nats(
     stride: int | None = None,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
+    caches: Sequence[Cache] | None = None,
 ) -> list[Float64[np.ndarray, "_"]]:
     """-ln p of every token of every document, each document after the one token `begin`.
 
@@ -138,7 +143,7 @@ def token_nats(
     model.eval()
     try:
         for batch in _batches(windows, batch_size * context):
-            for window, nats in zip(batch, _score(model, documents, batch, begin), strict=True):
+            for window, nats in zip(batch, _score(model, documents, batch, begin, caches), strict=True):
                 scores[window.document][window.first : window.end] = nats
                 done += len(nats)
             if progress is not None:
@@ -191,7 +196,11 @@ def _batches(windows: list[Window], room: int) -> Iterator[list[Window]]:
 
 
 def _score(
-    model: Transformer, documents: Sequence[Integer[np.ndarray, "_"]], batch: list[Window], begin: int
+    model: Transformer,
+    documents: Sequence[Integer[np.ndarray, "_"]],
+    batch: list[Window],
+    begin: int,
+    caches: Sequence[Cache] | None,
 ) -> list[Float64[np.ndarray, "_"]]:
     """-ln p of each window's scored targets. Padding stands on the right, where no causal layer sees it."""
     longest = max(w.end - w.start for w in batch)
@@ -203,7 +212,7 @@ def _score(
         mask[w.first - w.start : w.end - w.start] = True
     tokens = torch.from_numpy(rows).to(model.device)
     chosen = torch.from_numpy(scored).to(model.device)
-    hidden = model.hidden(tokens[:, :-1])[chosen]
+    hidden = model.hidden(tokens[:, :-1], caches=caches)[chosen]
     nats = _negative_log_probs(model, hidden, tokens[:, 1:][chosen])
     return np.split(nats, np.cumsum(scored.sum(axis=1))[:-1])
 

@@ -8,16 +8,22 @@
 Index tensors are made once per pass and shared by its layers; tables are written page by page as sequences grow, so
 no Python work is done per token that was computed before. `append` gathers whole pages; what lies in them behind a
 row's last token is at later positions, which no query sees. A layer with a window gathers the pages of its window.
+
+Few queries on a GPU need no gathering: `InPlaceCache` gives the store itself and its tables, and attends to them by a
+kernel that looks pages up.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from groundup import kernels
+from groundup.kernels.paged import MOST_ROWS
 from groundup.model import AttentionConfig, LatentAttentionConfig, ModelConfig
 from groundup.model.block import MixerConfig, RecurrentConfig
 
@@ -37,6 +43,13 @@ def is_recurrent(config: ModelConfig) -> bool:
     return any(isinstance(config.block(i).mixer, RecurrentConfig) for i in range(config.num_layers))
 
 
+def most_in_place(config: ModelConfig) -> int:
+    """Tokens of a sequence in one pass that attention can take without gathering pages; 0 where no layer can."""
+    mixers = [config.block(i).mixer for i in range(config.num_layers)]
+    groups = [mixer.num_heads // mixer.num_kv_heads for mixer in mixers if isinstance(mixer, AttentionConfig)]
+    return MOST_ROWS // max(groups) if groups else 0
+
+
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     """Of one sequence's pages, over all layers."""
     shapes = [shape for i in range(config.num_layers) for shape in stream_shapes(config.block(i).mixer)]
@@ -44,7 +57,12 @@ def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
 
 
 class PageStore:
-    """The memory: `num_pages` pages of every stream, `rows` page tables of up to `row_pages`, and as many states."""
+    """The memory: `num_pages` pages of every stream, `rows` page tables of up to `row_pages`, and as many states.
+
+    A store that keeps its streams in a form of its own overrides `write`, `fetch` and `seen`, and says `gathers_only`.
+    """
+
+    gathers_only: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -68,6 +86,23 @@ class PageStore:
         self.states: list[tuple[Tensor, ...]] = [() for _ in self.mixers]
         self.tables = np.full((rows, row_pages), num_pages, dtype=np.int64)
         self.device = torch.device(device)
+
+    def write(self, layer: int, slots: Int[Tensor, " tokens"], streams: Sequence[Tensor]) -> None:
+        """Keep a layer's streams of some tokens, each (tokens, ...), in these slots."""
+        stored = self.streams[layer]
+        assert len(stored) == len(streams), f"layer {layer} has {len(streams)} streams, not {len(stored)}"
+        for store, new in zip(stored, streams, strict=True):
+            store[slots] = new
+
+    def fetch(self, layer: int, pages: Int[Tensor, "batch pages"]) -> tuple[Tensor, ...]:
+        """What a layer remembers in these pages: of each stream (batch, pages * page_size, ...)."""
+        by_page = (stream.unflatten(0, (-1, self.page_size)) for stream in self.streams[layer])
+        found = (pages_of.index_select(0, pages.flatten()) for pages_of in by_page)
+        return tuple(each.unflatten(0, pages.shape).flatten(1, 2) for each in found)
+
+    def seen(self, streams: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the pass that computes these streams attends to: what it would fetch later."""
+        return tuple(streams)
 
     def place(self, row: int, index: int, pages: Sequence[int]) -> None:
         """Write `pages` into a row's table, from its entry `index` on."""
@@ -97,7 +132,8 @@ class SpanBatch:
     """One forward pass: tokens at `positions` (-1: padding) of the sequences whose tables are `rows`.
 
     Row i looks back over its pages below `ends[i]`; `starts[i]` is the first of its positions. `from_zero` says that
-    all rows begin here, and `padded` that some positions are padding. New states are held back until `commit`, so that
+    all rows begin here, and `padded` that some positions are padding; `in_place`, that layers of keys and values attend
+    to the store's pages where they lie. New states are held back until `commit`, so that
     a pass that fails has changed nothing but slots that are written again.
     """
 
@@ -109,6 +145,7 @@ class SpanBatch:
     positions: Int[Tensor, "batch seq"]
     from_zero: bool
     padded: bool
+    in_place: bool = False
     states: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -124,7 +161,10 @@ class SpanBatch:
 
     def caches(self) -> list["SpanCache"]:
         """One per layer."""
-        return [SpanCache(self, layer) for layer in range(len(self.store.mixers))]
+        return [
+            (InPlaceCache if self.in_place and isinstance(mixer, AttentionConfig) else SpanCache)(self, layer)
+            for layer, mixer in enumerate(self.store.mixers)
+        ]
 
     def gather(self, window: int | None, sink_tokens: int) -> Gather:
         """For a layer with this window; made once and shared by all such layers."""
@@ -181,20 +221,21 @@ class SpanCache:
         return 0 if self.batch.from_zero else max(self.batch.starts)
 
     def append(self, positions: Int[Tensor, "batch seq"], *streams: Tensor) -> tuple[Tensor, ...]:
-        batch, stored = self.batch, self.batch.store.streams[self.layer]
-        assert len(stored) == len(streams), f"layer {self.layer} has {len(streams)} streams, not {len(stored)}"
-        for store, new in zip(stored, streams, strict=True):
-            flat = new.flatten(0, 1)
-            store[batch.slots] = flat if batch.real is None else flat[batch.real]
+        batch = self.batch
+        self._write(streams)
         if batch.from_zero:
-            return (positions, *streams)
+            return (positions, *batch.store.seen(streams))
         wanted = batch.gather(self.window, self.sink_tokens)
-        return (wanted.positions, *(self._fetch(store, wanted) for store in stored))
+        length = wanted.positions.shape[1]
+        return (wanted.positions, *(found[:, :length] for found in self._fetch(wanted)))
 
-    def _fetch(self, store: Tensor, wanted: Gather) -> Tensor:
-        by_page = store.unflatten(0, (-1, self.batch.store.page_size))
-        found = by_page.index_select(0, wanted.pages.flatten())
-        return found.unflatten(0, wanted.pages.shape).flatten(1, 2)[:, : wanted.positions.shape[1]]
+    def _write(self, streams: Sequence[Tensor]) -> None:
+        batch = self.batch
+        flat = [new.flatten(0, 1) for new in streams]
+        batch.store.write(self.layer, batch.slots, flat if batch.real is None else [new[batch.real] for new in flat])
+
+    def _fetch(self, wanted: Gather) -> tuple[Tensor, ...]:
+        return self.batch.store.fetch(self.layer, wanted.pages)
 
     def state(self, *likes: Tensor) -> tuple[Tensor, ...]:
         """The rows' states; zeros for those that begin."""
@@ -214,3 +255,33 @@ class SpanCache:
 
     def next_positions(self) -> Int[Tensor, "batch 1"]:
         return torch.tensor(self.batch.ends, device=self.batch.tokens.device)[:, None]
+
+
+class InPlaceCache(SpanCache):
+    """For few queries: `append` gives the store's own streams, behind the page tables in place of positions; `attend`
+    takes them."""
+
+    def append(self, positions: Int[Tensor, "batch seq"], *streams: Tensor) -> tuple[Tensor, ...]:
+        self._write(streams)
+        return (self.batch.table, *self.batch.store.streams[self.layer])
+
+    def attend(
+        self,
+        q: Float[Tensor, "batch seq heads d_head"],
+        keys: Float[Tensor, "slots kv_heads d_head"],
+        values: Float[Tensor, "slots kv_heads d_head"],
+        q_pos: Int[Tensor, "batch seq"],
+        tables: Int[Tensor, "batch pages"],
+        *,
+        window: int | None,
+        sink_tokens: int,
+        softcap: float | None,
+        scale: float | None,
+        sinks: Tensor | None,
+        slopes: Tensor | None,
+        **_causal_without_segments: Any,
+    ) -> Float[Tensor, "batch seq heads d_head"]:
+        return kernels.paged_attention(
+            q, keys, values, q_pos, tables, page_size=self.batch.store.page_size, window=window,
+            sink_tokens=sink_tokens, softcap=softcap, scale=scale, sinks=sinks, slopes=slopes,
+        )  # fmt: skip

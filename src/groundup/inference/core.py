@@ -10,6 +10,7 @@ gives the others what they would have had; the same holds for choosing tokens.
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from groundup.inference.batch_cache import PageStore, bytes_per_token, is_recurrent
 from groundup.inference.choosing import Chosen, choose
+from groundup.inference.graphs import GraphRunner
 from groundup.inference.pages import Pages
+from groundup.inference.quantized_pages import QuantizedPageStore, check_format, quantized_bytes_per_token
 from groundup.inference.request import EngineStats, Output, Request
 from groundup.inference.runner import InvariantRunner, Runner, Span, TorchRunner
 from groundup.inference.scheduler import Scheduler, Work
@@ -42,8 +45,9 @@ class Proposer(Protocol):
 DecoderBuilder = Callable[[Transformer, PageStore], Any]
 """Makes a `Runner` for spans of one token, or an object with the `reason` why it does not.
 
-A runner with `takes_prompts` true gets all spans. One with `batch_invariant` true as well promises that a token's
-logits depend on nothing but the tokens before it, bit for bit.
+Where none is given, steps are recorded on a GPU, see `graphs`. A runner with `takes_prompts` true gets all spans. One
+with `batch_invariant` true as well promises that a token's logits depend on nothing but the tokens before it, bit for
+bit.
 """
 
 
@@ -70,6 +74,7 @@ class Core:
         proposer: Proposer | None,
         draft_tokens: int,
         decoder: DecoderBuilder | None,
+        cache_format: str | None = None,
     ) -> None:
         given = {"batch_size": batch_size, "page_size": page_size, "step_tokens": step_tokens}
         for name, value in {**given, "draft_tokens": draft_tokens}.items():
@@ -77,7 +82,9 @@ class Core:
                 raise ValueError(f"{name}={value}; expected at least 1")
         if cache_tokens is not None and cache_tokens < page_size:
             raise ValueError(f"cache_tokens={cache_tokens}; expected at least one page of {page_size} tokens")
-        self.model, self.vocab_size, self.dtype = model, vocab_size, dtype
+        if cache_format is not None:
+            check_format(cache_format)
+        self.model, self.vocab_size, self.dtype, self.cache_format = model, vocab_size, dtype, cache_format
         self.batch_size, self.page_size, self.step_tokens = batch_size, page_size, step_tokens
         self.row_pages = -(-context_length // page_size)
         self.num_pages = self._default_pages() if cache_tokens is None else cache_tokens // page_size
@@ -99,7 +106,9 @@ class Core:
     def _default_pages(self) -> int:
         """A full context for every row, as far as `CACHE_BYTES` reach."""
         dtype = self.model.compute_dtype if self.dtype is None else self.dtype
-        page_bytes = max(1, self.page_size * bytes_per_token(self.model.config, dtype))
+        config = self.model.config
+        per_token = bytes_per_token(config, dtype) if self.cache_format is None else quantized_bytes_per_token(config)
+        page_bytes = max(1, self.page_size * per_token)
         return min(self.batch_size * self.row_pages, max(self.row_pages, CACHE_BYTES // page_bytes))
 
     @property
@@ -219,7 +228,7 @@ class Core:
         plain = [i for i, each in enumerate(work) if each.span.wanted == 1 and isinstance(results[i], Tensor)]
         chosen: dict[int, Chosen | Exception] = {}
         if plain:
-            rows = torch.cat([r for i in plain if isinstance(r := results[i], Tensor)])
+            rows = _joined([r for i in plain if isinstance(r := results[i], Tensor)])
             rows[:, self.vocab_size :] = -torch.inf  # rows of a padded vocabulary have no text
             picks = choose(rows, [work[i].request for i in plain], self.batch_invariant)
             chosen = dict(zip(plain, picks, strict=True))
@@ -289,7 +298,7 @@ class Core:
         self._weights = weights
         self._modules = list(self.model.modules())
         self._fast: Runner | None = None
-        self._asked = self.decoder is None
+        self._asked = False
         if has_moved:
             self._allocate()
         self.forget()
@@ -297,7 +306,8 @@ class Core:
     def _allocate(self) -> None:
         self._past = tuple(a + b for a, b in zip(self._past, _counts(self.scheduler), strict=True))  # type: ignore
         dtype = self.model.compute_dtype if self.dtype is None else self.dtype
-        self.store = PageStore(
+        kind = PageStore if self.cache_format is None else partial(QuantizedPageStore, self.cache_format)
+        self.store = kind(
             self.model.config, self.num_pages, self.page_size, self.batch_size, self.row_pages, dtype, self.model.device
         )
         self.pages = Pages(self.num_pages, self.page_size, self.share)
@@ -317,17 +327,23 @@ class Core:
         return (self.model.device, dtype, places, numbers)
 
     def _fast_decoder(self) -> Runner | None:
-        if not self._asked:
+        builder = self._builder()
+        if builder is not None and not self._asked:
             self._asked = True
-            assert self.decoder is not None
-            built = self.decoder(self.model, self.store)
+            built = builder(self.model, self.store)
             if not hasattr(built, "run"):
-                log.warning("decoding through torch: %s", built.reason)
+                log.log(logging.WARNING if self.decoder else logging.INFO, "decoding through torch: %s", built.reason)
             elif self.batch_invariant and not getattr(built, "batch_invariant", False):
                 log.warning("decoding through torch: the decoder's rows depend on each other or on torch's prefill")
             else:
                 self._fast = built
         return self._fast
+
+    def _builder(self) -> DecoderBuilder | None:
+        """What was asked for; on a GPU, unless bits are to be the same in any company, recorded steps."""
+        if self.decoder is None and self.model.device.type == "cuda" and not self.batch_invariant:
+            return GraphRunner.build
+        return self.decoder
 
     @contextlib.contextmanager
     def _as_for_inference(self) -> Iterator[None]:
@@ -342,6 +358,20 @@ class Core:
             self.model.compute_dtype = dtype
             for module in training:
                 module.training = True
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    """Rows as one tensor: the one of which they are slices, where they lie one after another, else a copy."""
+    first = rows[0]
+    end = first.data_ptr()
+    for row in rows:
+        if row.data_ptr() != end or not row.is_contiguous():
+            return torch.cat(rows)
+        end += row.nbytes
+    storage = first.untyped_storage()
+    if end > storage.data_ptr() + storage.nbytes():
+        return torch.cat(rows)
+    return first.as_strided((sum(map(len, rows)), first.shape[1]), (first.shape[1], 1))
 
 
 def _counts(scheduler: Scheduler | None) -> tuple[int, int, int]:

@@ -50,6 +50,8 @@ class Engine:
                      each sequence runs by itself
     proposer         guesses `draft_tokens` tokens that one pass verifies; answers stay what they are without
     decoder          makes a faster runner for decoding, or refuses with a reason that is logged once
+    cache_format     "int8" or "fp8" keeps keys and values in eight bits (see `quantized_pages`), through torch; by
+                     default they are kept in the activations' type
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Engine:
         proposer: Proposer | None = None,
         draft_tokens: int = 4,
         decoder: DecoderBuilder | None = None,
+        cache_format: str | None = None,
     ) -> None:
         if isinstance(model, EncoderDecoder):
             raise ValueError("engine: an EncoderDecoder answers a source, and a prompt is none; call its `generate`")
@@ -96,6 +99,7 @@ class Engine:
             dtype=dtype, batch_size=batch_size, cache_tokens=cache_tokens, page_size=page_size,
             step_tokens=PREFILL_CHUNK if step_tokens is None else step_tokens, prefix_cache=prefix_cache,
             batch_invariant=batch_invariant, proposer=proposer, draft_tokens=draft_tokens, decoder=decoder,
+            cache_format=cache_format,
         )  # fmt: skip
 
     @classmethod

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from groundup.inference.batch_cache import PageStore, SpanBatch, is_recurrent
+from groundup.inference.batch_cache import PageStore, SpanBatch, is_recurrent, most_in_place
 from groundup.model import MoEConfig, Transformer
 
 PADDED = 1.25
@@ -56,10 +56,16 @@ class Runner(Protocol):
 
 
 class TorchRunner:
-    """The model's own forward pass over the page store."""
+    """The model's own forward pass over the page store.
 
-    def __init__(self, model: Transformer, store: PageStore) -> None:
+    `in_place`: the few tokens of decoding and verifying attend to pages where they lie; by default on a GPU, where a
+    kernel does that. Otherwise pages are gathered first.
+    """
+
+    def __init__(self, model: Transformer, store: PageStore, in_place: bool | None = None) -> None:
         self.model, self.store = model, store
+        wanted = store.device.type == "cuda" if in_place is None else in_place
+        self.most_in_place = most_in_place(model.config) if wanted and not store.gathers_only else 0
 
     @torch.no_grad()  # not inference_mode: a table that a layer keeps must stay usable for training
     def run(self, spans: Sequence[Span]) -> Float[Tensor, "wanted vocab"]:
@@ -79,7 +85,8 @@ class TorchRunner:
         starts, ends = [span.start for span in spans], [span.end for span in spans]
         from_zero, is_padded = not any(starts), sum(ends) - sum(starts) < tokens.numel()
         rows = [span.slot for span in spans]
-        batch = SpanBatch(self.store, rows, starts, ends, tokens, positions, from_zero, is_padded)
+        in_place = not from_zero and tokens.shape[1] <= self.most_in_place
+        batch = SpanBatch(self.store, rows, starts, ends, tokens, positions, from_zero, is_padded, in_place)
         # Rows of one length need no explicit positions, which lets attention take its plain causal path.
         plain = from_zero and not is_padded
         hidden = self.model.hidden(tokens, None if plain else positions, batch.caches())

@@ -16,6 +16,7 @@ from groundup.kernels.grouped_matmul import grouped_matmul
 from groundup.kernels.lstm import lstm
 from groundup.kernels.muon import newton_schulz
 from groundup.kernels.norm import add_layernorm, add_rmsnorm, layernorm, rmsnorm
+from groundup.kernels.paged import paged_attention
 from groundup.kernels.quantize import dequantize, quantize_blocks, quantize_rows, quantize_tensor
 from groundup.kernels.quantized_linear import quantized_linear
 from groundup.kernels.rope import apply_rope, rope_frequencies, rope_tables, rotate
@@ -32,6 +33,6 @@ __all__ = [
     "backend", "causal_convolution", "chunk_length", "cross_entropy", "dequantize", "gated", "gated_delta",
     "gated_delta_chunked", "gated_delta_recurrent", "gated_linear", "gated_linear_chunked", "gated_linear_parallel",
     "gated_linear_recurrent", "grouped_matmul", "layernorm", "linear_cross_entropy", "log_softmax", "lstm",
-    "newton_schulz", "op", "quantize_blocks", "quantize_rows", "quantize_tensor", "quantized_linear", "rmsnorm",
-    "rope_frequencies", "rope_tables", "rotate", "softmax", "visible",
+    "newton_schulz", "op", "paged_attention", "quantize_blocks", "quantize_rows", "quantize_tensor", "quantized_linear",
+    "rmsnorm", "rope_frequencies", "rope_tables", "rotate", "softmax", "visible",
 ]  # fmt: skip

@@ -131,6 +131,23 @@ def attention_in_a_window(draw: Draw, size: Size) -> Example:
     return Example(full.args, {**full.kwargs, "window": window}, (full.flops[0] * share, full.flops[1] * share))
 
 
+def paged_attention(draw: Draw, size: Size) -> Example:
+    """The newest token of each sequence over pages of 16 tokens, in no order; the last is shorter than the others."""
+    pages = -(-size.seq // 16)
+    q = draw.normal(size.batch, 1, size.heads, size.d_head, grad=False)
+    keys, values = (draw.normal(size.batch * pages * 16, size.kv_heads, size.d_head, grad=False) for _ in range(2))
+    order = torch.arange(size.batch * pages - 1, -1, -1, device=draw.device).view(pages, size.batch).T.contiguous()
+    ends = torch.full((size.batch, 1), size.seq - 1, device=draw.device)
+    ends[-1:] = size.seq // 2
+    flops = 4.0 * size.batch * size.heads * size.d_head * size.seq
+    return Example((q, keys, values, ends, order), {"page_size": 16}, (flops, 0.0))
+
+
+def paged_attention_in_a_window(draw: Draw, size: Size) -> Example:
+    full = paged_attention(draw, size)
+    return Example(full.args, {**full.kwargs, "window": max(1, size.seq // 4), "sink_tokens": 3})
+
+
 def grouped_matmul(draw: Draw, size: Size) -> Example:
     """Experts of unequal numbers of rows, one of them with none."""
     weights = draw.normal(size.experts, size.d_ff, size.d_model, scale=size.d_model**-0.5)
@@ -190,6 +207,7 @@ def newton_schulz(draw: Draw, size: Size) -> Example:
 
 EXAMPLES: dict[str, tuple[Builder, ...]] = {
     "attention": (attention, attention_in_a_window),
+    "paged_attention": (paged_attention, paged_attention_in_a_window),
     "linear_cross_entropy": (linear_cross_entropy,),
     "cross_entropy": (cross_entropy,),
     "rmsnorm": (rmsnorm,),

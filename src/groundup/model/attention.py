@@ -131,7 +131,8 @@ class Attention(nn.Module):
         else:
             refuse_cache(cache)
             k_pos = layout.positions
-        out = self.attend(
+        attend = getattr(cache, "attend", self.attend)
+        out = attend(
             q, k, v, layout.positions, k_pos,
             causal=config.causal, window=config.window, sink_tokens=config.sink_tokens,
             q_segments=layout.segments, k_segments=layout.segments, softcap=config.softcap, scale=config.scale,

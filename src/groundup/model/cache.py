@@ -3,6 +3,9 @@
 Two verbs. `append(positions, *streams)` remembers this call's tokens and returns everything remembered so
 far, with its positions; a stream is (batch, seq, ...), so attention appends keys and values, and a latent
 attention its latent. `state(*likes)` and `keep(positions, *states)` are for layers with states of fixed size.
+
+A cache whose `append` gives something else than tensors with a row per sequence, such as pages of a store, brings an
+`attend` of its own beside it, which attention calls with them instead of `kernels.attention`.
 """
 
 from typing import Protocol, runtime_checkable

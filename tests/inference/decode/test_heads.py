@@ -22,8 +22,8 @@ def test_scores_and_values_of_a_group_of_keys(d_head, in_bf16):
     weights, out = torch.randn(heads, length, generator=generator), torch.ones(heads, d_head)
     own, stride = stored.data_ptr() + stored[0, 0].nbytes, stored[0].nbytes
     first, second, _ = head_loops(d_head, heads, in_bf16)
-    call(first, queries.data_ptr(), own, stride, scores.data_ptr(), length)
-    call(second, weights.data_ptr(), length, own, stride, count, out.data_ptr())
+    call(first, queries.data_ptr(), own, stride, scores.data_ptr(), length, own)
+    call(second, weights.data_ptr(), length, own, stride, count, out.data_ptr(), own)
     keys = stored[:, 1].float()
     torch.testing.assert_close(scores[:, :16], queries @ keys.T, rtol=1e-5, atol=1e-5)
     assert scores[:, 16:].eq(0).all()

@@ -393,7 +393,7 @@ def test_decode_compiled_for_hopper_without_spills():
     made = compile_ahead(
         [
             Kernel("_decode", "_span", signature, sizes, warps=4, stages=2),
-            Kernel("_decode", "_join", joined, {"sinks": None, "GROUPS": 4, "DV": 128, "BLOCK_DV": 128}, warps=1),
+            Kernel("_decode", "join_spans", joined, {"sinks": None, "GROUPS": 4, "DV": 128, "BLOCK_DV": 128}, warps=1),
         ]
     )
     assert [kernel.spilled_bytes for kernel in made] == [0, 0], made

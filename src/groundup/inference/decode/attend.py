@@ -38,11 +38,6 @@ def call_2(typing, function, a, b):
 
 
 @intrinsic
-def call_5(typing, function, a, b, c, d, e):
-    return _caller(5)
-
-
-@intrinsic
 def call_6(typing, function, a, b, c, d, e, f):
     return _caller(6)
 
@@ -91,20 +86,22 @@ def remember(values, address, slot, in_bf16):
 
 
 @compiled
-def _score_range(op, query, head, heads, table, first, last, scores, length):
+def _score_range(op, query, head, heads, table, first, last, scores, length, after):
     """Scores of positions first .. last - 1, each at its position; whole groups of 16, so others around them change.
 
-    query, scores: addresses for the first of `heads` heads. All heads read a group before the next one is fetched.
+    query, scores: addresses for the first of `heads` heads. All heads read a group, and meanwhile the next one is
+    fetched, which after the last is what lies from address `after` on.
     """
     group, size = op.heads // op.kv_heads, op.d_head * (2 if op.in_bf16 else 4)
     stride = op.kv_heads * size
+    keys = op.keys + slot_of(table, op.page_size, first // KEYS * KEYS) * stride
     for start in range(first // KEYS * KEYS, last, KEYS):
-        keys = op.keys + slot_of(table, op.page_size, start) * stride
-        if start + KEYS < last:
-            call_2(op.fetch, op.keys + slot_of(table, op.page_size, start + KEYS) * stride, KEYS * stride)
+        ahead = op.keys + slot_of(table, op.page_size, start + KEYS) * stride if start + KEYS < last else after
         for i in range(0, heads, op.part_heads):
-            own = keys + (head + i) // group * size
-            call_5(op.scores, query + 4 * i * op.d_head, own, stride, scores + 4 * (i * length + start), length)
+            of_head = (head + i) // group * size
+            place = scores + 4 * (i * length + start)
+            call_6(op.scores, query + 4 * i * op.d_head, keys + of_head, stride, place, length, ahead + of_head)
+        keys = ahead
 
 
 @compiled
@@ -115,11 +112,11 @@ def _value_range(op, head, heads, table, first, last, weights, length, out):
     while start < last:
         following = (start // KEYS + 1) * KEYS
         count, values = min(last, following) - start, op.values + slot_of(table, op.page_size, start) * stride
-        if following < last:
-            call_2(op.fetch, op.values + slot_of(table, op.page_size, following) * stride, KEYS * stride)
+        ahead = op.values + slot_of(table, op.page_size, following) * stride if following < last else values
         for i in range(0, heads, op.part_heads):
-            own, of_heads = values + (head + i) // group * size, weights + 4 * (i * length + start)
-            call_6(op.add_values, of_heads, length, own, stride, count, out + 4 * i * op.d_head)
+            of_head, of_heads = (head + i) // group * size, weights + 4 * (i * length + start)
+            own, out_of = values + of_head, out + 4 * i * op.d_head
+            call_7(op.add_values, of_heads, length, own, stride, count, out_of, ahead + of_head)
         start += count
 
 
@@ -162,9 +159,11 @@ def attend(op, query, head, heads, table, position, work, out):
     first, end = max(0, position + 1 - op.window), position + 1
     sinks = min(op.sink_tokens, first)
     scores = work.ctypes.data
-    _score_range(op, query.ctypes.data, head, heads, table, first, end, scores, length)
+    stride = op.kv_heads * op.d_head * (2 if op.in_bf16 else 4)
+    values = op.values + slot_of(table, op.page_size, first // KEYS * KEYS) * stride
+    _score_range(op, query.ctypes.data, head, heads, table, first, end, scores, length, values)
     if sinks:
-        _score_range(op, query.ctypes.data, head, heads, table, 0, sinks, scores, length)
+        _score_range(op, query.ctypes.data, head, heads, table, 0, sinks, scores, length, values)
     for i in range(heads):
         _softmax(op, head + i, work[i * length : i * length + end], position, first, sinks)
     for i in range(out.size):

@@ -9,7 +9,9 @@ prompt or a draft to verify, are as many rows that share a page table. See `tile
 """
 
 import importlib
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +25,8 @@ from groundup.inference.decode.operations import FORMATS, PRIVATE_ROWS
 from groundup.inference.decode.program import Program
 from groundup.inference.decode.refusal import Refusal, refusal
 from groundup.model import Transformer
+
+log = logging.getLogger(__name__)
 
 MOST_ROWS = 192
 """Rows of a step; more are done in several steps. Enough for the arithmetic to outweigh the reading of weights."""
@@ -77,6 +81,8 @@ class CompiledDecoder:
         team = importlib.import_module("groundup.inference.decode.team")
         self._team, self._board = team.Team(self.threads), team.new_board(self.threads)
         self._step = importlib.import_module("groundup.inference.decode.step").step
+        if not self._step.signatures and not any(Path(self._step.stats.cache_path).glob("step.*.nbi")):
+            log.warning("compiling the decode step for this processor, once; this takes some ten seconds")
         self._tiles = self._tiles_of(importlib.import_module("groundup.inference.decode.tile"))
         records = MOST_ROWS + TILE + self.threads * PRIVATE_ROWS + TILE
         self._area = torch.zeros(records * self.program.record_bytes, dtype=torch.uint8)

@@ -15,6 +15,8 @@ from groundup.tokenizer.fast.compiling import target_machine
 from groundup.tokenizer.fast.processor import processor_features
 
 LANES = 16
+LINE = 64
+"""Bytes of a cache line."""
 
 
 class _BFloat(ir.Type):
@@ -61,6 +63,14 @@ class Emitter:
     def vectors(self, address: Any, kind: ir.Type, size: int, count: int) -> list[Any]:
         """`count` vectors of `size` bytes that lie from an address on."""
         return [self.load(self.plus(address, i, size), kind) for i in range(count)]
+
+    def fetch(self, address: Any, size: int) -> None:
+        """Ask for `size` bytes from an address on to come into the second cache, without waiting."""
+        pointer = I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        for line in range(-(-size // LINE)):
+            place = self.b.inttoptr(self.plus(address, line, LINE), pointer)
+            self.call("llvm.prefetch.p0", kind, place, I32(0), I32(2), I32(1))  # to read; how near; data
 
     def repeat(self, scalar: Any) -> Any:
         """A vector of 16 times the same."""

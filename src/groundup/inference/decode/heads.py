@@ -17,12 +17,12 @@ from groundup.inference.decode.emit import (
     F32,
     FLOATS,
     HALVES,
-    I8,
     I16,
     I32,
     I64,
     INTS,
     LANES,
+    LINE,
     Emitter,
     addresses,
     new_function,
@@ -30,7 +30,6 @@ from groundup.inference.decode.emit import (
 )  # fmt: skip
 
 KEYS = 16
-LINE = 64  # bytes of a cache line
 SUMS = 16
 """Registers that the outputs of a part's heads may take."""
 
@@ -45,9 +44,9 @@ def heads_at_once(d_head: int, group: int) -> int:
 def head_loops(d_head: int, heads: int, in_bf16: bool) -> tuple[int, int, int]:
     """Addresses of three C functions of int64, the first two for so many query heads at once:
 
-    scores(queries, keys, stride, scores, length): scores[head * length + i] = queries[head] . key i, i < 16.
-    add_values(weights, length, values, stride, count, out): out[head] += weights[head * length + i] * value i for all
-    i < count.
+    scores(queries, keys, stride, scores, length, ahead): scores[head * length + i] = queries[head] . key i, i < 16.
+    add_values(weights, length, values, stride, count, out, ahead): out[head] += weights[head * length + i] * value i
+    for all i < count. Both ask for what lies in the same way from `ahead` on.
     fetch(address, size): ask for this memory to come near, without waiting.
 
     All but length and count are addresses, or strides in bytes. Queries and out are float32 (heads, d_head).
@@ -61,54 +60,61 @@ def head_loops(d_head: int, heads: int, in_bf16: bool) -> tuple[int, int, int]:
 
 
 def _scores(module: ir.Module, d_head: int, heads: int, in_bf16: bool) -> None:
-    e, (queries, keys, stride, scores, length) = new_function(module, "scores", 5)
-    with e.loop(I64(heads)) as head:
-        query = _channels(e, e.plus(queries, head, 4 * d_head), d_head, in_bf16=False)
-        partial = []
-        for i in range(KEYS):
+    e, (queries, keys, stride, scores, length, ahead) = new_function(module, "scores", 6)
+    rows = [_channels(e, e.plus(queries, head, 4 * d_head), d_head, in_bf16=False) for head in range(heads)]
+    partial: list[list[Any]] = [[] for _ in range(heads)]
+    for i in range(KEYS):
+        place = e.b.mul(stride, I64(i))
+        e.fetch(e.b.add(ahead, place), _size(d_head, in_bf16))
+        key = _channels(e, e.b.add(keys, place), d_head, in_bf16)
+        for row, sums in zip(rows, partial, strict=True):
             total = ir.Constant(FLOATS, None)
-            key = _channels(e, e.b.add(keys, e.b.mul(stride, I64(i))), d_head, in_bf16)
-            for a, b in zip(query, key, strict=True):
+            for a, b in zip(row, key, strict=True):
                 total = e.fma(a, b, total)
-            partial.append(total)
-        e.store(_lane_sums(e, partial), e.plus(scores, e.b.mul(head, length), 4))
+            sums.append(total)
+            _add_neighbours(e, sums, i + 1)
+    for head, (sums,) in enumerate(partial):
+        e.store(sums, e.plus(scores, e.b.mul(I64(head), length), 4))
     e.b.ret_void()
+
+
+def _size(d_head: int, in_bf16: bool) -> int:
+    return d_head * (2 if in_bf16 else 4)
 
 
 def _fetch(module: ir.Module) -> None:
     e, (address, size) = new_function(module, "fetch", 2)
-    pointer = I8.as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
     with e.loop(e.b.udiv(e.b.add(size, I64(LINE - 1)), I64(LINE))) as line:
-        place = e.b.inttoptr(e.plus(address, line, LINE), pointer)
-        e.call("llvm.prefetch.p0", kind, place, I32(0), I32(2), I32(1))  # to read; into the second cache; data
+        e.fetch(e.plus(address, line, LINE), LINE)
     e.b.ret_void()
 
 
-def _lane_sums(e: Emitter, vectors: list[Any]) -> Any:
-    """The sum over the lanes of each of 16 vectors, as the lanes of one."""
+def _add_neighbours(e: Emitter, sums: list[Any], keys: int) -> None:
+    """Go up the tree as far as it is known after so many keys: two vectors of as many keys each become one of both.
+
+    Few of them wait for others at any time, so that they stay in registers.
+    """
     half = LANES // 2
-    while len(vectors) > 1:
-        starts = [start for start in range(0, 2 * LANES, 2 * half)]
+    while keys % 2 == 0:
+        b, a = sums.pop(), sums.pop()
+        starts = range(0, 2 * LANES, 2 * half)
         lower = INTS([start + i for start in starts for i in range(half)])
         upper = INTS([start + half + i for start in starts for i in range(half)])
-        vectors = [
-            e.b.fadd(e.b.shuffle_vector(a, b, lower), e.b.shuffle_vector(a, b, upper))
-            for a, b in zip(vectors[::2], vectors[1::2], strict=True)
-        ]
-        half //= 2
-    return vectors[0]
+        sums.append(e.b.fadd(e.b.shuffle_vector(a, b, lower), e.b.shuffle_vector(a, b, upper)))
+        half, keys = half // 2, keys // 2
 
 
 def _add_values(module: ir.Module, d_head: int, heads: int, in_bf16: bool) -> None:
-    e, (weights, length, values, stride, count, out) = new_function(module, "add_values", 6)
+    e, (weights, length, values, stride, count, out, ahead) = new_function(module, "add_values", 7)
     rows = [e.plus(out, head, 4 * d_head) for head in range(heads)]
     sums = [[e.variable(FLOATS) for _ in range(-(-d_head // LANES))] for _ in range(heads)]
     for row, vectors in zip(rows, sums, strict=True):
         for vector, before in zip(vectors, _channels(e, row, d_head, in_bf16=False), strict=True):
             e.b.store(before, vector)
     with e.loop(count) as i:
-        value = _channels(e, e.b.add(values, e.b.mul(stride, i)), d_head, in_bf16)
+        offset = e.b.mul(stride, i)
+        e.fetch(e.b.add(ahead, offset), _size(d_head, in_bf16))
+        value = _channels(e, e.b.add(values, offset), d_head, in_bf16)
         for head, vectors in enumerate(sums):
             place = e.b.add(i, e.b.mul(length, I64(head)))
             weight = e.repeat(e.load(e.plus(weights, place, 4), F32))

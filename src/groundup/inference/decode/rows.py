@@ -7,7 +7,7 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, types  # pyright: ignore[reportPrivateImportUsage]
 
-from groundup.inference.decode.team import compiled, intrinsic
+from groundup.inference.decode.team import compiled, compiled_ignoring_nan, intrinsic
 
 NO_NORM, RMS_NORM, LAYER_NORM = 0, 1, 2
 ACTIVATIONS = {"identity": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4, "sigmoid": 5, "relu2": 6}
@@ -174,12 +174,18 @@ def round_bf16(x, address):
         out[i] = to_bf16(x[i])
 
 
-@compiled
-def round_int16(x, address, sums):
-    """x as scale * int16: the scale is returned, the sums of each group of 32 go to address `sums`."""
+@compiled_ignoring_nan  # or the loop is no vectors
+def _largest_size(x):
     largest = np.float32(0)
     for i in range(x.size):
         largest = max(largest, abs(x[i]))
+    return largest
+
+
+@compiled
+def round_int16(x, address, sums):
+    """x as scale * int16: the scale is returned, the sums of each group of 32 go to address `sums`."""
+    largest = _largest_size(x)
     out, of_groups = shorts(address, x.size), floats(sums, x.size // INPUTS)
     inverse = np.float32(LARGEST) / largest if largest > 0 else np.float32(0)
     for i in range(x.size):

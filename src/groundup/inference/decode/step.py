@@ -107,38 +107,47 @@ def _multiply(op, tiles, block, x, stride, sums, y, rows):
 
 
 @compiled
-def _finish(values, scale, bias, start):
-    """Outputs of one row and block: their scale, and biases from output `start` on."""
-    for i in range(values.size):
-        values[i] *= scale
+def _outputs(y, row):
+    """Of one row and block. So many at an address, as compiled code has to know their number."""
+    return floats(y + 4 * OUTPUTS * row, OUTPUTS)
+
+
+@compiled
+def _finish(op, values, scale, bias, start, width):
+    """Outputs of one row and block: the row's scale, and biases from output `start` on."""
+    if op.format >= INT8:
+        for i in range(OUTPUTS):
+            values[i] *= scale
     if bias:
-        biases = floats(bias + 4 * start, values.size)
-        for i in range(values.size):
+        biases = floats(bias + 4 * start, width)
+        for i in range(width):
             values[i] += biases[i]
 
 
 @compiled
 def _product(op, tiles, block, records, stride, values_bytes, y, rows):
-    """All rows times one block of weights (of the gate and of what goes up, where there is a gate)."""
+    """All rows times one block of weights (of the gate and of what goes up, where there is a gate).
+
+    y: address of room for the outputs of two tiles.
+    """
     start = block * OUTPUTS
     width = min(OUTPUTS, op.outputs - start)
     for first in range(0, rows, TILE):
         count, x = min(TILE, rows - first), records + first * stride
         sums = x + values_bytes + 4 * OUTPUTS
-        _multiply(op, tiles, block * (1 + op.gated), x, stride, sums, y.ctypes.data, count)
+        _multiply(op, tiles, block * (1 + op.gated), x, stride, sums, y, count)
         if op.gated:
-            _multiply(op, tiles, block * 2 + 1, x, stride, sums, y.ctypes.data + 4 * OUTPUTS * TILE, count)
+            _multiply(op, tiles, block * 2 + 1, x, stride, sums, y + 4 * OUTPUTS * TILE, count)
         for row in range(count):
-            values = y[row, :width]
-            scale = floats(x + row * stride + values_bytes, 1)[0] if op.format >= INT8 else np.float32(1)
-            _finish(values, scale, op.bias, start)
+            values, scale = _outputs(y, row), floats(x + row * stride + values_bytes, 1)[0]
+            _finish(op, values, scale, op.bias, start, width)
             activate(values, op.activation)
             if op.gated:
-                up = y[TILE + row, :width]
-                _finish(up, scale, op.up_bias, start)
-                for i in range(width):
+                up = _outputs(y, TILE + row)
+                _finish(op, up, scale, op.up_bias, start, width)
+                for i in range(OUTPUTS):
                     values[i] *= up[i]
-            out = _row(op.target, op.target_width, first + row)[start : start + width]
+            out = floats(op.target + 4 * (op.target_width * (first + row) + start), width)
             for i in range(width):
                 out[i] = out[i] + values[i] if op.mode == ADD else values[i]
 
@@ -203,7 +212,7 @@ def _fetch_ahead(op, fetch, thread, threads):
 
 def _digest() -> str:
     """Of all files that are compiled into the step: Numba's cache on disk looks at the file of its function only."""
-    files = sorted(Path(__file__).parent.glob("decode_*.py"))
+    files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -256,7 +265,7 @@ def _compiled_step(digest: str) -> Any:
                 if op.kind == PRODUCT:
                     size, blocks = _blocks_at_once(op, threads), (op.outputs + OUTPUTS - 1) // OUTPUTS
                     for block in range(part * size, min(blocks, (part + 1) * size)):
-                        _product(op, tiles, block, records, record, kept, y, rows)
+                        _product(op, tiles, block, records, record, kept, y.ctypes.data, rows)
                 elif op.kind == ROUND:
                     _round(op, part, records + part * record, kept, work)
                 elif op.kind == ATTEND:

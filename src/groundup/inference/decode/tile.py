@@ -46,6 +46,8 @@ from groundup.inference.decode.emit import (
 
 OUTPUTS, INPUTS = 32, 32
 VECTORS = OUTPUTS // LANES
+AHEAD = 4096
+"""Bytes by which weights are asked for ahead of their use. The processor does so by itself, but only within a page."""
 SIZES = {"fp32": (1, 2, 4, 8, 12), "bf16": (1, 2, 4, 8, 12), "int8": (1, 2, 4, 4, 6), "int4": (1, 2, 4, 4, 6)}
 """Rows of each tile of a format, so that its sums fit in 32 registers beside the weights. Integers need two sums per
 output, of the group and of all; their tiles run twice for the last two sizes, 8 and 12."""
@@ -69,6 +71,12 @@ class Tile:
             own = self.e.b.add(address, self.e.b.mul(self.stride, I64(row)))
             yield self.e.repeat(self.e.load(own, kind))
 
+    def _weights(self, step: Any, kind: ir.Type, size: int) -> list[Any]:
+        """What all outputs multiply in a step, in vectors of `size` bytes; what comes a while later is asked for."""
+        place = self.e.plus(self.weights, step, size * VECTORS)
+        self.e.fetch(self.e.b.add(place, I64(AHEAD)), size * VECTORS)
+        return self.e.vectors(place, kind, size, VECTORS)
+
     def finish(self) -> None:
         for row, totals in enumerate(self.totals):
             for i, total in enumerate(totals):
@@ -78,7 +86,7 @@ class Tile:
     def fp32(self) -> None:
         e = self.e
         with e.loop(e.b.mul(self.groups, I64(INPUTS))) as step:
-            weights = e.vectors(e.plus(self.weights, step, 4 * OUTPUTS), FLOATS, 4 * LANES, VECTORS)
+            weights = self._weights(step, FLOATS, 4 * LANES)
             for x, totals in zip(self._repeated(e.plus(self.x, step, 4), F32), self.totals, strict=True):
                 for weight, total in zip(weights, totals, strict=True):
                     e.b.store(e.fma(weight, x, e.b.load(total)), total)
@@ -86,7 +94,7 @@ class Tile:
     def bf16(self) -> None:
         e = self.e
         with e.loop(e.b.mul(self.groups, I64(INPUTS // 2))) as step:
-            weights = e.vectors(e.plus(self.weights, step, 4 * OUTPUTS), INTS, 4 * LANES, VECTORS)
+            weights = self._weights(step, INTS, 4 * LANES)
             for x, totals in zip(self._repeated(e.plus(self.x, step, 4), I32), self.totals, strict=True):
                 for weight, total in zip(weights, totals, strict=True):
                     e.b.store(e.bf16_product(e.b.load(total), weight, x), total)
@@ -97,7 +105,7 @@ class Tile:
             self._clear(partial)
             with e.loop(I64(INPUTS // 2)) as pair:
                 step = e.b.add(e.b.mul(group, I64(INPUTS // 2)), pair)
-                raw = e.vectors(e.plus(self.weights, step, 2 * OUTPUTS), BYTES, 2 * LANES, VECTORS)
+                raw = self._weights(step, BYTES, 2 * LANES)
                 self._add_pairs(partial, [e.b.sext(vector, SHORTS) for vector in raw], e.plus(self.x, step, 4))
             self._scale(partial, e.plus(self.scales, group, 2 * OUTPUTS))
 
@@ -107,7 +115,7 @@ class Tile:
             self._clear(partial)
             with e.loop(I64(INPUTS // 4)) as pairs:
                 step = e.b.add(e.b.mul(group, I64(INPUTS // 4)), pairs)
-                raw = e.vectors(e.plus(self.weights, step, 2 * OUTPUTS), BYTES, 2 * LANES, VECTORS)
+                raw = self._weights(step, BYTES, 2 * LANES)
                 lower = [e.b.and_(vector, BYTES([15] * 2 * LANES)) for vector in raw]
                 upper = [e.b.lshr(vector, BYTES([4] * 2 * LANES)) for vector in raw]
                 for i, half in enumerate((lower, upper)):

@@ -25,6 +25,9 @@ MOST_ROWS = 64
 KEY_BLOCK = {2: 64, 4: 32}
 """Keys per tile, by bytes per element: keys and values of 256 channels then take a third of the shared memory."""
 
+WARPS = {2: 4, 4: 8}
+"""By bytes per element: products of float32 keep their factors in registers, of which four warps have too few."""
+
 PROGRAMS_PER_PROCESSOR = 2
 """One waits for memory while the other computes."""
 
@@ -58,9 +61,9 @@ def decode(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], k.shape[2], mask.rows, scale, softcap, per_span,
         GROUPS=heads // k.shape[2], D=q.shape[3], DV=d_value, ROWS=channel_block(rows),
         BLOCK_D=channel_block(q.shape[3]), BLOCK_DV=channel_block(d_value),
-        BLOCK_K=block, PRECISION=product_precision(q.dtype), num_warps=4, num_stages=2,
+        BLOCK_K=block, PRECISION=product_precision(q.dtype), num_warps=WARPS[q.element_size()], num_stages=2,
     )  # fmt: skip
-    _join[(rows, lanes)](
+    join_spans[(rows, lanes)](
         parts, levels, out, sinks, k.shape[2], spans,
         GROUPS=heads // k.shape[2], DV=d_value, BLOCK_DV=channel_block(d_value), num_warps=1,
     )  # fmt: skip
@@ -106,13 +109,26 @@ def _span(
             products = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
             scores, _ = scores_of(products, q_at, k_at, slope, scale, softcap)
             scores = tl.where(seen, scores, float("-inf"))
-            larger = tl.maximum(largest, tl.max(scores, 1))
-            weights, shrink = tl.exp2(scores - larger[:, None]), tl.exp2(largest - larger)
-            total, sums = total * shrink + tl.sum(weights, 1), sums * shrink[:, None]
             values = load_rows(v + batch * v_batch + kv_head * v_head, j, k_seq, v_token, DV, BLOCK_DV)
-            sums = tl.dot(weights.to(values.dtype), values, sums, input_precision=PRECISION)
-            largest = larger
-    # A span that shows a query nothing has the level LOWEST, which weighs nothing beside any other.
+            largest, total, sums = weigh_tile(scores, values, largest, total, sums, PRECISION)
+    leave_span(parts, levels, lane, span, r, rows, largest, total, sums, DV, BLOCK_DV)
+
+
+@triton.jit
+def weigh_tile(scores, values, largest, total, sums, PRECISION: tl.constexpr):
+    """A step of the online softmax: the running maximum, the sum of weights and the weighted values with this tile."""
+    larger = tl.maximum(largest, tl.max(scores, 1))
+    weights, shrink = tl.exp2(scores - larger[:, None]), tl.exp2(largest - larger)
+    total, sums = total * shrink + tl.sum(weights, 1), sums * shrink[:, None]
+    sums = tl.dot(weights.to(values.dtype), values, sums, input_precision=PRECISION)
+    return larger, total, sums
+
+
+@triton.jit
+def leave_span(
+    parts, levels, lane, span, r, rows, largest, total, sums, DV: tl.constexpr, BLOCK_DV: tl.constexpr
+):  # fmt: skip
+    """Write a span's output and level. One that shows a query nothing has the level LOWEST, which weighs nothing."""
     nothing = total == 0.0
     total = tl.where(nothing, 1.0, total)
     sums = sums / total[:, None]
@@ -125,7 +141,9 @@ def _span(
 
 
 @triton.jit
-def _join(parts, levels, out, sinks, kv_heads, spans, GROUPS: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr):
+def join_spans(
+    parts, levels, out, sinks, kv_heads, spans, GROUPS: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr
+):
     """A program: one query of one head. The sink is one more span, whose output is zero."""
     r, lane = tl.program_id(0), tl.program_id(1)
     rows, head = tl.num_programs(0), (lane % kv_heads) * GROUPS + r % GROUPS

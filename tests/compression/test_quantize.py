@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundup import presets
-from groundup.inference import Engine
-from groundup.inference.quantize import (
+from groundup.compression.quantize import (
+    FORMATS,
     Quantization,
     QuantizedEmbedding,
     QuantizedLinear,
@@ -20,10 +20,17 @@ from groundup.inference.quantize import (
     unpack_nibbles,
     weight_bytes,
 )
+from groundup.inference import Engine
 from groundup.model import Transformer
 from groundup.tokenizer import Tokenizer
 
-SETTINGS = [Quantization(8, 32), Quantization(4, 32), Quantization(4, 16, embeddings=False)]
+SETTINGS = [
+    Quantization("int8", 32),
+    Quantization("int4", 32),
+    Quantization("int4", 16, embeddings=False),
+    Quantization("fp8", None),
+    Quantization("fp8", 32),
+]
 
 
 def new_model(**options) -> Transformer:
@@ -33,12 +40,15 @@ def new_model(**options) -> Transformer:
 
 
 def test_by_hand():
-    eight = pack(torch.tensor([[127.0, -64.0, 0.0, 1.4]]), 8, 4)
+    eight = pack(torch.tensor([[127.0, -64.0, 0.0, 1.4]]), "int8", 4)
     assert eight.scales.tolist() == [[1.0]] and eight.values.tolist() == [[127, -64, 0, 1]]
-    four = pack(torch.tensor([[-3.0, 12.0, 0.4, 0.6]]), 4, 4)
+    four = pack(torch.tensor([[-3.0, 12.0, 0.4, 0.6]]), "int4", 4)
     assert (four.scales.tolist(), four.lows.tolist()) == ([[1.0]], [[-3.0]])
     assert four.values.tolist() == [[0 | 15 << 4, 3 | 4 << 4]]
     assert unpack(four, 4).tolist() == [[-3, 12, 0, 1]]
+    float8 = pack(torch.tensor([[448.0, -17.0, 0.0, 2.0**-9]]), "fp8", None)
+    assert float8.scales.tolist() == [[1.0]] and float8.values.dtype == torch.float8_e4m3fn
+    assert unpack(float8, 4).tolist() == [[448, -16, 0, 2**-9]]  # from 16 to 32 the step is 2; ties go to even
 
 
 @given(st.lists(st.lists(st.integers(0, 15), min_size=6, max_size=6), min_size=1, max_size=4))
@@ -51,23 +61,52 @@ def test_nibbles_come_back_exactly(rows):
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 300.0])
 def test_each_weight_is_half_a_step_away_at_most(columns, scale):
     weight = torch.randn(5, columns) * scale
-    for bits, levels in ((8, 127), (4, 15)):
-        packed = pack(weight, bits, 32)
+    for kind, levels in (("int8", 127), ("int4", 15)):
+        packed = pack(weight, kind, 32)
         error = (unpack(packed, columns) - weight).abs()
         step = packed.scales.float().repeat_interleave(32, 1)[:, :columns]
         low = 0 if packed.lows is None else packed.lows.float().abs().repeat_interleave(32, 1)[:, :columns] * 2**-11
         assert (error <= step / 2 * 1.001 + low + 2**-24).all()
-        ranges = weight.abs().amax(1) / levels if bits == 8 else (weight.amax(1) - weight.amin(1)) / levels
+        ranges = weight.abs().amax(1) / levels if kind == "int8" else (weight.amax(1) - weight.amin(1)) / levels
         assert (step.amax(1) <= ranges * 1.2 + 2**-14 * scale + 2**-24).all()
 
 
+@pytest.mark.parametrize("group", [None, 32])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 300.0])
+def test_each_float8_weight_is_a_sixteenth_away_at_most(group, scale):
+    """Three bits of mantissa: half a unit in the last place is 1/16 of the number, below the normal ones 2^-10."""
+    weight = torch.randn(5, 96) * scale * torch.logspace(-4, 0, 96)
+    packed = pack(weight, "fp8", group)
+    error = (unpack(packed, 96) - weight).abs()
+    step = packed.scales.float().repeat_interleave(group or 96, 1)
+    assert (error <= torch.maximum(weight.abs() / 16, step / 1024) * 1.0001).all()
+    assert (step.amax(1) <= weight.abs().amax(1) / 448 * 1.001 + 2**-24).all()
+
+
+def test_bytes_are_those_of_the_formula():
+    """Values and float16 scales, and nothing else: to the byte."""
+    model = new_model()
+    rest = sum(p.nbytes for name, p in model.named_parameters() if "norm" in name)
+    weights = [p for name, p in model.named_parameters() if "norm" not in name]
+    for settings, numbers in zip(SETTINGS, (1, 0.5, None, 1, 1), strict=True):
+        if numbers is None:
+            continue
+        expected = rest
+        for weight in weights:
+            rows, columns = weight.shape
+            groups = 1 if settings.group is None else -(-columns // settings.group)
+            size = columns + columns % 2 if settings.group is None else settings.group
+            expected += int(rows * groups * (size * numbers + 2 + 2 * (settings.format == "int4")))
+        assert weight_bytes(quantize_model(copy.deepcopy(model), settings)) == expected
+
+
 def test_zeros_constants_and_one_large_weight():
-    for bits in (8, 4):
-        assert unpack(pack(torch.zeros(2, 40), bits, 32), 40).abs().sum() == 0
-        assert torch.allclose(unpack(pack(torch.full((1, 32), 0.5), bits, 32), 32), torch.full((1, 32), 0.5), rtol=1e-3)
+    for kind in FORMATS:
+        assert unpack(pack(torch.zeros(2, 40), kind, 32), 40).abs().sum() == 0
+        assert torch.allclose(unpack(pack(torch.full((1, 32), 0.5), kind, 32), 32), torch.full((1, 32), 0.5), rtol=1e-3)
         lone = torch.full((1, 64), 0.01)
         lone[0, 0] = 100.0
-        assert torch.allclose(unpack(pack(lone, bits, 32), 64)[:, 32:], lone[:, 32:], rtol=1e-2)
+        assert torch.allclose(unpack(pack(lone, kind, 32), 64)[:, 32:], lone[:, 32:], rtol=1e-2)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e5])
@@ -98,12 +137,12 @@ def test_more_bits_are_nearer_and_fewer_are_smaller():
     sizes, errors = [weight_bytes(model)], []
     with torch.no_grad():
         exact = model(tokens)
-        for settings in (Quantization(8), Quantization(4)):
+        for settings in (Quantization("int8"), Quantization("fp8", None), Quantization("int4")):
             packed = quantize_model(copy.deepcopy(model), settings)
             sizes.append(weight_bytes(packed))
             errors.append(float((packed(tokens) - exact).norm() / exact.norm()))
-    assert errors[0] < 0.02 < errors[1] < 0.3
-    assert sizes[1] < 0.28 * sizes[0] and sizes[2] < 0.17 * sizes[0]  # 8.5 and 5 bits of 32
+    assert errors[0] < 0.02 < errors[1] < errors[2] < 0.3
+    assert sizes[2] < sizes[1] < 0.28 * sizes[0] and sizes[3] < 0.17 * sizes[0]  # about 8, 8.5 and 5 bits of 32
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -121,7 +160,7 @@ def test_a_saved_folder_loads_to_the_bit(tmp_path, settings):
 
 def test_the_engine_generates_with_it():
     tokenizer = Tokenizer.train_from_iterator(["the cat"], 259, special_tokens=["<|endoftext|>"])
-    model = quantize_model(new_model(), Quantization(8))
+    model = quantize_model(new_model(), Quantization("int8"))
     done = Engine(model, tokenizer).generate([5, 6, 7], temperature=0, max_tokens=10)
     ids = [5, 6, 7]
     for _ in done.tokens:
@@ -136,9 +175,11 @@ def test_mistakes_are_named(tmp_path):
         quantize_model(model)
     with pytest.raises(ValueError, match="no quantized.json"):
         load_quantized(tmp_path)
+    with pytest.raises(ValueError, match="did you mean 'int4'"):
+        Quantization("int44")
     with pytest.raises(ValueError, match="group=3"):
-        Quantization(4, 3)
-    save_quantized(model, Quantization(8, 16), tmp_path)
+        Quantization("int4", 3)
+    save_quantized(model, Quantization("int8", 16), tmp_path)
     with pytest.raises(ValueError, match="does not fit its config at"):
         load_quantized(tmp_path)
     (tmp_path / "quantized.json").write_text("[]")

@@ -1,38 +1,43 @@
-"""Weights in 8 or 4 bits: a matrix becomes small whole numbers, with a scale for every group of its row.
+"""Weights in 8 or 4 bits: a matrix becomes small numbers, with a scale for every group of its row.
 
-    8 bits   w = scale * q             q from -127 to 127, scale = max |w| / 127          ("absmax")
-    4 bits   w = scale * q + low       q from 0 to 15, scale = (max - min) / 15           two numbers to a byte
+    int8   w = scale * q             q from -127 to 127, scale = max |w| / 127          ("absmax")
+    int4   w = scale * q + low       q from 0 to 15, scale = (max - min) / 15           two numbers to a byte
+    fp8    w = scale * q             q of e4m3, up to 448 with 3 bits of mantissa, scale = max |w| / 448
 
 Only weights are rounded; activations and sums keep their type, so nothing has to be calibrated. A group has its own
 scale so that one large weight costs its neighbours of the group their resolution, and nobody else. With groups of 32,
-8 bits take 8.5 bits a weight, and 4 bits take 5 (GGUF's Q8_0 and Q4_1 are the same: Gerganov 2023; group-wise scales:
-Dettmers et al. 2021, arXiv:2110.02861).
+int8 takes 8.5 bits a weight, and int4 takes 5 (GGUF's Q8_0 and Q4_1 are the same: Gerganov 2023; group-wise scales:
+Dettmers et al. 2021, arXiv:2110.02861). A float carries a scale of its own, its exponent, so one per row is enough.
+
+How far off a weight is at most: int8 and int4 half a step, scale / 2; fp8 |w| / 16, or scale / 1024 below scale / 64
+(Micikevicius et al. 2022, arXiv:2209.05433).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from groundup.config import from_dict, to_dict
+from groundup.config import from_dict, nearest, to_dict
 from groundup.files import read_json, write_json
+from groundup.kernels.quantize import E4M3, LARGEST, saturate
 from groundup.model import ModelConfig, Transformer
 from groundup.model.linear import Embedding, Linear
 from groundup.tensorfile import read_tensors, write_tensors
 
-Bits = Literal[8, 4]
+FORMATS = ("int8", "int4", "fp8")
 SETTINGS_FILE, TENSORS_FILE = "quantized.json", "quantized.safetensors"
 
 
 class Packed(NamedTuple):
     """A matrix of (rows, columns) in groups along its rows, the last one filled up with the row's last number.
 
-    `values` are int8 (rows, groups * size), or bytes of two numbers (rows, groups * size / 2), the first one in the
-    lower half. `scales` and, for 4 bits, `lows` are float16 (rows, groups).
+    `values` are int8 or float8 (rows, groups * size), or bytes of two numbers (rows, groups * size / 2), the first one
+    in the lower half. `scales` and, for int4, `lows` are float16 (rows, groups).
     """
 
     values: Tensor
@@ -42,29 +47,37 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class Quantization:
-    """How weights are kept. `embeddings`: the token table, too, which is also the head where the two are tied."""
+    """How weights are kept, in groups of so many along a row (None: a row is one group).
 
-    bits: Bits = 8
-    group: int = 32
+    `embeddings`: the token table, too, which is also the head where the two are tied.
+    """
+
+    format: str = "int8"
+    group: int | None = 32
     embeddings: bool = True
 
     def __post_init__(self) -> None:
-        if self.bits not in (8, 4):
-            raise ValueError(f"quantization: bits={self.bits}; expected 8 or 4")
-        if self.group < 2 or self.group % 2:
-            raise ValueError(f"quantization: group={self.group}; expected an even number of at least 2")
+        if self.format not in FORMATS:
+            raise ValueError(f"quantization: format={self.format!r}{nearest(self.format, FORMATS)}")
+        if self.group is not None and (self.group < 2 or self.group % 2):
+            raise ValueError(f"quantization: group={self.group}; expected an even number of at least 2, or None")
 
 
-def pack(weight: Float[Tensor, "rows columns"], bits: Bits = 8, group: int = 32) -> Packed:
-    """The nearest numbers of so many bits. Raises ValueError for a weight that is not finite or beyond float16."""
+def pack(weight: Float[Tensor, "rows columns"], format: str = "int8", group: int | None = 32) -> Packed:
+    """The nearest numbers of the format. Raises ValueError for a weight that is not finite or beyond float16."""
+    group = weight.shape[1] + weight.shape[1] % 2 if group is None else group
     padded = F.pad(weight.detach().float()[None], (0, -weight.shape[1] % group), mode="replicate")[0]
     groups = padded.unflatten(1, (-1, group))
     if not bool((groups.abs() <= torch.finfo(torch.float16).max).all()):
         raise ValueError("quantize: a weight is not finite, or larger than 65,504")
-    if bits == 8:
-        scales = _float16(groups.abs().amax(2) / 127)
-        values = (groups / _divisor(scales)).round().clamp(-127, 127)
-        return Packed(values.to(torch.int8).flatten(1), scales, None)
+    if format == "int4":
+        return _pack_int4(groups)
+    number = torch.int8 if format == "int8" else E4M3
+    scales = _float16(groups.abs().amax(2) / LARGEST[number])
+    return Packed(saturate(groups / _divisor(scales), number).flatten(1), scales, None)
+
+
+def _pack_int4(groups: Float[Tensor, "rows groups size"]) -> Packed:
     lows = groups.amin(2).half()
     scales = _float16((groups.amax(2) - lows.float()).clamp(min=0) / 15)
     values = ((groups - lows.float()[..., None]) / _divisor(scales)).round().clamp(0, 15)
@@ -110,7 +123,7 @@ class _Quantized(nn.Module):
     def __init__(self, weight: Float[Tensor, "rows columns"], settings: Quantization) -> None:
         super().__init__()
         self.columns = weight.shape[1]
-        for name, tensor in pack(weight, settings.bits, settings.group)._asdict().items():
+        for name, tensor in pack(weight, settings.format, settings.group)._asdict().items():
             self.register_buffer(name, tensor)
 
     @property
@@ -119,7 +132,8 @@ class _Quantized(nn.Module):
         return unpack(Packed(self.values, self.scales, self.lows), self.columns)
 
     def extra_repr(self) -> str:
-        return f"{self.columns} -> {len(self.values)}, {8 if self.lows is None else 4} bits"
+        kind = {torch.int8: "int8", E4M3: "fp8"}.get(self.values.dtype, "int4")
+        return f"{self.columns} -> {len(self.values)}, {kind}"
 
 
 class QuantizedLinear(_Quantized):
@@ -142,7 +156,8 @@ class QuantizedEmbedding(_Quantized):
     def forward(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch d_model"]:
         flat = tokens.flatten()
         lows = None if self.lows is None else self.lows[flat]
-        rows = unpack(Packed(self.values[flat], self.scales[flat], lows), self.columns)
+        values = self.values.view(torch.uint8)[flat].view(self.values.dtype)  # not every device can index float8
+        rows = unpack(Packed(values, self.scales[flat], lows), self.columns)
         return rows.unflatten(0, tokens.shape) if tokens.dim() != 1 else rows
 
 
