@@ -66,9 +66,10 @@ def excuse_faults(block: CodeBlock) -> list[str]:
 
 def run_commands(block: CodeBlock, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Lines that are `groundup ...` and nothing else in this process, which saves loading torch for each; a block with
-    any other line in a shell."""
+    any other line, or with several ranks, in a shell."""
     lines = [shlex.split(line, comments=True) for line in block.commands.replace("\\\n", " ").splitlines()]
-    if not all(words[:1] in ([], ["groundup"]) and not SHELL_SIGNS & set("".join(words)) for words in lines):
+    plain = all(words[:1] in ([], ["groundup"]) and not SHELL_SIGNS & set("".join(words)) for words in lines)
+    if not plain or "--ranks" in block.commands:
         run_shell(block, folder)
         return
     for words in filter(None, lines):
