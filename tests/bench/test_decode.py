@@ -74,7 +74,7 @@ def test_the_engine_goes_on_where_it_stopped_and_begins_again_when_it_is_through
     save_gguf(Transformer(presets.llama(**shape)), tmp_path / "bf16.gguf", dtype="bf16")
     options = dict(folder=str(tmp_path), batch=2, prompt=20, new=4, threads=1, weights="bf16", mode="decode")
     _, run = decode_engine.prepare(options | {"shape": shape})
-    assert all(0 < run(steps)["seconds"] for steps in (1, 2, 7))
+    assert all(run(steps)["seconds"] > 0 for steps in (1, 2, 7))
 
 
 def test_the_model_is_written_once(tmp_path):
@@ -82,4 +82,6 @@ def test_the_model_is_written_once(tmp_path):
     written = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     second = decode.write_model(SHAPE, tmp_path)
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
-    assert first.head_weight.equal(second.head_weight) and {"bf16.gguf", "q8_0.gguf", "model.safetensors"} <= set(written)
+    assert first.head_weight.equal(second.head_weight) and {"bf16.gguf", "q8_0.gguf", "model.safetensors"} <= set(
+        written
+    )
