@@ -5,6 +5,7 @@ import pytest
 from groundup.bench.measure import Rates
 from groundup.bench.race import Contest, Entry, Program, Setting, fastest
 from groundup.bench.record import checkout
+from groundup.bench.worker import Worker
 
 SLEEPER = """
 import time
@@ -77,7 +78,7 @@ def test_a_program_sees_no_variable_that_groundup_set_for_itself(tmp_path, monke
 
 def test_libraries_that_a_package_wants_first_are_named_where_they_are(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr("groundup.bench.race.Worker", lambda *arguments, **options: started.append(arguments[3]))
+    monkeypatch.setattr(Worker, "__init__", lambda self, *arguments, **options: started.append(arguments[3]))
     (tmp_path / "bin").mkdir()
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libhere.so").touch()
