@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from groundup.environ import cache_directory, env, set_default
+from groundup.environ import cache_directory, env, for_program, set_default
 
 
 def test_the_cache_goes_where_it_is_told(monkeypatch, tmp_path):
@@ -36,3 +36,16 @@ def test_a_default_does_not_replace_what_is_set(monkeypatch):
     monkeypatch.setenv("GROUNDUP_TRIAL", "set")
     set_default("GROUNDUP_TRIAL", "default")
     assert env("GROUNDUP_TRIAL") == "set"
+
+
+def test_a_measured_program_gets_no_settings_of_threads_but_their_number(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "mine")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("GROUNDUP_TRIAL", "kept")
+    found = for_program(2)
+    assert {name for name in found if name.startswith(("OMP", "KMP", "GOMP", "MKL"))} == {"OMP_NUM_THREADS"}
+    assert (found["OMP_NUM_THREADS"], found["GROUNDUP_TRIAL"]) == ("2", "kept")
+    assert for_program()["OMP_NUM_THREADS"] == "3"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert "OMP_NUM_THREADS" not in for_program()

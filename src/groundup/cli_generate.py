@@ -40,7 +40,7 @@ def engine_options(parser: Parser) -> None:
     add_device(parser)
     parser.add_argument("--weights", choices=WEIGHTS, metavar="TYPE",
                         help="on a CPU, decode by a compiled step with a copy of the weights in fp32, bf16, int8 or "
-                        "int4 (the fewer bits, the faster), or through torch (default: the model's own type)")  # fmt: skip
+                        "int4 (fewer bits: faster), or through torch (default: the model's own type)")  # fmt: skip
 
 
 def sampling_params(options: Arguments, **others: Any) -> "SamplingParams":

@@ -1,7 +1,7 @@
 import pytest
 
 from groundup import presets
-from groundup.bench import decode, decode_ours
+from groundup.bench import decode, decode_engine, decode_ours
 from groundup.bench.measure import Rates
 from groundup.bench.race import Entry, Setting
 from groundup.model import Transformer
@@ -59,3 +59,29 @@ def test_our_side_runs_steps_and_counts_their_bytes(tmp_path, mode):
     products = 32 * (96 + 32 + 2 * 64 + 64 + 64)
     assert facts["bytes_per_step"] == 2 * products + 2 * 2 * 32 * (20 + 2) * 2
     assert run(6).get("seconds", 1.0) > 0
+
+
+def test_the_engine_is_held_to_peers_by_itself():
+    entries = [*ENTRIES, entry(decode.ENGINE, "bf16", 54.0)]
+    mode = decode.MODES["batch-1"]
+    record = decode.compare(mode, entries, decode.table(entries, mode, 128, 1000), {})
+    assert record.details["ratios"]["engine bf16"] == {"ratio": pytest.approx(0.9), "peer": "llama.cpp (bf16)"}
+    assert record.ratio == pytest.approx(0.9) and record.ours == 54.0
+
+
+def test_the_engine_goes_on_where_it_stopped_and_begins_again_when_it_is_through(tmp_path):
+    shape = SHAPE | {"vocab_size": 300}
+    save_gguf(Transformer(presets.llama(**shape)), tmp_path / "bf16.gguf", dtype="bf16")
+    options = dict(folder=str(tmp_path), batch=2, prompt=20, new=4, threads=1, weights="bf16", mode="decode")
+    _, run = decode_engine.prepare(options | {"shape": shape})
+    assert all(run(steps)["seconds"] > 0 for steps in (1, 2, 7))
+
+
+def test_the_model_is_written_once(tmp_path):
+    first = decode.write_model(SHAPE, tmp_path)
+    written = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    second = decode.write_model(SHAPE, tmp_path)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
+    assert first.head_weight.equal(second.head_weight) and {"bf16.gguf", "q8_0.gguf", "model.safetensors"} <= set(
+        written
+    )

@@ -5,6 +5,7 @@ import pytest
 from groundup.bench.measure import Rates
 from groundup.bench.race import Contest, Entry, Program, Setting, fastest
 from groundup.bench.record import checkout
+from groundup.bench.worker import Worker
 
 SLEEPER = """
 import time
@@ -62,3 +63,27 @@ def test_the_fastest_by_median():
 def test_which_interpreter():
     assert Program(checkout(), "json").python == sys.executable
     assert Program(None, "json").absence is not None
+
+
+def test_a_program_sees_no_variable_that_groundup_set_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    script = tmp_path / "looker.py"
+    script.write_text(
+        "import os\ndef prepare(options):\n"
+        "    return {name: os.environ.get(name) for name in ('OMP_WAIT_POLICY', 'OMP_NUM_THREADS')}, None\n", "utf-8"
+    )  # fmt: skip
+    with Program(script, "json").start({"threads": 2}) as worker:
+        assert worker.facts["OMP_WAIT_POLICY"] is None and worker.facts["OMP_NUM_THREADS"] == "2"
+
+
+def test_libraries_that_a_package_wants_first_are_named_where_they_are(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(Worker, "__init__", lambda self, *arguments, **options: started.append(arguments[3]))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libhere.so").touch()
+    monkeypatch.setattr("groundup.bench.race.sys.executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    Program(tmp_path / "x.py", "json", ("lib/libhere.so", "lib/libaway.so")).start({})
+    Program(tmp_path / "x.py", "json", ("lib/libaway.so",)).start({})
+    assert started[0]["LD_PRELOAD"] == str(tmp_path / "lib" / "libhere.so") and "LD_PRELOAD" not in started[1]
