@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from groundup.config import nearest
-from groundup.data.batch import Batch
+from groundup.data.batch import Batch, to_device
 from groundup.model import AttentionConfig, MLPConfig, Transformer
 from groundup.model.linear import Linear
 from groundup.model.products import block_layers
@@ -57,7 +57,7 @@ def input_norms(model: Transformer, batches: Iterable[Batch]) -> dict[str, Float
         return add
 
     with _in_eval(model), _hooks(layer.register_forward_pre_hook(adding(p)) for p, layer in layers.items()):
-        for tokens in _inputs(batches):
+        for tokens in _inputs(model, batches):
             model.hidden(tokens)
     return {path: square.sqrt() for path, square in squares.items()}
 
@@ -113,7 +113,7 @@ def block_influence(model: Transformer, batches: Iterable[Batch]) -> list[float]
     tokens = 0
     pairs = zip(model.blocks, sums, strict=True)
     with _in_eval(model), _hooks(block.register_forward_hook(adding(total)) for block, total in pairs):
-        for inputs in _inputs(batches):
+        for inputs in _inputs(model, batches):
             model.hidden(inputs)
             tokens += inputs.numel()
     return [1 - float(total) / tokens for total in sums]
@@ -125,7 +125,7 @@ def _gate_gradients(model: Transformer, layers: dict[str, Linear], batches: list
     weights = [layer.weight for layer in layers.values()]
     with _in_eval(model):
         for batch in batches:
-            loss = next_token(model, batch)
+            loss = next_token(model, to_device(batch, model.device))
             gradients = torch.autograd.grad(loss.total / loss.weight, weights)
             for path, weight, gradient in zip(layers, weights, gradients, strict=True):
                 found[path].append((weight.detach() * gradient).float().sum(0))
@@ -137,6 +137,7 @@ def _importance(
 ) -> Importance:
     """Columns of `wo` and `down` put together to heads, channels, and the layer."""
     block = model.config.block(index)
+    columns = {path: scores.cpu() for path, scores in columns.items()}
     heads = channels = torch.empty(0)
     if isinstance(block.mixer, AttentionConfig):
         by_head = columns[f"blocks.{index}.mixer.wo"].unflatten(-1, (block.mixer.num_heads, -1))
@@ -158,8 +159,8 @@ def _needed(batches: Iterable[Batch], by: str) -> list[Batch]:
     return found
 
 
-def _inputs(batches: Iterable[Batch]) -> Iterator[Tensor]:
-    return (batch["tokens"][:, :-1] for batch in batches)
+def _inputs(model: Transformer, batches: Iterable[Batch]) -> Iterator[Tensor]:
+    return (batch["tokens"][:, :-1].to(model.device) for batch in batches)
 
 
 @contextlib.contextmanager
