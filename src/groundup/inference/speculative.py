@@ -148,7 +148,8 @@ class MultiTokenProposer:
     def __init__(self, model: Transformer) -> None:
         if model.multi_token is None:
             raise ValueError("this model has no multi-token modules: train it with `multi_token` in its config")
-        self.model, self.depths = model, list(model.multi_token.depths)
+        self.model = model
+        self.depths: list[Any] = list(model.multi_token.depths)
         self._heads: WeakKeyDictionary[Any, _Heads] = WeakKeyDictionary()
 
     def observe(self, request: Guessing, start: int, states: Float[Tensor, "seq d_model"]) -> None:
