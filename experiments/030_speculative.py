@@ -33,14 +33,20 @@ OUT = Path(__file__).with_suffix(".jsonl")
 ASK = "Summarize this text.\n\n"
 NUMBERS = (60, 180, 20, 100, 140, 220, 40, 200)
 CHARACTERS = 2_000
+LEAST_ANSWER = 32
 DRAFTS = (0, 4)
 """Proposed tokens per pass; 0 is plain decoding."""
 
 
-def texts(count: int) -> list[str]:
-    """The beginnings of some of the addresses."""
+def prompts_of(engine: Engine, count: int, params: SamplingParams) -> list[list[int]]:
+    """The beginnings of some of the addresses, behind the task: the first `count` whose plain answer is long enough."""
     documents = [document.text for document in read_documents(bundled.path())]
-    return [documents[number][:CHARACTERS] for number in NUMBERS[:count]]
+    found: list[list[int]] = []
+    for number in NUMBERS:
+        prompt = engine.chat_prompt([{"role": "user", "content": ASK + documents[number][:CHARACTERS]}])
+        if len(found) < count and len(engine.generate(prompt, params).tokens) >= LEAST_ANSWER:
+            found.append(prompt)
+    return found
 
 
 def engine_of(source: Source, drafted: int, weights: str, threads: int) -> Engine:
@@ -69,6 +75,8 @@ def timed(engine: Engine, prompt: list[int], params: SamplingParams) -> tuple[li
     start, first = time.perf_counter(), len(request.tokens)
     while request.finish_reason is None:
         engine.step()
+    if request.failure is not None:
+        raise request.failure
     seconds = time.perf_counter() - start
     return request.tokens, seconds / (len(request.tokens) - first)
 
@@ -87,7 +95,7 @@ def main() -> None:
     source = read_source(options.model)
     params = SamplingParams(temperature=0, max_tokens=options.tokens)
     engines = {d: engine_of(source, d, options.decoder, options.threads) for d in DRAFTS}
-    prompts = [engines[0].chat_prompt([{"role": "user", "content": ASK + text}]) for text in texts(options.texts)]
+    prompts = prompts_of(engines[0], options.texts, params)
     seconds: dict[int, list[list[float]]] = {drafted: [[] for _ in prompts] for drafted in DRAFTS}
     equal = True
     for _ in range(options.rounds):

@@ -79,6 +79,8 @@ def timed(engine: Engine, prompt: list[int], params: SamplingParams) -> tuple[li
     started, first = time.perf_counter(), len(request.tokens)
     while request.finish_reason is None:
         engine.step()
+    if request.failure is not None:
+        raise request.failure
     return request.tokens, (time.perf_counter() - started) / max(1, len(request.tokens) - first)
 
 
