@@ -134,6 +134,7 @@ def main() -> None:
     if options.weights is not None and options.weights.exists():
         model = new_model(tokenizer.vocab_size)
         model.load_state_dict(load_file(options.weights))
+        options.steps = None  # as many as whoever made the file chose
     else:
         model = trained(tokenizer, texts, options.steps)
         if options.weights is not None:
