@@ -48,6 +48,7 @@ def steps() -> list[Step]:
             last_lines,
         ),
         Step("kernels", [*kernels, "--device", "cuda", "--limit", "150", "--tune"], 220.0, last_json),
+        Step("decode", [sys.executable, "benchmarks/decode_gpu.py"], 90.0, last_json),
         Step("train-step-S", [*bench, "--size", "S"], 300.0, last_json),
         Step("train-step-M", [*bench, "--size", "M"], 300.0, last_json),
         Step("float8", [sys.executable, "benchmarks/float8.py", "--device", "cuda"], 60.0, last_json),

@@ -15,7 +15,7 @@ kernel that looks pages up.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,23 @@ def most_in_place(config: ModelConfig) -> int:
     mixers = [config.block(i).mixer for i in range(config.num_layers)]
     groups = [mixer.num_heads // mixer.num_kv_heads for mixer in mixers if isinstance(mixer, AttentionConfig)]
     return MOST_ROWS // max(groups) if groups else 0
+
+
+class Reach(NamedTuple):
+    """How far back any layer of a model looks: `window` tokens, and the first `sink_tokens` of the text."""
+
+    window: int
+    sink_tokens: int
+
+
+def reach(config: ModelConfig) -> Reach | None:
+    """None where some layer sees all that came before. Layers that keep nothing in pages do not count."""
+    mixers = [config.block(i).mixer for i in range(config.num_layers)]
+    windows = [getattr(mixer, "window", None) for mixer in mixers if stream_shapes(mixer)]
+    known = [window for window in windows if window is not None]
+    if not known or len(known) < len(windows):
+        return None
+    return Reach(max(known), max(getattr(mixer, "sink_tokens", 0) for mixer in mixers))
 
 
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:

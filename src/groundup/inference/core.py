@@ -17,14 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from groundup.inference.batch_cache import PageStore, bytes_per_token, is_recurrent
+from groundup.inference.batch_cache import PageStore, bytes_per_token, is_recurrent, reach
 from groundup.inference.choosing import Chosen, choose
 from groundup.inference.graphs import GraphRunner
 from groundup.inference.pages import Pages
 from groundup.inference.quantized_pages import QuantizedPageStore, check_format, quantized_bytes_per_token
 from groundup.inference.request import EngineStats, Output, Request
 from groundup.inference.runner import InvariantRunner, Runner, Span, TorchRunner
-from groundup.inference.scheduler import Scheduler, Work
+from groundup.inference.scheduler import Scheduler, Work, pages_at_once
 from groundup.model import Transformer
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,16 @@ WATCHED = 16
 
 
 class Proposer(Protocol):
-    """Guesses up to `count` next tokens of a request, to be verified in one pass."""
+    """Guesses up to `count` next tokens of a request, to be verified in one pass.
+
+    One with a method `observe(request, start, states)` is also given what the model's head read of each token that
+    stands, the first at place `start`. Passes then run through torch, where those states are at hand.
+    """
 
     def propose(self, request: Request, count: int) -> list[int]: ...
 
+
+Observer = Callable[[Request, int, Tensor], None]
 
 DecoderBuilder = Callable[[Transformer, PageStore], Any]
 """Makes a `Runner` for spans of one token, or an object with the `reason` why it does not.
@@ -88,6 +94,7 @@ class Core:
         self.batch_size, self.page_size, self.step_tokens = batch_size, page_size, step_tokens
         self.row_pages = -(-context_length // page_size)
         self.num_pages = self._default_pages() if cache_tokens is None else cache_tokens // page_size
+        self.reach = reach(model.config)
         recurrent = is_recurrent(model.config)
         self.share = prefix_cache and not recurrent
         self.batch_invariant = batch_invariant
@@ -95,6 +102,10 @@ class Core:
         if proposer is not None and recurrent:
             log.info("no speculation: a recurrent state cannot go back behind rejected tokens")
             self.proposer = None
+        self.observe: Observer | None = getattr(self.proposer, "observe", None)
+        if self.observe is not None and batch_invariant:
+            log.info("no speculation: the proposer needs the model's states, which no pass in fixed tiles keeps")
+            self.proposer = self.observe = None
         self._ready: list[Output] = []
         self._weights: tuple[Any, ...] | None = None
         self._steps = self._generated = self._finished = self._failed = self._aborted = 0
@@ -113,7 +124,11 @@ class Core:
 
     @property
     def capacity(self) -> int:
-        """The most tokens of one sequence that pages can hold."""
+        """The most tokens of one sequence that pages allow; where every layer has a window, more than they hold."""
+        if self.num_pages >= pages_at_once(
+            self.row_pages * self.page_size, self.page_size, self.step_tokens, self.reach
+        ):
+            return self.row_pages * self.page_size
         return self.num_pages * self.page_size
 
     @property
@@ -250,6 +265,9 @@ class Core:
             elif len(result):
                 text = self._verify(work, result)
             scheduler.advance(request, work.known + max(0, len(request.tokens) - before - 1))
+            if self.observe is not None and isinstance(self._runner, TorchRunner):
+                start = work.span.start
+                self.observe(request, start, self._runner.states[work.span.slot][: request.computed - start])
         except Exception as failure:
             request.fail(failure)
         if request.finish_reason is not None:
@@ -311,8 +329,10 @@ class Core:
             self.model.config, self.num_pages, self.page_size, self.batch_size, self.row_pages, dtype, self.model.device
         )
         self.pages = Pages(self.num_pages, self.page_size, self.share)
-        self.scheduler = Scheduler(self.pages, self.store, self.step_tokens)
+        self.scheduler = Scheduler(self.pages, self.store, self.step_tokens, self.reach)
         self._runner = (InvariantRunner if self.batch_invariant else TorchRunner)(self.model, self.store)
+        if isinstance(self._runner, TorchRunner):
+            self._runner.keeps_states = self.observe is not None
 
     def _watch(self) -> tuple[Any, ...]:
         """What tells these weights from others: versions, places, and numbers from some of the parameters.
@@ -340,7 +360,10 @@ class Core:
         return self._fast
 
     def _builder(self) -> DecoderBuilder | None:
-        """What was asked for; on a GPU, unless bits are to be the same in any company, recorded steps."""
+        """What was asked for; on a GPU, unless bits are to be the same in any company, recorded steps. Nothing for a
+        proposer that needs the model's states."""
+        if self.observe is not None:
+            return None
         if self.decoder is None and self.model.device.type == "cuda" and not self.batch_invariant:
             return GraphRunner.build
         return self.decoder

@@ -68,11 +68,11 @@ class StepBuffers:
 
     def __init__(self, store: PageStore, size: int) -> None:
         self.store, self.size, self.in_place = store, size, True
-        on_device = {"device": store.device}
-        self.tokens = torch.zeros(size, 1, dtype=torch.long, **on_device)
-        self.positions = torch.full((size, 1), -1, **on_device)
-        self.slots = torch.full((size,), store.num_pages * store.page_size, **on_device)
-        self.table = torch.full((size, store.tables.shape[1]), store.num_pages, dtype=torch.int32, **on_device)
+        device, spare = store.device, store.num_pages
+        self.tokens = torch.zeros(size, 1, dtype=torch.long, device=device)
+        self.positions = torch.full((size, 1), -1, device=device)
+        self.slots = torch.full((size,), spare * store.page_size, device=device)
+        self.table = torch.full((size, store.tables.shape[1]), spare, dtype=torch.int32, device=device)
 
     def fill(self, spans: Sequence[Span]) -> None:
         """Put these spans of one token into the first rows, and padding into the others."""

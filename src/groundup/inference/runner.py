@@ -59,11 +59,13 @@ class TorchRunner:
     """The model's own forward pass over the page store.
 
     `in_place`: the few tokens of decoding and verifying attend to pages where they lie; by default on a GPU, where a
-    kernel does that. Otherwise pages are gathered first.
+    kernel does that. Otherwise pages are gathered first. With `keeps_states`, `states` has by slot what the head read
+    of each token of the newest span.
     """
 
     def __init__(self, model: Transformer, store: PageStore, in_place: bool | None = None) -> None:
         self.model, self.store = model, store
+        self.keeps_states, self.states = False, dict[int, Float[Tensor, "seq d_model"]]()
         wanted = store.device.type == "cuda" if in_place is None else in_place
         self.most_in_place = most_in_place(model.config) if wanted and not store.gathers_only else 0
 
@@ -75,6 +77,8 @@ class TorchRunner:
             hidden = self._forward(together)
             for row, (i, span) in enumerate(zip(group, together, strict=True)):
                 states[i] = hidden[row, len(span.tokens) - span.wanted : len(span.tokens)]
+                if self.keeps_states:
+                    self.states[span.slot] = hidden[row, : len(span.tokens)]
         wanted = [state for state in states if state is not None and len(state)]
         if not wanted:
             return torch.empty(0, self.model.config.vocab_size, device=self.store.device)

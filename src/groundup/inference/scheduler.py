@@ -12,12 +12,17 @@ then waiting ones are let in, in order, as long as a row, the budget and pages f
 When a running sequence finds no page, the youngest one gives up all of its own, goes back to the front of the queue,
 and later computes again what it had (Kwon et al. 2023, section 4.5, arXiv:2309.06180). The oldest is never the one to
 give way, and admission lets nobody in whose sequence could outgrow the pool, so somebody always advances.
+
+Where every layer has a window, pages wholly behind the widest are given back as a sequence advances (kept for others
+with the same beginning, as long as there is room), and it never holds more than a step needs:
+
+    window 6, pages of 4, 14 tokens computed          [ given back ] [ given back ] [8 9 10 11] [12 13 . .]
 """
 
 from collections import deque
 from dataclasses import dataclass
 
-from groundup.inference.batch_cache import PageStore
+from groundup.inference.batch_cache import PageStore, Reach
 from groundup.inference.pages import Pages
 from groundup.inference.request import Request
 from groundup.inference.runner import Span
@@ -32,11 +37,26 @@ class Work:
     known: int
 
 
-class Scheduler:
-    """Requests that wait and run, over one pool of pages. `step_tokens` is the budget of a step."""
+GIVEN_BACK = -1
+"""In a request's pages, where one was that no layer looks back to any more."""
 
-    def __init__(self, pages: Pages, store: PageStore, step_tokens: int) -> None:
-        self.pages, self.store, self.step_tokens = pages, store, step_tokens
+
+def pages_at_once(length: int, page_size: int, step_tokens: int, reach: Reach | None) -> int:
+    """The most pages that a sequence of this length holds while it is computed, up to `step_tokens` at a time."""
+    whole = -(-length // page_size)
+    if reach is None:
+        return whole
+    return min(whole, -(-reach.sink_tokens // page_size) + -(-(reach.window - 1 + step_tokens) // page_size) + 1)
+
+
+class Scheduler:
+    """Requests that wait and run, over one pool of pages. `step_tokens` is the budget of a step.
+
+    reach: how far back the model looks; None if to the beginning.
+    """
+
+    def __init__(self, pages: Pages, store: PageStore, step_tokens: int, reach: Reach | None = None) -> None:
+        self.pages, self.store, self.step_tokens, self.reach = pages, store, step_tokens, reach
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.free_slots = list(range(store.rows - 1, -1, -1))
@@ -110,7 +130,7 @@ class Scheduler:
             return None
         self.pages.hold(blocks)
         held = [block.page for block in blocks]
-        if -(-len(request.ids) // size) - len(held) > self.pages.available:
+        if pages_at_once(len(request.ids), size, self.step_tokens, self.reach) - len(held) > self.pages.available:
             self.pages.release(held)
             return None
         self.waiting.popleft()
@@ -119,6 +139,7 @@ class Scheduler:
         request.keys = [block.key for block in blocks]
         request.computed = len(held) * size
         self.store.place(request.slot, 0, held)
+        self._give_back(request)
         if not request.tokens:
             request.cached_tokens = request.computed
             self.prompt_tokens += len(request.prompt)
@@ -146,6 +167,23 @@ class Scheduler:
             start = len(request.keys) * size
             tokens = tuple(request.ids[start : start + size])
             request.keys.append(self.pages.register(request.pages[len(request.keys)], request.parent, tokens))
+        self._give_back(request)
+
+    def _give_back(self, request: Request) -> None:
+        """Pages that no layer looks back to from the next token on."""
+        if self.reach is None:
+            return
+        size = self.pages.page_size
+        first = -(-self.reach.sink_tokens // size)
+        behind = max(first, (request.computed - self.reach.window + 1) // size)
+        done = [i for i in range(first, min(behind, len(request.pages))) if request.pages[i] != GIVEN_BACK]
+        if not done:
+            return
+        assert request.slot is not None
+        self.pages.release([request.pages[i] for i in done])
+        for i in done:
+            request.pages[i] = GIVEN_BACK
+            self.store.place(request.slot, i, [self.store.num_pages])
 
     def crop(self, request: Request) -> None:
         """Give back pages behind the tokens that are computed, where rejected drafts were."""
@@ -175,7 +213,7 @@ class Scheduler:
     def _leave(self, request: Request, keep: bool = True) -> None:
         assert request.slot is not None
         self.running.remove(request)
-        freed = self.pages.release(request.pages, keep)
+        freed = self.pages.release([page for page in request.pages if page != GIVEN_BACK], keep)
         if not keep:
             self.store.scrub(freed)
         self.store.clear(request.slot)

@@ -20,11 +20,13 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from groundup.inference.engine import Engine
 from groundup.inference.request import Request
 from groundup.model import Transformer
-from groundup.model.multi_token import draft
+from groundup.model.cache import DenseCache
 
 
 class Guessing(Protocol):
@@ -107,21 +109,75 @@ class DraftProposer:
         return drafting.tokens
 
 
-class MultiTokenProposer:
-    """What the model's own multi-token modules predict after its greedy next token (DeepSeek-V3, arXiv:2412.19437).
+class _Heads:
+    """What the modules know of one request, for places from `begin` on.
 
-    Reads the last `window` tokens again without a cache, through the whole model and the modules: guesses need not
-    see all of the text, but each costs a pass over the window. Raises ValueError for a model without such modules.
+    states: what the model's head read at the places from `settled` on, (1, places, d_model)
+    caches: one per depth. Entries below `settled` were made from tokens that stand, others from guesses, too
     """
 
-    def __init__(self, model: Transformer, window: int = 32) -> None:
+    def __init__(self, begin: int, depth: int, states: Tensor) -> None:
+        self.begin = self.settled = begin
+        self.states = states[None]
+        self.caches = [DenseCache() for _ in range(depth)]
+
+    @property
+    def end(self) -> int:
+        return self.settled + self.states.shape[1]
+
+    def settle(self, place: int) -> None:
+        """Everything below `place` stands."""
+        place = max(place, self.settled)
+        self.states, self.settled = self.states[:, place - self.settled :].clone(), place
+
+
+class MultiTokenProposer:
+    """What the model's own multi-token modules predict after the newest token (DeepSeek-V3, arXiv:2412.19437).
+
+        the model has run            t0   t1   t2                  and drew t3 from h2
+        depth 1, place i:            h_i and t_(i+1)               at place 2 guesses t4 from h2, t3
+        depth 2, place i:            depth 1's state and t_(i+2)   at place 2 guesses t5 from its state, t4
+
+    The engine hands over what the head read of each token (`observe`), and each depth has a cache of its own, so a
+    guess costs one pass of one block over the tokens since the last time, and the head. Entries that were made from
+    guesses are made again. Where a beginning was found in the prefix cache, modules know only what came after it.
+
+    Raises ValueError for a model without such modules.
+    """
+
+    def __init__(self, model: Transformer) -> None:
         if model.multi_token is None:
             raise ValueError("this model has no multi-token modules: train it with `multi_token` in its config")
-        if window < 1:
-            raise ValueError(f"window={window}; expected at least 1 token")
-        self.model, self.window = model, window
+        self.model = model
+        self.depths: list[Any] = list(model.multi_token.depths)
+        self._heads: WeakKeyDictionary[Any, _Heads] = WeakKeyDictionary()
 
+    def observe(self, request: Guessing, start: int, states: Float[Tensor, "seq d_model"]) -> None:
+        """What the model's head read at the places from `start` on, of tokens that stand."""
+        heads = self._heads.get(request)
+        if heads is None or start > heads.end:
+            self._heads[request] = _Heads(start, len(self.depths), states)
+        elif start + len(states) > heads.end:  # after a preemption, some are computed again
+            heads.states = torch.cat([heads.states, states[None, heads.end - start :]], 1)
+
+    @torch.no_grad()
     def propose(self, request: Guessing, count: int) -> list[int]:
-        """At most `count` tokens, and at most one more than the model has modules."""
-        tokens = torch.tensor([request.ids[-self.window :]], device=self.model.device)
-        return draft(self.model, tokens)[0, :count].tolist()
+        """At most `count` tokens, and at most as many as the model has modules."""
+        heads, newest = self._heads.get(request), len(request.ids) - 1
+        if heads is None or heads.end != newest or not newest:
+            return []
+        hidden, first = heads.states, heads.settled
+        positions = torch.arange(first, newest, device=hidden.device)[None]
+        told = request.ids[first + 1 :]
+        guesses: list[int] = []
+        for k, (depth, cache) in enumerate(zip(self.depths[:count], heads.caches, strict=False)):
+            if cache.length < first - heads.begin:
+                break  # fewer guesses were asked for before, and this depth has not seen what it needs
+            cache.crop(first - heads.begin)
+            tokens = torch.tensor([told[k:]], device=hidden.device)
+            layout = self.model.layout(tokens, positions)
+            hidden = depth(hidden, self.model.embed_tokens(tokens, layout), layout, cache)
+            guesses.append(int(self.model.logits(depth.final_norm(hidden[:, -1])).argmax(-1)))
+            told = [*told, guesses[-1]]
+        heads.settle(newest - len(self.depths) + 1)
+        return guesses

@@ -14,9 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from groundup.model.block import Block, BlockConfig
-from groundup.model.cache import NoCache
+from groundup.model.cache import Cache, NoCache
 from groundup.model.linear import Linear
 from groundup.model.norm import build_norm
+from groundup.model.position import Layout
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,18 @@ class FurtherToken(nn.Module):
         self.combine = Linear(2 * d_model, d_model)
         self.block = Block(block, d_model, norm_eps, norm_bias)
         self.final_norm = build_norm(block.norm, d_model, norm_eps, norm_bias)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch seq d_model"],
+        tokens: Float[Tensor, "batch seq d_model"],
+        layout: Layout,
+        cache: Cache,
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """The next depth's `hidden`, from this one's and the embeddings of the tokens that it is told; the head reads
+        its `final_norm`."""
+        both = torch.cat([self.hidden_norm(hidden), self.token_norm(tokens)], -1)
+        return self.block(self.combine(both), layout, cache)
 
 
 class MultiToken(nn.Module):
@@ -81,9 +94,7 @@ class MultiToken(nn.Module):
                 segments=None if segments is None else segments[:, :seq],
             )
             layout = replace(layout, auxiliary=auxiliary)
-            tokens = model.embed_tokens(known, layout)
-            both = torch.cat([depth.hidden_norm(hidden[:, :seq]), depth.token_norm(tokens)], -1)
-            hidden = depth.block(depth.combine(both), layout, NoCache())
+            hidden = depth(hidden[:, :seq], model.embed_tokens(known, layout), layout, NoCache())
             states.append(depth.final_norm(hidden))
         return states
 
