@@ -58,7 +58,7 @@ def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], di
     assert isinstance(decoder, CompiledDecoder), decoder
     prompts = torch.randint(options["shape"]["vocab_size"], (batch, prompt)).tolist()
 
-    first = [largest(decoder.run([Tokens(ids, 0, row)])).item() for row, ids in enumerate(prompts)]
+    first = [int(largest(decoder.run([Tokens(ids, 0, row)])).item()) for row, ids in enumerate(prompts)]
 
     def decode(steps: int) -> dict[str, Any]:
         tokens, started = first, time.perf_counter()
