@@ -48,7 +48,8 @@ def test_an_answer_is_the_same_alone_and_in_every_crowd(name):
         together = answers(one, requests)
         assert [c.tokens for c in together] == [c.tokens for c in alone], setting
         assert one.stats().pages_used == 0
-        if setting == "preempted" and name in FAST:  # elsewhere answers may end before the pool is full
+        # Elsewhere answers may end before the pool is full, or give back what lies behind their windows.
+        if setting == "preempted" and name in FAST and one.core.reach is None:
             assert one.stats().preemptions > 0
     prompt, done = requests[0][0], alone[0]
     expected = training_logprobs(name, [*prompt, *done.tokens])[len(prompt) - 1 : -1]
