@@ -190,6 +190,19 @@ def test_a_row_gets_the_same_bits_in_any_company_in_any_cut_and_on_any_number_of
         assert torch.equal(alone.run([Span(ids[-1:], len(ids) - 1, i)])[0], batch[i])
 
 
+def test_a_thread_that_is_late_reads_nothing_of_the_next_step():
+    """After a step without logits it has only operations without rows left, while another one begins anew."""
+    model, draw = shaken(config(layers=1)), np.random.default_rng(0)
+    decoders = [CompiledDecoder(model, new_store(model.config), "fp32", threads) for threads in (1, 3)]
+    for number in range(300):
+        ids = draw.integers(VOCAB, size=6).tolist()
+        found = []
+        for decoder in decoders:
+            decoder.run([Span(ids[:5], 0, number % 4, wanted=0)])
+            found.append(decoder.run([Span(ids[5:], 5, number % 4)]))
+        assert torch.equal(*found), number
+
+
 def test_more_rows_than_a_step_has_are_done_in_several():
     model = shaken(VARIANTS["gqa"])
     decoder = CompiledDecoder(model, new_store(model.config, rows=8), "fp32")

@@ -248,9 +248,11 @@ def _compiled_step(digest: str) -> Any:
         work = np.empty(work_size, np.float32)
         y = np.empty((2 * TILE, OUTPUTS), np.float32)
         private_area = area + record * (tokens.size + TILE + thread * PRIVATE_ROWS)
+        # Read here, before the first meeting: behind the last one thread 0 may have begun to write the next step's.
+        counted = (counts[0], counts[1])
         for number in range(program.size):
             op = program[number]
-            rows = counts[op.wanted]
+            rows = counted[op.wanted]
             private = rows <= PRIVATE_ROWS
             records = private_area if private else area
             if rows == 0:
