@@ -176,8 +176,8 @@ class MultiTokenProposer:
             cache.crop(first - heads.begin)
             tokens = torch.tensor([told[k:]], device=hidden.device)
             layout = self.model.layout(tokens, positions)
-            hidden = depth(hidden, self.model.embed_tokens(tokens, layout), layout, cache)
-            guesses.append(int(self.model.logits(depth.final_norm(hidden[:, -1])).argmax(-1)))
+            hidden, state = depth(hidden, self.model.embed_tokens(tokens, layout), layout, cache)
+            guesses.append(int(self.model.logits(state[:, -1]).argmax(-1)))
             told = [*told, guesses[-1]]
         heads.settle(newest - len(self.depths) + 1)
         return guesses

@@ -51,11 +51,12 @@ class FurtherToken(nn.Module):
         tokens: Float[Tensor, "batch seq d_model"],
         layout: Layout,
         cache: Cache,
-    ) -> Float[Tensor, "batch seq d_model"]:
-        """The next depth's `hidden`, from this one's and the embeddings of the tokens that it is told; the head reads
-        its `final_norm`."""
+    ) -> tuple[Float[Tensor, "batch seq d_model"], Float[Tensor, "batch seq d_model"]]:
+        """(the next depth's `hidden`, what the head reads of it), from this depth's and the embeddings of the tokens
+        that it is told."""
         both = torch.cat([self.hidden_norm(hidden), self.token_norm(tokens)], -1)
-        return self.block(self.combine(both), layout, cache)
+        hidden = self.block(self.combine(both), layout, cache)
+        return hidden, self.final_norm(hidden)
 
 
 class MultiToken(nn.Module):
@@ -94,8 +95,8 @@ class MultiToken(nn.Module):
                 segments=None if segments is None else segments[:, :seq],
             )
             layout = replace(layout, auxiliary=auxiliary)
-            hidden = depth(hidden[:, :seq], model.embed_tokens(known, layout), layout, NoCache())
-            states.append(depth.final_norm(hidden))
+            hidden, state = depth(hidden[:, :seq], model.embed_tokens(known, layout), layout, NoCache())
+            states.append(state)
         return states
 
 
