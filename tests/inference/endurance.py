@@ -7,6 +7,7 @@ as a faster decoder beside the usual one, a store in eight bits, or a proposer: 
 an engine of its own, or one that is told what the model has read, and compares.
 """
 
+import itertools
 import random
 import zlib
 from collections import Counter
@@ -29,6 +30,13 @@ POISON = 13
 def next_token(ids) -> int:
     token = zlib.crc32(np.asarray(ids, dtype=np.int64).tobytes()) % VOCAB
     return token + 1 if token == POISON else token
+
+
+class Drafted(DraftProposer):
+    """Drafts of a model, up to the token at which the runner raises."""
+
+    def propose(self, request, count):
+        return list(itertools.takewhile(lambda token: token != POISON, super().propose(request, count)))
 
 
 def visible(ids, look: Reach | None):
@@ -131,7 +139,7 @@ class Fuzz:
         if kind == "engine":
             options = {"cache_tokens": self.rng.choice([16, 400]), "page_size": 2}
             self.drafting = Engine(model(), tokenizer(), batch_size=1, **options)
-            return DraftProposer(self.drafting, tokenizer().vocab_size)
+            return Drafted(self.drafting, tokenizer().vocab_size)
         if kind == "n-grams":
             return NgramProposer(self.rng.choice([1, 4]), 1)
         return (Told if kind == "told" else Guesses)(self.rng, self.look)
