@@ -34,23 +34,12 @@ from groundup.inference.decode.operations import (
     ROUND,
 )  # fmt: skip
 from groundup.inference.decode.rows import activate, floats, norm, round_bf16, round_fp32, round_int16
-from groundup.inference.decode.team import (
-    FAST_MATH,
-    arrive,
-    call,
-    compiled,
-    have_all_arrived,
-    is_called,
-    next_part,
-    wait,
-)
+from groundup.inference.decode.team import FAST_MATH, arrive, call, compiled, is_called, meet, next_part
 from groundup.inference.decode.tile import INPUTS, OUTPUTS
 
 TILE = 12  # rows of a tile at most
 TURNS = 4  # of each thread in a product
-LEAST_AHEAD, MOST_AHEAD = 8 << 10, 256 << 10
-"""Bytes of the next product that a thread asks for in each meeting, even the shortest, and while it waits."""
-FETCHED = 1 << 10  # of them at once
+AHEAD_BYTES = 32 << 10
 
 
 @compiled
@@ -215,22 +204,10 @@ def _parts(op, rows, threads):
 
 
 @compiled
-def _meet(board, thread, threads, op, fetch):
-    """Wait for the others, and meanwhile ask for this thread's first part of the next product, or memory is idle."""
+def _fetch_ahead(op, fetch, thread, threads):
+    """Ask for the beginning of this thread's first part of the next product: memory would be idle while it waits."""
     part_bytes = _blocks_at_once(op, threads) * op.block_bytes * (1 + op.gated)
-    place = op.weights + thread * part_bytes
-    end = place + min(part_bytes, MOST_AHEAD)
-    for _ in range(LEAST_AHEAD // FETCHED):
-        call_2(fetch, place, FETCHED)
-        place += FETCHED
-    turn = 0
-    while not have_all_arrived(board, thread, threads):
-        if place < end:
-            call_2(fetch, place, FETCHED)
-            place += FETCHED
-        else:
-            wait(turn)
-            turn += 1
+    call_2(fetch, op.weights + thread * part_bytes, min(part_bytes, AHEAD_BYTES))
 
 
 @compiled
@@ -282,7 +259,8 @@ def _walk(
                 _row(op.target, op.target_width, part)[:] = _row(op.source, op.source_width, gathered[part])
             part = next_part(board, thread, threads)
         arrive(board, thread)
-        _meet(board, thread, threads, program[op.next_product], op.fetch)
+        _fetch_ahead(program[op.next_product], op.fetch, thread, threads)
+        meet(board, thread, threads)
 
 
 def _digest() -> str:

@@ -101,32 +101,19 @@ def arrive(board, thread):
 
 
 @compiled
-def have_all_arrived(board, thread, threads):
-    """Whether this thread waits for nobody any more. To be asked until it is so."""
-    meetings = board[OWN + LINE * thread]
-    if _read(board.ctypes.data + 8 * MEETING) < meetings * threads:
-        return False
-    if thread == 0:  # nobody is left at the operation before, whose counter is needed again in three
-        board[FIRST_COUNTER + LINE * ((meetings - 1) % COUNTERS)] = 0
-    return True
-
-
-@compiled
-def wait(turn):
-    """A moment, in which others may run if it is not among the first."""
-    if turn < SPINS:
-        _pause()
-    else:
-        _let_others_run()
-
-
-@compiled
 def meet(board, thread, threads):
     """Wait until every thread has arrived."""
-    turn = 0
-    while not have_all_arrived(board, thread, threads):
-        wait(turn)
-        turn += 1
+    own = OWN + LINE * thread
+    everyone = board[own] * threads
+    spins = 0
+    while _read(board.ctypes.data + 8 * MEETING) < everyone:
+        spins += 1
+        if spins < SPINS:
+            _pause()
+        else:
+            _let_others_run()
+    if thread == 0:  # nobody is left at the operation before, whose counter is needed again in three
+        board[FIRST_COUNTER + LINE * ((board[own] - 1) % COUNTERS)] = 0
 
 
 @compiled
@@ -147,10 +134,13 @@ def is_called(board, thread):
     """As a helper that is done with a step, wait some time for the next call; whether it came."""
     answered = OWN + LINE * thread + 1
     board[answered] += 1
-    for turn in range(PATIENCE):
+    for spins in range(PATIENCE):
         if _read(board.ctypes.data + 8 * CALLS) > board[answered]:
             return True
-        wait(turn)
+        if spins < SPINS:
+            _pause()
+        else:
+            _let_others_run()
     return False
 
 
