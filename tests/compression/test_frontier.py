@@ -7,6 +7,7 @@ from groundup.compression import frontier
 from groundup.compression.frontier import compress, decode_rate, mark_frontier
 from groundup.compression.quantize import load_quantized, weight_bytes
 from groundup.compression.settings import CompressSettings
+from groundup.compression.teacher_logits import TeacherLogits
 from groundup.compression.text import read_texts
 from groundup.compression.variants import heal, make_variant
 from groundup.evaluation import bits_per_byte
@@ -141,14 +142,39 @@ def test_healing_lowers_the_loss_and_distillation_uses_the_model(model_folder):
         few = CompressSettings(methods=(), context_length=24, score_bytes=600, heal_steps=steps, heal_rate=1e-2)
         seen = []
 
-        def healed(model, objective, few=few, seen=seen):
-            heal(model, objective, texts, few, lambda step, _model, run: seen.append(step))
+        def healed(model, objective, source, few=few, seen=seen):
+            heal(model, objective, source, few, lambda step, _model, run: seen.append(step))
 
         variant = make_variant("shallow-50", source.model, texts, few, healed)
         score = bits_per_byte(variant.model, source.tokenizer, texts.scored, context_length=24)
         losses[steps] = score.bits_per_byte
         assert len(seen) == steps
     assert losses[12] < 0.9 * losses[0]
+
+
+def test_distilled_variants_learn_from_a_cache_as_from_the_model(compared, model_folder, tmp_path, monkeypatch):
+    """With every token kept the result is the running model's, and what was written once is not written again."""
+    files, methods = [str(model_folder / "text.txt")], ("distilled-50", "shallow-50")
+    few = {"context_length": 24, "score_bytes": 600, "calibration_windows": 2, "heal_steps": 2, "decode_tokens": 1}
+    settings = CompressSettings(methods=methods, rounds=1, top_k=100_000, **few)
+    seen = []
+    result = compress(
+        model_folder / "hf", files, settings, out=tmp_path / "c", logits=tmp_path / "logits",
+        progress=lambda stage, done, total: seen.append((stage, done, total)),
+    )  # fmt: skip
+    online = row_of(compared[1], "distilled-50")["bits_per_byte"]
+    assert row_of(result, "distilled-50")["bits_per_byte"] == pytest.approx(online, rel=1e-4)
+    assert row_of(result, "shallow-50")["bits_per_byte"] != pytest.approx(online, rel=1e-4)
+    cache = TeacherLogits.open(tmp_path / "logits")
+    assert cache.k == cache.vocab_size and cache.temperature == settings.temperature
+    assert ("teacher's logits", cache.header["rows"], cache.header["rows"]) in seen and cache.header["rows"] <= 8
+    monkeypatch.setattr("groundup.compression.teacher_writing._kept", None)
+    compress(model_folder / "hf", files, settings, out=tmp_path / "d", logits=tmp_path / "logits")
+    with pytest.raises(ValueError, match="other text, or the same in other rows"):
+        other = CompressSettings(methods=methods, rounds=1, top_k=100_000, seed=5, **few)
+        compress(model_folder / "hf", files, other, out=tmp_path / "e", logits=tmp_path / "logits")
+    with pytest.raises(ValueError, match="nothing would learn from them"):
+        compress(model_folder / "hf", files, CompressSettings(methods=()), out=tmp_path / "f", logits=tmp_path / "g")
 
 
 def test_a_rate_is_measured_on_all_tokens_even_for_a_model_that_would_end_at_once():

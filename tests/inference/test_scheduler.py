@@ -105,9 +105,11 @@ def test_removing_from_anywhere_frees_everything():
 
 
 def test_random_operations_lose_no_page_and_change_no_answer():
-    counts = run(1_000, seed=1000, per_engine=200)
-    for happened in ("submit", "abort", "refused", "end", "length", "error", "preemptions", "cached prompt tokens"):
-        assert counts[happened], f"{happened} never happened, so nothing was tested: {counts}"
+    counts = run(1_000, seed=10, per_engine=50)
+    happened = "submit", "abort", "refused", "end", "length", "error", "preemptions", "cached prompt tokens"
+    kinds = "window True", "decoder prompts", "decoder tokens", "int8", "fp8", "Told", "NgramProposer", "Drafted"
+    for name in (*happened, *(f"engines, {kind}" for kind in kinds)):
+        assert counts[name], f"{name} never happened, so nothing was tested: {counts}"
 
 
 def test_a_pool_of_one_page():

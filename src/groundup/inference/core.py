@@ -132,6 +132,11 @@ class Core:
         return self.num_pages * self.page_size
 
     @property
+    def weight_bytes(self) -> int | None:
+        """Of the weights that the decoder's step reads; None while steps go through torch."""
+        return getattr(getattr(self, "_fast", None), "weight_bytes", None)
+
+    @property
     def has_work(self) -> bool:
         """Whether a request waits or runs, or an output has not been handed out yet."""
         busy = self.scheduler is not None and (self.scheduler.waiting or self.scheduler.running)
