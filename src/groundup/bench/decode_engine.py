@@ -52,4 +52,5 @@ def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], di
             seconds += time.perf_counter() - started
         return {"peak_bytes": 0, "seconds": seconds}
 
+    begin()  # here, so that the race sees how long a step takes and not a prompt, when it decides how many are a turn
     return {"threads": torch.get_num_threads()}, decode

@@ -9,10 +9,10 @@ microseconds it lets others run, who may have taken the core of the one that is 
 array of int64, `board`; none is ever set back while others may look.
 
     thread 0   step   Python   step        |call| when it begins a step
-    thread 1   step   await    step        await: for a call, some milliseconds; then to sleep, at Python's queue
+    thread 1   step   await    step        await: a call, for three milliseconds; then sleep, at Python's queue
 
 Between steps the helpers sleep, but not at once: to wake a thread whose core went to sleep takes some hundred
-microseconds of a step of five thousand. So a helper first waits in compiled code, and lets others run meanwhile.
+microseconds of a step of five thousand. So a helper first waits in compiled code, and lets others run now and then.
 """
 
 import inspect
@@ -36,7 +36,7 @@ COUNTERS = 4
 MEETING, CALLS, FIRST_COUNTER = 0, LINE, 2 * LINE
 OWN = FIRST_COUNTER + COUNTERS * LINE  # of each thread: how many meetings it has been to, and calls it has answered
 SPINS = 1000  # some 20 microseconds
-PATIENCE = 10_000  # some 3 milliseconds, if nobody else wants the core
+PATIENCE = 100 * SPINS  # some 3 milliseconds
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz"}  # sums may be reordered, but infinities and NaN stay what they are
 
 
@@ -134,10 +134,10 @@ def is_called(board, thread):
     """As a helper that is done with a step, wait some time for the next call; whether it came."""
     answered = OWN + LINE * thread + 1
     board[answered] += 1
-    for spins in range(PATIENCE):
+    for turn in range(PATIENCE):
         if _read(board.ctypes.data + 8 * CALLS) > board[answered]:
             return True
-        if spins < SPINS:
+        if turn % SPINS < SPINS - 1:
             _pause()
         else:
             _let_others_run()
