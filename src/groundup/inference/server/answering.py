@@ -98,7 +98,7 @@ class Answer(Response):
         desk.service.admit(request.n)  # a full queue is told before anything is computed
         writer = await self._writer(request, want)
         with contextlib.ExitStack() as closing:
-            streams = await self._open(writer, want, closing)
+            streams = await self._open(writer, want, closing, request.stream)
             pieces = merged(streams)
             async with contextlib.aclosing(pieces):
                 if request.stream:
@@ -140,7 +140,7 @@ class Answer(Response):
         chunks = await self.desk.service.score(lambda engine: score(engine.model, ids, max(top, 1)))
         return [entry for chunk in chunks for entry in chunk]
 
-    async def _open(self, writer: Writer, want: Wanted, closing: contextlib.ExitStack) -> list[Stream]:
+    async def _open(self, writer: Writer, want: Wanted, closing: contextlib.ExitStack, at_once: bool) -> list[Stream]:
         service, pairs = self.desk.service, [(ids, params) for ids in writer.prompts for params in want.params]
         constraints = [None] * len(pairs)
         if want.constraint is not None:
@@ -151,7 +151,7 @@ class Answer(Response):
         service.admit(len(pairs))
         streams = []
         for (ids, params), constraint in zip(pairs, constraints, strict=True):
-            stream = service.open(ids, params, salt=self.salt, constraint=constraint)
+            stream = service.open(ids, params, salt=self.salt, constraint=constraint, at_once=at_once)
             closing.callback(stream.close)
             streams.append(stream)
         return streams

@@ -10,6 +10,7 @@ lets the last answer arrive (`lingering`).
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -50,6 +51,7 @@ class BoundedConnection(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._refused = -math.inf  # when a request was last refused from its bytes
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._lingering = LingeringTransport(transport, self._is_unread)
@@ -109,7 +111,11 @@ class BoundedConnection(H11Protocol):
             self._lingering.close_now()
 
     def timeout_keep_alive_handler(self) -> None:
-        self.transport.close()
+        left = self._refused + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._keep_alive(left)
+        else:
+            self.transport.close()
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -122,9 +128,14 @@ class BoundedConnection(H11Protocol):
         return not self._is_answering() and self.conn.their_state in (h11.IDLE, h11.SEND_BODY, h11.ERROR)
 
     def _await_next_request(self) -> None:
+        """After a refusal, of which there may be thousands a second: a timer that runs is left to, and looks again."""
         self._headers_are_here()
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._refused = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._keep_alive(self.timeout_keep_alive)
+
+    def _keep_alive(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _headers_are_here(self) -> None:
         if self._header_timer is not None:

@@ -27,12 +27,28 @@ LAST_SECONDS = 2  # after the drain, for error events to reach their clients
 logger = logging.getLogger(__name__)
 
 
+import os, time, selectors
+PAUSE = float(os.environ.get("PAUSE", "0.005"))
+class PatientSelector(selectors.DefaultSelector):
+    def __init__(self, service):
+        super().__init__(); self.service = service
+    def select(self, timeout=None):
+        if PAUSE and self.service.is_full and (timeout is None or timeout > 0):
+            time.sleep(PAUSE if timeout is None else min(PAUSE, timeout))
+        return super().select(timeout)
+
+
 class DrainingServer(uvicorn.Server):
     """uvicorn, which on its way out lets the service end what it has begun, and goes when the engine fails for good."""
 
     def __init__(self, config: uvicorn.Config, service: Service, settings: Settings) -> None:
         super().__init__(config)
         self.service, self.settings = service, settings
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, on a loop that does not disturb a busy engine more than it must."""
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(PatientSelector(self.service))) as runner:
+            runner.run(self.serve(sockets))
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
