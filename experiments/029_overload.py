@@ -63,13 +63,13 @@ def write_model(folder: Path, d_model: int, num_layers: int) -> None:
 class Connection:
     """A socket, and the request that is under way on it."""
 
-    __slots__ = ("began", "buffer", "is_health", "socket", "used")
+    __slots__ = ("began", "buffer", "is_health", "is_idle", "socket", "used")
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), 10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
-        self.began, self.used, self.buffer, self.is_health = 0.0, False, b"", False
+        self.began, self.used, self.buffer, self.is_health, self.is_idle = 0.0, False, b"", False, False
 
 
 class Load:
@@ -116,7 +116,7 @@ class Load:
             connection = Connection(self.port)
             self.connections[connection.socket.fileno()] = connection
             self.poll.register(connection.socket, select.EPOLLIN)
-        connection.began, connection.is_health = time.perf_counter(), is_health
+        connection.began, connection.is_health, connection.is_idle = time.perf_counter(), is_health, False
         try:
             connection.socket.send(self.health if is_health else self.request)
         except OSError as error:
@@ -126,13 +126,17 @@ class Load:
         """Wait so long at most for answers, and take those that came; how many came to an end."""
         before = self.under_way
         for number, _ in self.poll.poll(seconds):
-            connection = self.connections[number]
+            connection = self.connections.get(number)
+            if connection is None:
+                continue
             try:
                 data = connection.buffer + connection.socket.recv(1 << 16)
+            except BlockingIOError:  # a connection that has just got the number of another
+                continue
             except OSError as error:
                 self.lose(connection, type(error).__name__)
                 continue
-            if data == connection.buffer:
+            if data == connection.buffer or connection.is_idle:
                 self.lose(connection, "closed by the server")
             elif (status := self.read(data)) is None:
                 connection.buffer = data
@@ -168,16 +172,14 @@ class Load:
             self.refused.append(seconds)
         else:
             self.failed += 1
-        connection.buffer, connection.used = b"", True
+        connection.buffer, connection.used, connection.is_idle = b"", True, True
         self.idle.append(connection)
 
     def lose(self, connection: Connection, how: str) -> None:
         """A connection broke; a request that had gone out on a kept one is asked again."""
-        was_idle = connection in self.idle
-        if was_idle:
-            self.idle.remove(connection)
         self.close(connection)
-        if was_idle:
+        if connection.is_idle:
+            self.idle.remove(connection)
             return
         self.broken[f"{how} on a {'kept' if connection.used else 'new'} connection"] += 1
         self.stale += connection.used

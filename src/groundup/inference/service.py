@@ -211,10 +211,12 @@ class Service:
         """What is said to one too many now."""
         return QueueFull(len(self._waiting), self._retry_after(len(self._waiting)))
 
-    @property
-    def is_full(self) -> bool:
-        """Whether one more would be one too many; False where none is taken for another reason."""
-        return len(self._waiting) >= self.max_waiting and self.failure is None and not self.draining
+    def has_no_place_but(self, claimed: int) -> bool:
+        """Whether one more, beside so many that are on their way, would be one too many.
+
+        False where none is taken for another reason.
+        """
+        return len(self._waiting) + claimed >= self.max_waiting and self.failure is None and not self.draining
 
     @property
     def waiting(self) -> int:

@@ -49,8 +49,9 @@ class Desk:
 class Answer(Response):
     """Answers when it is sent; stops, and frees what the engine holds, as soon as the client has gone."""
 
-    def __init__(self, desk: Desk, endpoint: str, given: bytes, salt: str) -> None:
-        self.desk, self.endpoint, self.given, self.salt = desk, endpoint, given, salt
+    def __init__(self, desk: Desk, endpoint: str, state: dict[str, Any]) -> None:
+        self.desk, self.endpoint = desk, endpoint
+        self.given, self.salt, self.ticket = state["body"], state["salt"], state.get("ticket")
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,6 +100,8 @@ class Answer(Response):
         writer = await self._writer(request, want)
         with contextlib.ExitStack() as closing:
             streams = await self._open(writer, want, closing, request.stream)
+            if self.ticket is not None:
+                self.ticket.release()
             pieces = merged(streams)
             async with contextlib.aclosing(pieces):
                 if request.stream:

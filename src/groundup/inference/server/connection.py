@@ -11,7 +11,6 @@ lets the last answer arrive (`lingering`).
 import asyncio
 import json
 import math
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -23,17 +22,17 @@ from uvicorn.server import ServerState
 from groundup.inference.server.errors import ApiError
 from groundup.inference.server.lingering import LingeringTransport
 from groundup.inference.server.settings import Settings
+from groundup.inference.server.shedding import Shedder
 
 
-def protocol_for(settings: Settings, shedder: Callable[[bytes], bytes | None]) -> type[asyncio.Protocol]:
+def protocol_for(settings: Settings, shedder: Shedder) -> type[asyncio.Protocol]:
     """The class of connections with these bounds, for uvicorn's `http=`.
 
     `shedder` gets what begins a request, and may have an answer at once.
     """
 
     class Connection(BoundedConnection):
-        bounds = settings
-        shed = staticmethod(shedder)
+        bounds, shed = settings, shedder
 
     return Connection
 
@@ -41,8 +40,8 @@ def protocol_for(settings: Settings, shedder: Callable[[bytes], bytes | None]) -
 class BoundedConnection(H11Protocol):
     """uvicorn's HTTP/1.1 in pure Python, with timers."""
 
-    bounds = Settings()
-    shed: Callable[[bytes], bytes | None] = staticmethod(lambda _: None)
+    bounds: Settings
+    shed: Shedder
 
     def __init__(
         self, config: Config, server_state: ServerState, app_state: dict[str, Any],
@@ -52,6 +51,8 @@ class BoundedConnection(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._refused = -math.inf  # when a request was last refused from its bytes
+        self._ticket = self.shed.new_ticket()
+        self.app_state = {**app_state, "ticket": self._ticket}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._lingering = LingeringTransport(transport, self._is_unread)
@@ -67,14 +68,19 @@ class BoundedConnection(H11Protocol):
         for timer in (self._header_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
+        self._ticket.release()
         self._lingering.end()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._ticket.release()
+        super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
         if self._lingering.lingers:
             self._lingering.discard(data)
             return
-        if self._is_between_requests() and (refusal := self.shed(data)):
+        if self._is_between_requests() and (refusal := self.shed(data, self._ticket)):
             self.transport.write(refusal)
             self._await_next_request()
             return

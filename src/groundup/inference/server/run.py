@@ -16,6 +16,7 @@ from groundup.inference.server.choosing import Compile
 from groundup.inference.server.connection import protocol_for
 from groundup.inference.server.keys import Keys
 from groundup.inference.server.metrics import Metrics
+from groundup.inference.server.patience import PatientSelector
 from groundup.inference.server.settings import LOOPBACK, Settings
 from groundup.inference.server.shedding import Shedder
 from groundup.inference.service import Service
@@ -27,17 +28,6 @@ LAST_SECONDS = 2  # after the drain, for error events to reach their clients
 logger = logging.getLogger(__name__)
 
 
-import os, time, selectors
-PAUSE = float(os.environ.get("PAUSE", "0.005"))
-class PatientSelector(selectors.DefaultSelector):
-    def __init__(self, service):
-        super().__init__(); self.service = service
-    def select(self, timeout=None):
-        if PAUSE and self.service.is_full and (timeout is None or timeout > 0):
-            time.sleep(PAUSE if timeout is None else min(PAUSE, timeout))
-        return super().select(timeout)
-
-
 class DrainingServer(uvicorn.Server):
     """uvicorn, which on its way out lets the service end what it has begun, and goes when the engine fails for good."""
 
@@ -47,8 +37,11 @@ class DrainingServer(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, on a loop that does not disturb a busy engine more than it must."""
-        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(PatientSelector(self.service))) as runner:
+        with asyncio.Runner(loop_factory=self._new_loop) as runner:
             runner.run(self.serve(sockets))
+
+    def _new_loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.SelectorEventLoop(PatientSelector(lambda: self.service.has_no_place_but(0)))
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""

@@ -8,6 +8,9 @@ hundred times the load that is half of the server's time; this way it is some hu
 means is remembered, as clients send the same one again and again, and so are the bytes of answers. An unknown key is
 refused before anybody looks at the queue, full or not, so a stranger learns nothing of the load, neither by the answer
 nor by its time. Whatever is unusual goes the long way.
+
+The long way takes a while, in which hundreds more may arrive. So who is let in holds a `Ticket` for a place in the
+queue until it has one, and nobody else is let in for the same place.
 """
 
 import json
@@ -46,8 +49,26 @@ class Plain:
     authorization: bytes | None
 
 
+class Ticket:
+    """A claim of a connection's present request on a place in the queue, which its stream will take."""
+
+    def __init__(self, taken: "set[Ticket]") -> None:
+        self._taken = taken
+
+    def take(self) -> None:
+        """From now on."""
+        self._taken.add(self)
+
+    def release(self) -> None:
+        """The stream is open, or will not be. Idempotent."""
+        self._taken.discard(self)
+
+
 class Shedder:
-    """Looks at the first bytes of a request: the refusal to send, or None, and then it goes the long way."""
+    """Looks at the first bytes of a request: the refusal to send, or None, and then it goes the long way.
+
+    Where that way leads into the queue, it has taken the ticket.
+    """
 
     def __init__(self, service: Service, metrics: Metrics, keys: Keys, settings: Settings) -> None:
         self._service, self._metrics, self._keys = service, metrics, keys
@@ -55,10 +76,19 @@ class Shedder:
         self._no_key = refusal(no_key())
         self._heads: dict[bytes, tuple[str, int]] = {}  # by digest, for keys: endpoint, and length of the request
         self._answers: dict[str, bytes] = {}
+        self._taken: set[Ticket] = set()
 
-    def __call__(self, data: bytes) -> bytes | None:
-        is_full = self._service.is_full
-        if not (is_full or self._keys):
+    def new_ticket(self) -> Ticket:
+        """For a connection; not taken yet."""
+        return Ticket(self._taken)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no place in the queue is left that nobody has a claim on."""
+        return self._service.has_no_place_but(len(self._taken))
+
+    def __call__(self, data: bytes, ticket: Ticket) -> bytes | None:
+        if not data.startswith(b"POST /v1/c"):
             return None
         end = data.find(b"\r\n\r\n")
         head = sha256(data[:end]).digest()
@@ -71,7 +101,8 @@ class Shedder:
                 return self._no_key
             endpoint = plain.endpoint
             _remember(self._heads, head, (endpoint, len(data)))
-        if not is_full:
+        if not self.is_full:
+            ticket.take()
             return None
         self._metrics.count(endpoint, "rejected")
         return self._full()
