@@ -7,6 +7,7 @@ import pytest
 
 from groundup import presets
 from groundup.cli import main
+from groundup.cli_generate import own_weights
 from groundup.inference import Engine
 from groundup.model import Transformer
 from groundup.model.source import Source, write_folder
@@ -31,7 +32,25 @@ def test_text_streams_after_the_prompt(folder, capsys):
     code, out, err = run(capsys, folder, "--prompt", "the cat", "--temperature", "0", "--speed")
     expected = Engine.load(folder, "cpu").generate("the cat", temperature=0, max_tokens=6)
     assert (code, out) == (0, f"the cat{expected.text}\n")
-    assert err.startswith(f"{len(expected.tokens)} tokens in ")
+    prompt, answer, machine = err.splitlines()
+    assert "ms to the first token" in prompt and "MFU" in prompt and "GB/s" in machine
+    assert answer.startswith(f"answer   {len(expected.tokens)} tokens: ") and "MBU" in answer
+
+
+def test_speed_is_in_the_object(folder, capsys):
+    _, out, _ = run(capsys, folder, "--prompt", "the", "--count", "2", "--json", "--speed")
+    speed = json.loads(out)["speed"]
+    assert (speed["answers"], speed["answer_tokens"]) == (2, 12)
+    assert speed["mfu"] == speed["prefill_flops"] / speed["first_token"] / speed["peak_flops"]
+    assert speed["mbu"] == speed["step_bytes"] / speed["per_token"] / speed["bandwidth"]
+
+
+def test_a_model_decodes_in_the_type_in_which_it_was_written(folder):
+    engine = Engine.load(folder, "cpu")
+    assert own_weights(engine) == "fp32"
+    for parameter in engine.model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    assert own_weights(engine) == "bf16"
 
 
 def test_several_answers_have_seeds_that_follow_each_other(folder, capsys):

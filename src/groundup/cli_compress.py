@@ -26,6 +26,8 @@ def options(parser: Parser) -> None:
     add("--text", action="append", default=[], metavar="FILE", help="text to calibrate, heal and score on; may be "
         "repeated (default: what the run held out, or else the bundled text)")  # fmt: skip
     add("--out", metavar="DIR", help="folder to create, or to go on with (default: a new one in runs/)")
+    add("--logits", metavar="DIR", help="distilled variants learn from the model's top_k logits in this folder, "
+        "which are written first where they are not all there (default: the model runs beside them)")  # fmt: skip
     add("--dry-run", action="store_true", help="print what would be compared and stop")
     add("--json", action="store_true", help="end with one JSON line of results")
     add_device(parser)
@@ -55,8 +57,8 @@ def run(options: Arguments) -> int:
     folder = options.out or str(fresh_path("compression"))
     try:
         with progress_line() as progress:
-            result = compress(options.model, options.text, settings, out=folder, device=device, say=say,
-                              progress=progress)  # fmt: skip
+            result = compress(options.model, options.text, settings, out=folder, logits=options.logits, device=device,
+                              say=say, progress=progress)  # fmt: skip
     except KeyboardInterrupt:
         say(f"stopped; finished variants are kept: the same command goes on with --out {folder}")
         return INTERRUPTED

@@ -1,7 +1,6 @@
 """`groundup generate`, and what it shares with `chat` and `serve`: the options of sampling, and loading an engine."""
 
 import sys
-import time
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -10,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 from groundup.cli_parts import Arguments, Parser, add_device, count, number, print_json, whole_number
 
 if TYPE_CHECKING:
+    from groundup.accounting import Ceiling
     from groundup.inference import Completion, Engine, SamplingParams
+    from groundup.inference.pace import Pace
+    from groundup.inference.request import EngineStats
 
 WEIGHTS = ("fp32", "bf16", "int8", "int4", "torch")
+PROBE_SECONDS = 1.0
 SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "repetition_penalty")
 
 
@@ -68,10 +71,14 @@ def load_engine(model: str | Path, options: Arguments, **settings: Any) -> "Engi
 
 
 def own_weights(engine: "Engine") -> str:
-    """The format of the compiled step in which a model's weights lose nothing; elsewhere than on a CPU, torch."""
+    """The format of the compiled step in which a model's weights lose nothing; elsewhere than on a CPU, torch.
+
+    Weights are held in float32 whatever their file had, so what they were is seen in their bits.
+    """
     if engine.model.device.type != "cpu":
         return "torch"
-    return "bf16" if "bfloat16" in str(engine.model.head_weight.dtype) else "fp32"
+    matrices = (p.detach() for p in engine.model.parameters() if p.ndim > 1)
+    return "bf16" if all(bool((m == m.bfloat16()).all()) for m in matrices) else "fp32"
 
 
 def options(parser: Parser) -> None:
@@ -83,7 +90,9 @@ def options(parser: Parser) -> None:
     add("--count", type=count, default=1, metavar="N", help="answers to write (default: %(default)s)")
     add("--stop", action="append", default=[], metavar="TEXT",
         help="stop before this text; may be repeated (default: none)")  # fmt: skip
-    add("--speed", action="store_true", help="say on standard error how fast it was")
+    add("--speed", action="store_true",
+        help="say how long the first token and each further one took, as shares of what this machine can do: on "
+        "standard error, with --json in the object")  # fmt: skip
     add("--json", action="store_true", help="print one JSON object instead of the text")
 
 
@@ -94,17 +103,35 @@ def run(options: Arguments) -> int:
         raise ValueError("--count 0: expected at least 1")
     prompt = _prompt(options)
     engine = load_engine(options.model, options)
-    began = time.perf_counter()
+    if options.speed:
+        engine.generate("", max_tokens=2)  # compiles, and packs weights
+    before = engine.stats()
     if options.json or options.count > 1:
         answers = engine.samples(prompt, options.count, params)
-        _print_all(prompt, answers, options.json)
     else:
         show(prompt)
         answers = [spoken(engine.stream(prompt, params))]
         print()
-    if options.speed:
-        print(speed(sum(len(answer.tokens) for answer in answers), time.perf_counter() - began), file=sys.stderr)
+    measured = _speed(engine, answers, before) if options.speed and answers[0].tokens else None
+    if options.json:
+        print_json(_record(prompt, answers) | ({"speed": measured[0].record(measured[1])} if measured else {}))
+        return 0
+    if options.count > 1:
+        print("\n\n---\n\n".join(visible(prompt + answer.text) for answer in answers))
+    if measured:
+        print("\n".join(measured[0].lines(measured[1])), file=sys.stderr)
     return 0
+
+
+def _speed(engine: "Engine", answers: "list[Completion]", before: "EngineStats") -> "tuple[Pace, Ceiling]":
+    """How fast the answers were, and what this machine does at best, measured now that the engine rests."""
+    from groundup.accounting import ceiling, probe
+    from groundup.inference.pace import pace
+
+    now = engine.stats()
+    known = now.cached_prompt_tokens - before.cached_prompt_tokens
+    found = pace(engine, answers, now.prompt_tokens - before.prompt_tokens - known)
+    return found, ceiling(probe(engine.model.device, PROBE_SECONDS))
 
 
 def _prompt(options: Arguments) -> str:
@@ -115,12 +142,9 @@ def _prompt(options: Arguments) -> str:
     return sys.stdin.read() if options.prompt == "-" else options.prompt
 
 
-def _print_all(prompt: str, answers: "list[Completion]", as_json: bool) -> None:
-    if not as_json:
-        print("\n\n---\n\n".join(visible(prompt + answer.text) for answer in answers))
-        return
+def _record(prompt: str, answers: "list[Completion]") -> dict[str, Any]:
     found = [{"text": a.text, "tokens": len(a.tokens), "finish_reason": a.finish_reason} for a in answers]
-    print_json({"prompt": prompt, **found[0]} if len(found) == 1 else {"prompt": prompt, "answers": found})
+    return {"prompt": prompt, **found[0]} if len(found) == 1 else {"prompt": prompt, "answers": found}
 
 
 def spoken(stream: "Generator[str, None, Completion]") -> "Completion":

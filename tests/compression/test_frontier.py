@@ -141,8 +141,8 @@ def test_healing_lowers_the_loss_and_distillation_uses_the_model(model_folder):
         few = CompressSettings(methods=(), context_length=24, score_bytes=600, heal_steps=steps, heal_rate=1e-2)
         seen = []
 
-        def healed(model, objective, few=few, seen=seen):
-            heal(model, objective, texts, few, lambda step, _model, run: seen.append(step))
+        def healed(model, objective, source, few=few, seen=seen):
+            heal(model, objective, source, few, lambda step, _model, run: seen.append(step))
 
         variant = make_variant("shallow-50", source.model, texts, few, healed)
         score = bits_per_byte(variant.model, source.tokenizer, texts.scored, context_length=24)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from groundup.device import environment, keep_memory
 from groundup.inference.decode import CompiledDecoder
-from groundup.inference.sampling import largest
+from groundup.inference.sampling import most_likely
 from groundup.model import AttentionConfig, Transformer
 from groundup.model.gguf import load_gguf
 
@@ -58,13 +58,13 @@ def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], di
     assert isinstance(decoder, CompiledDecoder), decoder
     prompts = torch.randint(options["shape"]["vocab_size"], (batch, prompt)).tolist()
 
-    first = [int(largest(decoder.run([Tokens(ids, 0, row)])).item()) for row, ids in enumerate(prompts)]
+    first = [most_likely(decoder.run([Tokens(ids, 0, row)]))[0] for row, ids in enumerate(prompts)]
 
     def decode(steps: int) -> dict[str, Any]:
         tokens, started = first, time.perf_counter()
         for step in range(steps):
             position = prompt + step % new
-            tokens = largest(decoder.run([Tokens([t], position, row) for row, t in enumerate(tokens)])).tolist()
+            tokens = most_likely(decoder.run([Tokens([t], position, row) for row, t in enumerate(tokens)]))
         return {"peak_bytes": 0, "seconds": time.perf_counter() - started}
 
     def prefill(prompts_: int) -> dict[str, Any]:

@@ -11,6 +11,8 @@ meets the very mistakes that the student makes, which corpus text never has.
     reverse KL   KL(q || p)                          leaves out what the student cannot reach
     JSD          b KL(p || m) + (1 - b) KL(q || m)   between them, m = b p + (1 - b) q
 
+The teacher may also be a cache of its top k logits, written once (teacher_logits.py): then it need not run.
+
 Hinton et al. 2015 (arXiv:1503.02531), section 2: T^2 keeps gradients of one size for every T. On-policy distillation
 and the divergences: Agarwal et al. 2023, "GKD" (arXiv:2306.13649), who take no gradient through the sampling either.
 """
@@ -26,6 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from groundup.compression.teacher_logits import IDS, LOG_PROBS, TeacherLogits, top_classes
 from groundup.config import nearest
 from groundup.data.batch import Batch
 from groundup.inference import Engine, SamplingParams
@@ -38,7 +41,7 @@ DIVERGENCES = ("forward", "reverse", "jsd")
 
 
 def distillation(
-    teacher: Transformer,
+    teacher: Transformer | TeacherLogits,
     *,
     divergence: str = "forward",
     temperature: float = 1.0,
@@ -53,7 +56,11 @@ def distillation(
     The teacher stays as it is: in eval mode, without gradients, in its own compute type; it is no part of a checkpoint.
     All logits of a micro-batch are in memory, twice: `micro_batches` of the trainer limits that.
 
-    ValueError for settings that make no sense, and, at the first batch, for a student with another vocabulary.
+    A cache as the teacher: batches come from `cache.beside(source)`, and the divergence is that between the classes
+    of the cache, its tokens and the rest as one. With k = vocabulary the loss is the running teacher's.
+
+    ValueError for settings that make no sense or are not the cache's, and, at the first batch, for a student with
+    another vocabulary, and for batches without what the cache has.
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"distillation: divergence={divergence!r}{nearest(divergence, DIVERGENCES)}")
@@ -62,7 +69,13 @@ def distillation(
             f"distillation: temperature={temperature}, hard={hard}, beta={beta}; expected a temperature above 0, a "
             "share from 0 to 1, and a beta between 0 and 1"
         )
-    teacher.eval()
+    if isinstance(teacher, Transformer):
+        teacher.eval()
+    elif teacher.temperature != temperature:
+        raise ValueError(
+            f"distillation: temperature={temperature}, and {teacher.folder} was written at {teacher.temperature}; the "
+            "rest of a distribution is known at that one alone, so pass it, or write another cache"
+        )
     settings = {"divergence": divergence, "temperature": temperature, "hard": hard, "beta": beta}
     return partial(_distilled, teacher=teacher, **settings)
 
@@ -71,27 +84,39 @@ def _distilled(
     student: nn.Module,
     batch: Batch,
     *,
-    teacher: Transformer,
+    teacher: Transformer | TeacherLogits,
     divergence: str,
     temperature: float,
     hard: float,
     beta: float,
 ) -> Loss:
-    vocab, ours = teacher.config.vocab_size, student.config.vocab_size  # type: ignore[union-attr]
+    vocab = teacher.config.vocab_size if isinstance(teacher, Transformer) else teacher.vocab_size
+    ours = student.config.vocab_size  # type: ignore[union-attr]
     if vocab != ours:
         raise ValueError(f"distillation: the teacher has {vocab} tokens and the student {ours}; they need the same")
     check_ids(batch["tokens"], vocab)
     inputs = {name: batch[name][:, :-1] for name in ("positions", "segments") if name in batch}
     tokens, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
     logits = student(tokens, **inputs)
-    with torch.no_grad():
-        wanted = teacher(tokens, **inputs)
+    given = logits / temperature
+    if isinstance(teacher, Transformer):
+        with torch.no_grad():
+            wanted = teacher(tokens, **inputs) / temperature
+    else:
+        wanted, given = _classes(batch, given)
     weights = batch["mask"][:, 1:].to(logits.dtype) if "mask" in batch else torch.ones_like(logits[..., 0])
-    apart = temperature**2 * token_divergence(wanted / temperature, logits / temperature, divergence, beta)
+    apart = temperature**2 * token_divergence(wanted, given, divergence, beta)
     nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
     soft_sum, hard_sum = (apart * weights).sum(), (nats * weights).sum()
     metrics = {"divergence": soft_sum.detach(), "cross_entropy": hard_sum.detach()}
     return Loss((1 - hard) * soft_sum + hard * hard_sum, weights.sum(), metrics)
+
+
+def _classes(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of a cache's classes: the teacher's and the student's."""
+    if IDS not in batch:
+        raise ValueError("distillation: the batch has no teacher's logits; give train the source cache.beside(source)")
+    return batch[LOG_PROBS].to(logits.dtype), top_classes(logits.log_softmax(-1), batch[IDS])
 
 
 def token_divergence(

@@ -13,7 +13,7 @@ keys and values alone.
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,13 @@ from typing import Any
 import torch
 
 from groundup.compression.quantize import weight_bytes
-from groundup.compression.settings import CompressSettings
+from groundup.compression.settings import CompressSettings, parse_method
+from groundup.compression.teacher_logits import TeacherLogits
+from groundup.compression.teacher_writing import write_teacher_logits
 from groundup.compression.text import Texts, read_texts
 from groundup.compression.variants import Variant, heal, make_variant
 from groundup.config import to_dict
+from groundup.data.batch import Batch
 from groundup.device import environment
 from groundup.evaluation import bits_per_byte
 from groundup.files import read_json, write_json
@@ -45,6 +48,7 @@ def compress(
     settings: CompressSettings | None = None,
     *,
     out: str | Path,
+    logits: str | Path | None = None,
     device: torch.device | str = "cpu",
     say: Say = lambda line: None,
     progress: Progress = lambda stage, done, total: None,
@@ -53,15 +57,19 @@ def compress(
 
     A folder `out` of the same comparison is gone on with. Raises ValueError for one of another, for a model without a
     tokenizer, and for a method that the architecture cannot have. KeyboardInterrupt leaves what is finished.
+
+    logits: a folder for the model's top k logits of the text that distilled variants see. They learn from it instead of
+    from the running model; what is not there yet is written first. ValueError for one of another model or other text.
     """
     settings, folder = settings or CompressSettings(), Path(out)
-    asked = {"model": str(model), "files": list(files), **to_dict(settings)}
+    asked = {"model": str(model), "files": list(files), "logits": str(logits) if logits else None, **to_dict(settings)}
     _begin(folder, asked)
     source = read_source(model)
     if source.tokenizer is None:
         raise ValueError(f"{model}: has no tokenizer, and text is needed to measure on")
     source.model.to(device)
     texts = read_texts(model, files, source.tokenizer, settings)
+    cache = None if logits is None else _taught(source, texts, settings, logits, progress)
     rows, spent, base = [], 0.0, None
     for number, name in enumerate(settings.names, 1):
         file = folder / "rows" / f"{_plain(name)}.json"
@@ -69,7 +77,7 @@ def compress(
             left = f"; about {spent / (number - 1) * (len(settings.names) - number + 1):,.0f} s left" if spent else ""
             say(f"[{number}/{len(settings.names)}] {name}{left}")
             base = base or Variant("bf16", source.model, source.model).engine(source)[0]
-            write_json(file, _measured(name, source, texts, settings, folder, base, progress))
+            write_json(file, _measured(name, source, texts, settings, folder, base, cache, progress))
         rows.append(read_json(file))
         spent += rows[-1]["seconds"]
     result = {"settings": asked, "text": texts.source, "rows": mark_frontier(rows), "environment": environment()}
@@ -88,12 +96,33 @@ def _begin(folder: Path, asked: dict[str, Any]) -> None:
         write_json(file, asked)
 
 
+def _taught(
+    source: Source, texts: Texts, settings: CompressSettings, folder: str | Path, progress: Progress
+) -> TeacherLogits:
+    """The model's logits of all that distilled variants are trained on."""
+    if not any(parse_method(name)[0] == "distilled" for name in settings.names) or not settings.heal_steps:
+        raise ValueError("--logits: nothing would learn from them; name a method such as distilled-50, and heal_steps")
+    assert source.tokenizer is not None
+    return write_teacher_logits(
+        source.model, texts.drawn_once(settings.heal_batch, settings.heal_steps, settings.seed), folder,
+        tokenizer=source.tokenizer, k=min(settings.top_k, source.model.config.vocab_size),
+        temperature=settings.temperature, progress=partial(progress, "teacher's logits"),
+    )  # fmt: skip
+
+
 def _plain(name: str) -> str:
     return name.replace(":", "-")
 
 
 def _measured(
-    name: str, source: Source, texts: Texts, settings: CompressSettings, folder: Path, base: Engine, progress: Progress
+    name: str,
+    source: Source,
+    texts: Texts,
+    settings: CompressSettings,
+    folder: Path,
+    base: Engine,
+    cache: TeacherLogits | None,
+    progress: Progress,
 ) -> Row:
     """One variant, made, saved, scored and timed."""
     began = time.monotonic()
@@ -101,11 +130,11 @@ def _measured(
     def trained(step: int, *_: Any) -> None:
         progress(f"{name}: training", step, settings.heal_steps)
 
-    def healed(model: Transformer, objective: Objective) -> None:
-        heal(model, objective, texts, settings, trained)
+    def healed(model: Transformer, objective: Objective, batches: Iterable[Batch]) -> None:
+        heal(model, objective, batches, settings, trained)
 
     progress(f"{name}: making", 0, 0)
-    variant = make_variant(name, source.model, texts, settings, healed)
+    variant = make_variant(name, source.model, texts, settings, healed, cache)
     path = folder / "variants" / _plain(name)
     shutil.rmtree(path, ignore_errors=True)  # of an attempt that did not come to its row
     variant.save(source, path)

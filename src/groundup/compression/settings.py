@@ -23,6 +23,7 @@ class CompressSettings:
     heal_batch: windows in an update
     heal_rate: learning rate of AdamW
     temperature: of distillation
+    top_k: tokens of each distribution that a cache of the teacher's logits keeps
     decode_tokens: tokens that each measurement of speed writes
     rounds: measurements of each program, the variant and its baseline by turns
     seed: of splits and draws
@@ -38,12 +39,21 @@ class CompressSettings:
     heal_batch: int = 4
     heal_rate: float = 3e-4
     temperature: float = 2.0
+    top_k: int = 64
     decode_tokens: int = 32
     rounds: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "score_bytes", "calibration_windows", "heal_batch", "decode_tokens", "rounds"):
+        for name in (
+            "context_length",
+            "score_bytes",
+            "calibration_windows",
+            "heal_batch",
+            "top_k",
+            "decode_tokens",
+            "rounds",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"compress: {name}={getattr(self, name)}; expected at least 1")
         if self.heal_steps < 0:

@@ -34,9 +34,18 @@ class Texts:
 
     def draws(self, batch: int, steps: int, seed: int) -> Iterator[Batch]:
         """`steps` batches of windows, drawn with a seed."""
+        for rows in self._drawn(batch, steps, seed):
+            yield {"tokens": self.windows[rows]}
+
+    def drawn_once(self, batch: int, steps: int, seed: int) -> list[Batch]:
+        """Every window that `draws` gives with these numbers, once, in the text's order."""
+        rows = torch.cat([torch.empty(0, dtype=torch.long), *self._drawn(batch, steps, seed)]).unique()
+        return [{"tokens": self.windows[few]} for few in rows.split(batch)]
+
+    def _drawn(self, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed)
         for _ in range(steps):
-            yield {"tokens": self.windows[torch.randint(len(self.windows), (batch,), generator=generator)]}
+            yield torch.randint(len(self.windows), (batch,), generator=generator)
 
 
 def read_texts(model: str | Path, files: Sequence[str], tokenizer: Tokenizer, settings: CompressSettings) -> Texts:

@@ -8,7 +8,7 @@ shallow-75            75 % of the layers, healed            distilled-50       h
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,9 @@ from groundup.compression.prune import apply_masks, semi_structured_masks, spars
 from groundup.compression.quantize import Quantization, quantize_model, save_quantized, weight_bytes
 from groundup.compression.settings import CompressSettings, parse_method
 from groundup.compression.shrink import Smaller, choose_parts, shrink
+from groundup.compression.teacher_logits import TeacherLogits
 from groundup.compression.text import Texts
+from groundup.data.batch import Batch
 from groundup.inference import Engine
 from groundup.inference.batch_cache import bytes_per_token
 from groundup.inference.decode import CompiledDecoder
@@ -102,14 +104,22 @@ def _noted(model: Transformer, store: Any, *, taken: list[bool], weights: str) -
     return built
 
 
-Heal = Callable[[Transformer, Objective], None]
+Heal = Callable[[Transformer, Objective, Iterable[Batch]], None]
 """Trains a smaller model in place."""
 
 
-def make_variant(name: str, model: Transformer, texts: Texts, settings: CompressSettings, healed: Heal) -> Variant:
+def make_variant(
+    name: str,
+    model: Transformer,
+    texts: Texts,
+    settings: CompressSettings,
+    healed: Heal,
+    logits: TeacherLogits | None = None,
+) -> Variant:
     """The variant of this name; `model` stays as it is. ValueError for what the architecture cannot have.
 
-    `healed` trains a smaller model: `heal` with the text and settings of the comparison.
+    `healed` trains a smaller model: `heal` with the settings of the comparison. `logits`: what a distilled one learns
+    from, instead of the model.
     """
     kind, share = parse_method(name)
     if kind == "fp32":
@@ -121,8 +131,13 @@ def make_variant(name: str, model: Transformer, texts: Texts, settings: Compress
         return Variant(name, packed, None if kind == "fp8" else model, kind, QUANTIZED[kind])
     if kind in ("narrow", "shallow", "distilled"):
         small = _smaller(kind, share, model, texts, settings)
-        objective = distillation(model, temperature=settings.temperature) if kind == "distilled" else next_token
-        healed(small, objective)
+        drawn = texts.draws(settings.heal_batch, settings.heal_steps, settings.seed)
+        if kind != "distilled":
+            healed(small, next_token, drawn)
+        else:
+            teacher = model if logits is None else logits
+            source = drawn if logits is None else logits.beside(drawn)
+            healed(small, distillation(teacher, temperature=settings.temperature), source)
         return _dense(name, small)
     return _dense(name, model if kind == "bf16" else _sparse(kind, share, model, texts, settings))
 
@@ -169,14 +184,15 @@ def _whole(size: float, multiple: int) -> int:
     return max(1, round(size)) if size < multiple else round(size / multiple) * multiple
 
 
-def heal(model: Transformer, objective: Objective, texts: Texts, settings: CompressSettings, hook: Hook) -> None:
+def heal(
+    model: Transformer, objective: Objective, source: Iterable[Batch], settings: CompressSettings, hook: Hook
+) -> None:
     """Train a smaller model for a few steps, with `hook` after each. KeyboardInterrupt when it was stopped."""
     steps = settings.heal_steps
     if not steps:
         return
     run = train(
-        model, texts.draws(settings.heal_batch, steps, settings.seed), objective,
-        AdamW(model, lr=settings.heal_rate), steps,
+        model, source, objective, AdamW(model, lr=settings.heal_rate), steps,
         schedule=warmup_stable_decay(min(5, steps), steps, 0.5), progress=False, every={1: hook},
     )  # fmt: skip
     model.eval()

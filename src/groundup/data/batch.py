@@ -11,6 +11,7 @@ from torch import Tensor
 #: positions  optional position of the token inside its document.
 #: source     optional text `(batch, source length)` that `tokens` are the answer to, for an encoder-decoder, with
 #:            `source_positions` (-1 at padding) and `source_segments` of the same shape.
+#: top_ids    optional `(batch, context_length, k)` with `top_log_probs`: what a teacher said (compression/).
 #: seed       optional number of each row `(batch,)`, for objectives that draw something for it.
 Batch = dict[str, Tensor]
 

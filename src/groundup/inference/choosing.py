@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,7 +31,8 @@ def choose(
             return list(_choose(logits, requests))
         except Exception:  # the fault of some rows: find out which
             pass
-    return [_choose_one(row[None], request) for row, request in zip(logits, requests, strict=True)]
+    rows = logits.split(1) if len(requests) > 1 else [logits]
+    return [_choose_one(row, request) for row, request in zip(rows, requests, strict=True)]
 
 
 def _choose_one(logits: Float[Tensor, "1 vocab"], request: Request) -> Chosen | Exception:
@@ -45,10 +47,12 @@ def _choose(logits: Float[Tensor, "batch vocab"], requests: Sequence[Request]) -
     adjusted = adjust_logits(logits.clone(), requests) if any(map(_asks, requests)) else logits
     tokens = sample(adjusted, [r.params for r in requests], [r.generator for r in requests])
     count = max(r.params.logprobs for r in requests)
-    entries = token_logprobs(logits, tokens, count) if count else [None] * len(requests)
+    entries = (
+        token_logprobs(logits, torch.tensor(tokens, device=logits.device), count) if count else [None] * len(requests)
+    )
     return [
         Chosen(token, _trimmed(entry, request.params.logprobs))
-        for token, entry, request in zip(tokens.tolist(), entries, requests, strict=True)
+        for token, entry, request in zip(tokens, entries, requests, strict=True)
     ]
 
 

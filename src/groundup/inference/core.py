@@ -51,9 +51,9 @@ Observer = Callable[[Request, int, Tensor], None]
 DecoderBuilder = Callable[[Transformer, PageStore], Any]
 """Makes a `Runner` for spans of one token, or an object with the `reason` why it does not.
 
-Where none is given, steps are recorded on a GPU, see `graphs`. A runner with `takes_prompts` true gets all spans. One
-with `batch_invariant` true as well promises that a token's logits depend on nothing but the tokens before it, bit for
-bit.
+Where none is given, steps are recorded on a GPU, see `graphs`. A runner with `takes_prompts` true gets all spans, and
+has weights of its own: nobody tells the modules that it is inference. One with `batch_invariant` true as well promises
+that a token's logits depend on nothing but the tokens before it, bit for bit.
 """
 
 
@@ -132,6 +132,11 @@ class Core:
         return self.num_pages * self.page_size
 
     @property
+    def weight_bytes(self) -> int | None:
+        """Of the weights that the decoder's step reads; None while steps go through torch."""
+        return getattr(getattr(self, "_fast", None), "weight_bytes", None)
+
+    @property
     def has_work(self) -> bool:
         """Whether a request waits or runs, or an output has not been handed out yet."""
         busy = self.scheduler is not None and (self.scheduler.waiting or self.scheduler.running)
@@ -166,10 +171,9 @@ class Core:
         if self.scheduler is None or not (self.scheduler.waiting or self.scheduler.running):
             return outputs
         self._steps += 1
-        with self._as_for_inference():
-            self._draft(self.scheduler)
-            work = self.scheduler.schedule()
-            results = self._run([each.span for each in work])
+        self._draft(self.scheduler)
+        work = self.scheduler.schedule()
+        results = self._run([each.span for each in work])
         outputs += self._take(work, results)
         return [*outputs, *self._failures()]
 
@@ -204,7 +208,8 @@ class Core:
             request.draft = []
             if request.pending == 1:
                 try:
-                    request.draft = list(self.proposer.propose(request, self.draft_tokens))[: self.draft_tokens]
+                    with self._as_for_inference():
+                        request.draft = list(self.proposer.propose(request, self.draft_tokens))[: self.draft_tokens]
                 except Exception as failure:
                     request.fail(failure)
         for request in [r for r in scheduler.running if r.failure is not None]:
@@ -218,7 +223,8 @@ class Core:
     def _run(self, spans: list[Span]) -> list[Tensor | Exception]:
         """Each span's logits, or the exception that it caused."""
         try:
-            return list(self._logits(spans).split([span.wanted for span in spans]))
+            logits = self._logits(spans)
+            return list(logits.split([span.wanted for span in spans])) if len(spans) > 1 else [logits]
         except Exception as failure:
             if len(spans) == 1:
                 return [failure]
@@ -227,8 +233,13 @@ class Core:
     def _logits(self, spans: list[Span]) -> Float[Tensor, "wanted vocab"]:
         """From the decoder, for spans that it takes, and from torch."""
         fast = self._fast_decoder()
-        takes_prompts = getattr(fast, "takes_prompts", False)
-        taken = [fast is not None and (takes_prompts or len(span.tokens) == span.wanted == 1) for span in spans]
+        if fast is not None and getattr(fast, "takes_prompts", False):
+            return fast.run(spans)
+        with self._as_for_inference():
+            return self._with_modules(fast, spans)
+
+    def _with_modules(self, fast: Runner | None, spans: list[Span]) -> Float[Tensor, "wanted vocab"]:
+        taken = [fast is not None and len(span.tokens) == span.wanted == 1 for span in spans]
         if fast is None or not any(taken):
             return self._runner.run(spans)
         if all(taken):
@@ -244,7 +255,7 @@ class Core:
         chosen: dict[int, Chosen | Exception] = {}
         if plain:
             rows = _joined([r for i in plain if isinstance(r := results[i], Tensor)])
-            rows[:, self.vocab_size :] = -torch.inf  # rows of a padded vocabulary have no text
+            self._mask_padding(rows)
             picks = choose(rows, [work[i].request for i in plain], self.batch_invariant)
             chosen = dict(zip(plain, picks, strict=True))
         return [
@@ -285,7 +296,7 @@ class Core:
         the one without drafts (the case of a draft without probabilities in Leviathan et al. 2022, arXiv:2211.17192).
         """
         request, draft, pieces = work.request, work.span.tokens[work.known :], []
-        logits[:, self.vocab_size :] = -torch.inf
+        self._mask_padding(logits)
         self._drafted += len(draft)
         for row, guess in zip(logits, [*draft, None], strict=True):
             (choice,) = choose(row[None], [request])
@@ -296,6 +307,11 @@ class Core:
             if request.finish_reason is not None or choice.token != guess:
                 break
         return "".join(pieces)
+
+    def _mask_padding(self, logits: Float[Tensor, "batch vocab"]) -> None:
+        """Rows of a padded vocabulary have no text."""
+        if logits.shape[1] > self.vocab_size:
+            logits[:, self.vocab_size :] = -torch.inf
 
     def _output(self, request: Request, text: str, tokens: list[int], logprobs: list[Any]) -> Output:
         self._generated += len(tokens)
@@ -350,7 +366,8 @@ class Core:
         builder = self._builder()
         if builder is not None and not self._asked:
             self._asked = True
-            built = builder(self.model, self.store)
+            with self._as_for_inference():
+                built = builder(self.model, self.store)
             if not hasattr(built, "run"):
                 log.log(logging.WARNING if self.decoder else logging.INFO, "decoding through torch: %s", built.reason)
             elif self.batch_invariant and not getattr(built, "batch_invariant", False):
@@ -386,6 +403,8 @@ class Core:
 def _joined(rows: list[Tensor]) -> Tensor:
     """Rows as one tensor: the one of which they are slices, where they lie one after another, else a copy."""
     first = rows[0]
+    if len(rows) == 1:
+        return first
     end = first.data_ptr()
     for row in rows:
         if row.data_ptr() != end or not row.is_contiguous():

@@ -7,6 +7,7 @@ A draw inverts the cumulative distribution at one uniform number from the reques
 request draws depends on its seed and its logits, and not on the requests beside it or on the device.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -207,31 +208,36 @@ def draw(probabilities: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, "b
     return token.clamp(max=probabilities.shape[-1] - 1)
 
 
-def largest(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
-    """Where each row has its largest logit, or its first NaN.
+def most_likely(logits: Float[Tensor, "batch vocab"]) -> list[int]:
+    """Where each row has its largest logit. Raises ValueError when a row has no usable logits (NaN or infinity).
 
-    Through numpy on a CPU, which does it with vector instructions and torch does not.
+    Through numpy on a CPU: torch finds the largest without vector instructions, and after a step that has read all
+    weights nothing of torch is in the caches, so that each of its operations takes as long as this whole function.
     """
-    if logits.device.type != "cpu" or logits.dtype != torch.float32:
-        return logits.argmax(-1)
-    return torch.from_numpy(logits.detach().numpy().argmax(-1))
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        rows = (logits.detach() if logits.requires_grad else logits).numpy()
+        best = rows.argmax(-1).tolist()
+        values = [float(row[token]) for row, token in zip(rows, best, strict=True)]
+    else:
+        places = logits.argmax(-1, keepdim=True)
+        best, values = places.flatten().tolist(), logits.gather(-1, places).flatten().tolist()
+    broken = [row for row, value in enumerate(values) if not math.isfinite(value)]
+    if broken:
+        raise ValueError(f"the model's logits are NaN or infinite (rows {broken}): its weights are broken")
+    return best
 
 
 def sample(
     logits: Float[Tensor, "batch vocab"],
     params: Sequence[SamplingParams],
     generators: Sequence[torch.Generator],
-) -> Int[Tensor, " batch"]:
+) -> list[int]:
     """One token per row. Raises ValueError when a row has no usable logits (NaN or infinity)."""
-    best = largest(logits)
-    usable = logits.gather(-1, best[:, None]).isfinite()
-    if not usable.all():
-        rows = (~usable).flatten().nonzero().flatten().tolist()
-        raise ValueError(f"the model's logits are NaN or infinite (rows {rows}): its weights are broken")
+    best = most_likely(logits)
     if all(p.temperature == 0 for p in params):
         return best
     uniforms = [torch.rand(1, generator=g, dtype=torch.float64) for g in generators]
-    return draw(distribution(logits, params), torch.stack(uniforms))
+    return draw(distribution(logits, params), torch.stack(uniforms)).tolist()
 
 
 def token_logprobs(

@@ -1,12 +1,22 @@
 """One request while it is being answered: its tokens, the text that can be shown, and why it ended."""
 
+import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 from groundup.inference.sampling import SamplingParams, TokenLogprob, new_generator
 
 FinishReason = Literal["stop", "length", "end", "abort", "error"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a request arrived and had its first and its last token, in seconds of `time.perf_counter`."""
+
+    arrived: float
+    first_token: float
+    last_token: float
 
 
 @dataclass(frozen=True)
@@ -16,7 +26,8 @@ class Completion:
     `tokens` is all that was sampled, with the token that ended it; `text` leaves out that token, and a stop
     text with what follows it. `finish_reason`: "end" (the model ended the text or its turn), "stop" (a stop
     text), "length" (max_tokens or the context length), "abort" (who asked wants no more) or "error". `logprobs`
-    has an entry per token, or is None when none were asked for. `prompt_tokens` counts the prompt's.
+    has an entry per token, or is None when none were asked for. `prompt_tokens` counts the prompt's. `timing` is None
+    without a token.
     """
 
     text: str
@@ -24,6 +35,7 @@ class Completion:
     logprobs: list[TokenLogprob] | None
     finish_reason: FinishReason
     prompt_tokens: int
+    timing: Timing | None = field(default=None, compare=False)
 
 
 @runtime_checkable
@@ -85,6 +97,8 @@ class Sequence:
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.pieces: list[str] = []
+        self.arrived = self.last_token = time.perf_counter()
+        self.first_token: float | None = None
         self.limit = min(params.max_tokens, room)
         self.finish_reason: FinishReason | None = None if self.limit else "length"
         self._decoder, self._end_ids = decoder, end_ids
@@ -94,6 +108,8 @@ class Sequence:
         """Take the next token; return the text that it makes visible, often none."""
         assert self.finish_reason is None, "a finished sequence takes no more tokens"
         self.tokens.append(token)
+        self.last_token = time.perf_counter()
+        self.first_token = self.first_token or self.last_token
         if logprob is not None:
             self.logprobs.append(logprob)
         if token in self._end_ids:
@@ -118,4 +134,5 @@ class Sequence:
         """The answer, once it is finished."""
         assert self.finish_reason is not None, "not finished"
         logprobs = self.logprobs if self.params.logprobs else None
-        return Completion("".join(self.pieces), self.tokens, logprobs, self.finish_reason, len(self.prompt))
+        timing = None if self.first_token is None else Timing(self.arrived, self.first_token, self.last_token)
+        return Completion("".join(self.pieces), self.tokens, logprobs, self.finish_reason, len(self.prompt), timing)

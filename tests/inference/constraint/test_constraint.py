@@ -90,7 +90,7 @@ def test_sampling_through_the_logits(merged):
     asking.constraint = compile_constraint("regex", "(ab|é){2,5}", merged, {merged.end_of_text})
     while merged.end_of_text not in asking.tokens:
         logits = torch.randn(1, merged.vocab_size + 7, generator=generator)
-        token = int(sample(adjust_logits(logits, [asking]), [params], [generator]))
+        (token,) = sample(adjust_logits(logits, [asking]), [params], [generator])
         asking.constraint.push(token)
         asking.tokens.append(token)
     assert re.fullmatch("(ab|é){2,5}", merged.decode(asking.tokens[:-1]))

@@ -2,11 +2,23 @@
 
 import gc
 import threading
+import time
 
 import numpy as np
 import pytest
 
-from groundup.inference.decode.team import Team, arrive, compiled, meet, new_board, next_part
+from groundup.inference.decode.team import (
+    LINE,
+    OWN,
+    Team,
+    arrive,
+    call,
+    compiled,
+    is_called,
+    meet,
+    new_board,
+    next_part,
+)
 
 
 @compiled
@@ -20,6 +32,20 @@ def rounds(board, thread, threads, count, parts, done):
             part = next_part(board, thread, threads)
         arrive(board, thread)
         meet(board, thread, threads)
+    return 1
+
+
+@compiled
+def rounds_while_called(board, thread, threads, count, parts, done):
+    """The same, into the next array of `done` each time that thread 0 begins anew; how many times."""
+    if thread == 0:
+        call(board)
+    rounds(board, thread, threads, count, parts, done[board[OWN + LINE * thread] // count])
+    answered = 1
+    while thread > 0 and is_called(board, thread):
+        rounds(board, thread, threads, count, parts, done[board[OWN + LINE * thread] // count])
+        answered += 1
+    return answered
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -29,6 +55,17 @@ def test_every_part_is_done_once_and_after_the_round_before(threads):
         done = np.zeros((50, 7), np.int64)
         team.run(lambda thread, done=done: rounds(board, thread, threads, 50, 7, done))
         assert (done == 1).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_helpers_answer_calls_soon_after_another_without_sleeping_and_late_ones_too(threads):
+    team, board = Team(threads), new_board(threads)
+    done = np.zeros((60, 5, 7), np.int64)
+    for number in range(len(done)):
+        if number % 20 == 10:
+            time.sleep(0.1)  # until the helpers sleep, if they can
+        team.run(lambda thread: rounds_while_called(board, thread, threads, 5, 7, done))
+        assert (done[: number + 1] == 1).all() and not done[number + 1 :].any()
 
 
 def test_helpers_end_with_their_team():

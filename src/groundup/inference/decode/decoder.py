@@ -88,6 +88,7 @@ class CompiledDecoder:
         self._area = torch.zeros(records * self.program.record_bytes, dtype=torch.uint8)
         self._tokens, self._positions, self._rows, self._gathered = np.zeros((4, MOST_ROWS), np.int64)
         self._counts = np.zeros(2, np.int64)
+        self._logits_bytes = 4 * self.config.vocab_size
 
     @classmethod
     def build(
@@ -104,31 +105,31 @@ class CompiledDecoder:
         """That a step reads, whatever the number of rows."""
         return self.program.weight_bytes
 
-    @torch.no_grad()
     def run(self, spans: Sequence[Rows]) -> Float[Tensor, "wanted vocab"]:
         """Logits of the wanted tokens, span after span, in float32. ValueError for a position beyond the context."""
-        beyond = next((s for s in spans if s.start + len(s.tokens) > self.program.context), None)
-        if beyond is not None:
-            end = beyond.start + len(beyond.tokens)
-            raise ValueError(f"decoder: {end} tokens do not fit {self.program.context} positions")
-        logits = torch.empty(sum(span.wanted for span in spans), self.config.vocab_size)
-        tokens = np.concatenate([np.array(span.tokens, np.int64) for span in spans])
-        positions = np.concatenate([np.arange(span.start, span.start + len(span.tokens)) for span in spans])
-        lengths = [len(span.tokens) for span in spans]
-        rows = np.repeat([span.slot for span in spans], lengths)
-        ends = np.cumsum(lengths)
-        wanted = np.concatenate([np.arange(e - s.wanted, e) for e, s in zip(ends, spans, strict=True)])
+        tokens, positions, rows, wanted = list[int](), list[int](), list[int](), list[int]()
+        for span in spans:
+            end = span.start + len(span.tokens)
+            if end > self.program.context:
+                raise ValueError(f"decoder: {end} tokens do not fit {self.program.context} positions")
+            tokens += span.tokens
+            positions += range(span.start, end)
+            rows += [span.slot] * len(span.tokens)
+            wanted += range(len(tokens) - span.wanted, len(tokens))
+        logits = torch.empty(len(wanted), self.config.vocab_size)
         done = 0
         for start in range(0, len(tokens), MOST_ROWS):
             piece = slice(start, start + MOST_ROWS)
-            here = wanted[(wanted >= start) & (wanted < piece.stop)] - start
-            self._walk(tokens[piece], positions[piece], rows[piece], here, logits[done:])
+            here = [place - start for place in wanted if start <= place < piece.stop]
+            self._walk(
+                tokens[piece], positions[piece], rows[piece], here, logits.data_ptr() + done * self._logits_bytes
+            )
             done += len(here)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _walk(self, tokens: Any, positions: Any, rows: Any, wanted: Any, logits: Tensor) -> None:
-        """One step on up to MOST_ROWS rows."""
+    def _walk(self, tokens: list[int], positions: list[int], rows: list[int], wanted: list[int], logits: int) -> None:
+        """One step on up to MOST_ROWS rows, whose logits go to an address."""
         count = len(tokens)
         self._tokens[:count], self._positions[:count], self._rows[:count] = tokens, positions, rows
         self._gathered[: len(wanted)] = wanted
@@ -144,9 +145,9 @@ class CompiledDecoder:
                 found[number] = module.tiles(kind)
         return found
 
-    def _work(self, thread: int) -> None:
+    def _work(self, thread: int) -> int:
         program = self.program
-        self._step(
+        return self._step(
             thread, self.threads, self._board, program.operations, self._tiles, self._counts, self._tokens,
             self._positions, self._rows, self.store.tables, self._gathered, self._area.data_ptr(),
             program.record_bytes, program.values_bytes, program.work_size,

@@ -93,6 +93,7 @@ class Program:
             self._block(block, model.config.d_model, streams[layer])
         self._head(model)
         self.operations = np.array(self._operations, OPERATION)
+        self._head_target = self.operations["target"][-1:].reshape(())
         self._look_ahead()
 
     def _look_ahead(self) -> None:
@@ -155,9 +156,9 @@ class Program:
         self._round(self.wanted, width, matrix, model.final_norm, wanted=1)
         self._add(PRODUCT, wanted=1, target_width=vocab, **self._fields(matrix))
 
-    def set_logits(self, logits: Tensor) -> None:
+    def set_logits(self, address: int) -> None:
         """Where the head writes: float32 (wanted, vocab), of which the caller takes care."""
-        self.operations["target"][-1] = logits.data_ptr()
+        self._head_target[()] = address
 
     def _packed(self, weight: Tensor, gate: Tensor | None = None, kind: str | None = None) -> Packed:
         matrix = pack(weight, kind or self.kind, gate)

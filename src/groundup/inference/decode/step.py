@@ -34,7 +34,7 @@ from groundup.inference.decode.operations import (
     ROUND,
 )  # fmt: skip
 from groundup.inference.decode.rows import activate, floats, norm, round_bf16, round_fp32, round_int16
-from groundup.inference.decode.team import FAST_MATH, arrive, compiled, meet, next_part
+from groundup.inference.decode.team import FAST_MATH, arrive, call, compiled, is_called, meet, next_part
 from groundup.inference.decode.tile import INPUTS, OUTPUTS
 
 TILE = 12  # rows of a tile at most
@@ -210,6 +210,59 @@ def _fetch_ahead(op, fetch, thread, threads):
     call_2(fetch, op.weights + thread * part_bytes, min(part_bytes, AHEAD_BYTES))
 
 
+@compiled
+def _walk(
+    thread, threads, board, program, tiles, counts, tokens, positions, table_rows, tables, gathered, area, record, kept,
+    work_size,
+):  # fmt: skip
+    """Walk once through `program` as one of `threads`.
+
+    counts: rows, and rows whose logits are wanted (`gathered`). tiles: by format, see `tile`.
+    Row i is token tokens[i] at positions[i] of the sequence with page table tables[table_rows[i]]. area: address of
+    rounded rows of `record` bytes each, which begin with values of up to `kept` bytes: first those that all
+    threads share, then PRIVATE_ROWS for each thread. work_size: numbers that a thread needs for itself.
+    """
+    work = np.empty(work_size, np.float32)
+    y = np.empty((2 * TILE, OUTPUTS), np.float32)
+    private_area = area + record * (tokens.size + TILE + thread * PRIVATE_ROWS)
+    # Read here, before the first meeting: behind the last one thread 0 may have begun to write the next step's.
+    counted = (counts[0], counts[1])
+    for number in range(program.size):
+        op = program[number]
+        rows = counted[op.wanted]
+        private = rows <= PRIVATE_ROWS
+        records = private_area if private else area
+        if rows == 0:
+            continue
+        if op.kind == ROUND and private:
+            for row in range(rows):
+                _round(op, row, records + row * record, kept, work)
+            continue
+        parts = _parts(op, rows, threads)
+        part = thread
+        while part < parts:
+            if op.kind == PRODUCT:
+                size, blocks = _blocks_at_once(op, threads), (op.outputs + OUTPUTS - 1) // OUTPUTS
+                for block in range(part * size, min(blocks, (part + 1) * size)):
+                    _product(op, tiles, block, records, record, kept, y.ctypes.data, rows)
+            elif op.kind == ROUND:
+                _round(op, part, records + part * record, kept, work)
+            elif op.kind == ATTEND:
+                _attend(op, part, _heads_at_once(op, rows, threads), tables, table_rows, positions, work)
+            elif op.kind == REMEMBER:
+                _remember(op, part, tables[table_rows[part]], positions[part])
+            elif op.kind == NORM:
+                _norm(op, part, work)
+            elif op.kind == EMBED:
+                _embed(op, part, tokens, positions)
+            elif op.kind == GATHER:
+                _row(op.target, op.target_width, part)[:] = _row(op.source, op.source_width, gathered[part])
+            part = next_part(board, thread, threads)
+        arrive(board, thread)
+        _fetch_ahead(program[op.next_product], op.fetch, thread, threads)
+        meet(board, thread, threads)
+
+
 def _digest() -> str:
     """Of all files that are compiled into the step: Numba's cache on disk looks at the file of its function only."""
     files = sorted(Path(__file__).parent.glob("*.py"))
@@ -219,71 +272,18 @@ def _digest() -> str:
 def _compiled_step(digest: str) -> Any:
     """The step; `digest` is part of the key under which Numba keeps it, since the function has it from outside."""
 
-    def step(
-        thread,
-        threads,
-        board,
-        program,
-        tiles,
-        counts,
-        tokens,
-        positions,
-        table_rows,
-        tables,
-        gathered,
-        area,
-        record,
-        kept,
-        work_size,
-    ):
-        """Walk through `program` as one of `threads`.
-
-        counts: rows, and rows whose logits are wanted (`gathered`). tiles: by format, see `tile`.
-        Row i is token tokens[i] at positions[i] of the sequence with page table tables[table_rows[i]]. area: address of
-        rounded rows of `record` bytes each, which begin with values of up to `kept` bytes: first those that all
-        threads share, then PRIVATE_ROWS for each thread. work_size: numbers that a thread needs for itself.
-        """
+    def step(thread, threads, board, *others):
+        """Walk as in `_walk`; a helper does it again as long as it is called soon after. How many times it did."""
         if not digest:
-            return
-        work = np.empty(work_size, np.float32)
-        y = np.empty((2 * TILE, OUTPUTS), np.float32)
-        private_area = area + record * (tokens.size + TILE + thread * PRIVATE_ROWS)
-        # Read here, before the first meeting: behind the last one thread 0 may have begun to write the next step's.
-        counted = (counts[0], counts[1])
-        for number in range(program.size):
-            op = program[number]
-            rows = counted[op.wanted]
-            private = rows <= PRIVATE_ROWS
-            records = private_area if private else area
-            if rows == 0:
-                continue
-            if op.kind == ROUND and private:
-                for row in range(rows):
-                    _round(op, row, records + row * record, kept, work)
-                continue
-            parts = _parts(op, rows, threads)
-            part = thread
-            while part < parts:
-                if op.kind == PRODUCT:
-                    size, blocks = _blocks_at_once(op, threads), (op.outputs + OUTPUTS - 1) // OUTPUTS
-                    for block in range(part * size, min(blocks, (part + 1) * size)):
-                        _product(op, tiles, block, records, record, kept, y.ctypes.data, rows)
-                elif op.kind == ROUND:
-                    _round(op, part, records + part * record, kept, work)
-                elif op.kind == ATTEND:
-                    _attend(op, part, _heads_at_once(op, rows, threads), tables, table_rows, positions, work)
-                elif op.kind == REMEMBER:
-                    _remember(op, part, tables[table_rows[part]], positions[part])
-                elif op.kind == NORM:
-                    _norm(op, part, work)
-                elif op.kind == EMBED:
-                    _embed(op, part, tokens, positions)
-                elif op.kind == GATHER:
-                    _row(op.target, op.target_width, part)[:] = _row(op.source, op.source_width, gathered[part])
-                part = next_part(board, thread, threads)
-            arrive(board, thread)
-            _fetch_ahead(program[op.next_product], op.fetch, thread, threads)
-            meet(board, thread, threads)
+            return 0
+        if thread == 0:
+            call(board)
+        _walk(thread, threads, board, *others)
+        walks = 1
+        while thread > 0 and is_called(board, thread):
+            _walk(thread, threads, board, *others)
+            walks += 1
+        return walks
 
     return njit(cache=True, nogil=True, fastmath=FAST_MATH, error_model="numpy")(inspect.unwrap(step))
 

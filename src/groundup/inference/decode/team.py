@@ -5,8 +5,14 @@
 
 Parts are handed out by a counter, so that a thread that was held up takes fewer. Meeting is a counter, too: everybody
 adds one and waits until all have, spinning, since the next operation is a fraction of a microsecond away. After some
-microseconds it lets others run, who may have taken the core of the one that is missing. Between steps the helpers
-sleep. Both counters live in one array of int64, `board`; neither is ever set back while others may look.
+microseconds it lets others run, who may have taken the core of the one that is missing. All counters live in one
+array of int64, `board`; none is ever set back while others may look.
+
+    thread 0   step   Python   step        |call| when it begins a step
+    thread 1   step   await    step        await: for a call, some milliseconds; then to sleep, at Python's queue
+
+Between steps the helpers sleep, but not at once: to wake a thread whose core went to sleep takes some hundred
+microseconds of a step of five thousand. So a helper first waits in compiled code, and lets others run meanwhile.
 """
 
 import inspect
@@ -27,8 +33,10 @@ from numpy.typing import NDArray
 intrinsic: Any = numba_intrinsic  # it takes away the first parameter, which type checkers do not know
 LINE = 8  # int64 in a cache line: counters of their own line do not slow each other down
 COUNTERS = 4
-MEETING, FIRST_COUNTER = 0, LINE
+MEETING, CALLS, FIRST_COUNTER = 0, LINE, 2 * LINE
+OWN = FIRST_COUNTER + COUNTERS * LINE  # of each thread: how many meetings it has been to, and calls it has answered
 SPINS = 1000  # some 20 microseconds
+PATIENCE = 10_000  # some 3 milliseconds, if nobody else wants the core
 FAST_MATH = {"reassoc", "contract", "arcp", "nsz"}  # sums may be reordered, but infinities and NaN stay what they are
 
 
@@ -43,8 +51,8 @@ def compiled_ignoring_nan(function: Callable[..., Any]) -> Any:
 
 
 def new_board(threads: int) -> NDArray[np.int64]:
-    """Room for the counters, and for how many meetings each thread has been to."""
-    return np.zeros(LINE * (1 + COUNTERS + threads), np.int64)
+    """Room for the counters, and for what each thread counts for itself."""
+    return np.zeros(OWN + LINE * threads, np.int64)
 
 
 @intrinsic
@@ -88,14 +96,14 @@ _let_others_run = types.ExternalFunction("SwitchToThread" if sys.platform == "wi
 @compiled
 def arrive(board, thread):
     """Say that this thread has done its share of the operation."""
-    board[LINE * (1 + COUNTERS + thread)] += 1
+    board[OWN + LINE * thread] += 1
     _add_one(board.ctypes.data + 8 * MEETING)
 
 
 @compiled
 def meet(board, thread, threads):
     """Wait until every thread has arrived."""
-    own = LINE * (1 + COUNTERS + thread)
+    own = OWN + LINE * thread
     everyone = board[own] * threads
     spins = 0
     while _read(board.ctypes.data + 8 * MEETING) < everyone:
@@ -111,14 +119,37 @@ def meet(board, thread, threads):
 @compiled
 def next_part(board, thread, threads):
     """The number of a part of this operation that nobody else has; the first parts belong to each thread, in order."""
-    meetings = board[LINE * (1 + COUNTERS + thread)]
+    meetings = board[OWN + LINE * thread]
     return threads + _add_one(board.ctypes.data + 8 * (FIRST_COUNTER + LINE * (meetings % COUNTERS)))
+
+
+@compiled
+def call(board):
+    """As thread 0, tell helpers who await it that the next step has begun."""
+    _add_one(board.ctypes.data + 8 * CALLS)
+
+
+@compiled
+def is_called(board, thread):
+    """As a helper that is done with a step, wait some time for the next call; whether it came."""
+    answered = OWN + LINE * thread + 1
+    board[answered] += 1
+    for spins in range(PATIENCE):
+        if _read(board.ctypes.data + 8 * CALLS) > board[answered]:
+            return True
+        if spins < SPINS:
+            _pause()
+        else:
+            _let_others_run()
+    return False
 
 
 class Team:
     """Calls `work(thread)` on `threads` threads at once, this one being number 0. `work` lets go of Python's lock.
 
-    The helpers end when nobody holds the team any more.
+    It returns how many calls it has answered: more than one if it awaited the next in compiled code, see `is_called`.
+    Each call is also put into the queue of each helper, which takes out those that were answered so. The helpers end
+    when nobody holds the team any more.
     """
 
     def __init__(self, threads: int) -> None:
@@ -128,16 +159,18 @@ class Team:
             threading.Thread(target=_obey, args=(orders, i + 1), name=f"decode-{i + 1}", daemon=True).start()
         weakref.finalize(self, _dismiss, self._orders)
 
-    def run(self, work: Callable[[int], None]) -> None:
+    def run(self, work: Callable[[int], int]) -> None:
         for orders in self._orders:
             orders.put(work)
         work(0)
 
 
-def _obey(orders: "queue.SimpleQueue[Callable[[int], None] | None]", thread: int) -> None:
+def _obey(orders: "queue.SimpleQueue[Callable[[int], int] | None]", thread: int) -> None:
     while (work := orders.get()) is not None:
-        work(thread)
+        answered = work(thread)
         del work  # or a thread that waits would keep its last work's memory
+        for _ in range(answered - 1):
+            orders.get()
 
 
 def _dismiss(all_orders: "list[queue.SimpleQueue[Any]]") -> None:
