@@ -5,14 +5,13 @@ import json
 import socket
 import threading
 import time
-from typing import Any, cast
 
 import pytest
 
 from groundup.inference.server import Keys, Settings
 from groundup.inference.server.metrics import Metrics
 from groundup.inference.server.shedding import REMEMBERED, Shedder, whole_request
-from groundup.inference.service import QueueFull
+from groundup.inference.service import QueueFull, Service
 from tests.inference.server.conftest import KEY
 from tests.inference.server.serving import SPECIAL, new_engine, post_bytes, running_server
 
@@ -36,12 +35,13 @@ def small():
 @contextlib.contextmanager
 def filled(server, more=""):
     """While inside, one request runs and one waits."""
-    held = [server.connect() for _ in range(2)]
+    held = []
     try:
-        for connection in held:
-            connection.sendall(post_bytes(PATH, endless(server.service.engine), more))
+        for number in (1, 2):
+            held.append(server.connect())  # now, as it must not wait long for its headers
+            held[-1].sendall(post_bytes(PATH, endless(server.service.engine), more))
             deadline = time.monotonic() + 60
-            while server.service.open_streams < held.index(connection) + 1 or server.service.stats().running < 1:
+            while server.service.open_streams < number or server.service.stats().running < 1:
                 assert time.monotonic() < deadline
                 time.sleep(0.002)
         yield
@@ -133,8 +133,8 @@ def test_only_a_plain_and_whole_request_takes_the_short_way(change, endpoint):
     assert plain is None or (plain.host, plain.authorization) == (b"localhost", b"Bearer x")
 
 
-class Places:
-    """A service with so many places."""
+class Places(Service):
+    """A service without an engine that has so many places."""
 
     def __init__(self, places):
         self.places = places
@@ -147,7 +147,7 @@ class Places:
 
 
 def test_nobody_is_let_in_for_a_place_that_is_claimed():
-    shedder = Shedder(cast(Any, Places(2)), Metrics(), Keys([]), Settings())
+    shedder = Shedder(Places(2), Metrics(), Keys([]), Settings())
     request, tickets = post_bytes(PATH, SHORT), [shedder.new_ticket() for _ in range(3)]
     assert shedder(request, tickets[0]) is None and shedder(request, tickets[1]) is None
     refused = shedder(request, tickets[2])
@@ -162,7 +162,7 @@ def test_nobody_is_let_in_for_a_place_that_is_claimed():
 
 def test_what_is_remembered_of_a_head_holds_for_that_head_and_length_alone():
     key, full = f"Authorization: Bearer {KEY}\r\n", Places(0)
-    shedder = Shedder(cast(Any, full), Metrics(), Keys([KEY]), Settings())
+    shedder = Shedder(full, Metrics(), Keys([KEY]), Settings())
     request, ticket = post_bytes(PATH, SHORT, key), shedder.new_ticket()
     for _ in range(2):
         assert b" 429 " in (shedder(request, ticket) or b"")
