@@ -21,7 +21,8 @@ import torch
 
 from groundup import bundled, optim, presets
 from groundup.compression.distill import distillation
-from groundup.compression.teacher_logits import TeacherLogits, write_teacher_logits
+from groundup.compression.teacher_logits import TeacherLogits
+from groundup.compression.teacher_writing import write_teacher_logits
 from groundup.corpus.reading import read_documents
 from groundup.data.batch import Batch
 from groundup.device import environment

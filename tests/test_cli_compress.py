@@ -16,6 +16,7 @@ def test_help_imports_no_torch():
         [sys.executable, "-c", source + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     )
     assert ran.stdout.endswith("False\n") and "heal_steps=30" in ran.stdout and "wanda-50" in ran.stdout
+    assert "--logits DIR" in ran.stdout and "top_k=64" in ran.stdout
 
 
 def test_a_comparison_from_the_command_line(tmp_path, capsys):

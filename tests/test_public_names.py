@@ -1,5 +1,6 @@
 """`import groundup as gu` offers each public name, imported on first use, whatever was imported before."""
 
+import os
 import subprocess
 import sys
 
@@ -34,3 +35,11 @@ except TypeError as error:
     assert "missing" in str(error), error
 """
     subprocess.run([sys.executable, "-c", source], check=True, timeout=120)
+
+
+def test_threads_that_wait_are_passive_before_torch_is_there():
+    source = "import groundup, os, sys; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for given, expected in ((environment, "passive"), (environment | {"OMP_WAIT_POLICY": "active"}, "active")):
+        ran = subprocess.run([sys.executable, "-c", source], env=given, capture_output=True, text=True, check=True)
+        assert ran.stdout.split() == ["False", expected]

@@ -11,13 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from groundup.environ import env, set_default
-
-# OpenMP threads that wait by spinning take the cores from whoever has work: beside another busy process, training
-# here ran five times slower. It counts only before torch is loaded, so it stands here, above the import.
-set_default("OMP_WAIT_POLICY", "passive")
-
-import torch  # noqa: E402
 
 
 def rank() -> int:

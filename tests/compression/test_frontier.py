@@ -7,6 +7,8 @@ from groundup.compression import frontier
 from groundup.compression.frontier import compress, decode_rate, mark_frontier
 from groundup.compression.quantize import load_quantized, weight_bytes
 from groundup.compression.settings import CompressSettings
+from groundup.compression.teacher_logits import TeacherLogits
+from groundup.compression.teacher_writing import write_teacher_logits
 from groundup.compression.text import read_texts
 from groundup.compression.variants import heal, make_variant
 from groundup.evaluation import bits_per_byte
@@ -149,6 +151,55 @@ def test_healing_lowers_the_loss_and_distillation_uses_the_model(model_folder):
         losses[steps] = score.bits_per_byte
         assert len(seen) == steps
     assert losses[12] < 0.9 * losses[0]
+
+
+def test_distilled_variants_learn_from_a_cache_as_from_the_model(model_folder, tmp_path):
+    """With every token kept, the weights are those that the running model teaches; others than text alone would."""
+    source = read_source(model_folder / "hf")
+    few = CompressSettings(methods=(), context_length=24, score_bytes=600, heal_steps=6, heal_rate=1e-2)
+    texts = read_texts(model_folder, [str(model_folder / "text.txt")], source.tokenizer, few)
+    cache = write_teacher_logits(
+        source.model, texts.drawn_once(few.heal_batch, few.heal_steps, few.seed), tmp_path / "logits",
+        tokenizer=source.tokenizer, k=source.model.config.vocab_size, temperature=few.temperature, dtype="float32",
+    )  # fmt: skip
+
+    def weights_of(name, logits):
+        def healed(model, objective, batches):
+            heal(model, objective, batches, few, lambda *_: None)
+
+        made = make_variant(name, source.model, texts, few, healed, logits)
+        return torch.cat([p.detach().flatten() for p in made.model.parameters()])
+
+    online, cached, alone = (weights_of(*each) for each in (("distilled-50", None), ("distilled-50", cache),
+                                                            ("shallow-50", None)))  # fmt: skip
+    assert float((cached - online).abs().mean()) < 0.02 * float((alone - online).abs().mean())
+
+
+def test_a_comparison_writes_the_cache_once_and_refuses_another(model_folder, tmp_path, monkeypatch):
+    files, few = [str(model_folder / "text.txt")], {"context_length": 24, "score_bytes": 300, "calibration_windows": 1}
+    few |= {"heal_steps": 1, "heal_batch": 2, "decode_tokens": 1, "rounds": 1, "methods": ("distilled-50",)}
+    seen, logits = [], tmp_path / "logits"
+
+    def progress(stage, done, total):
+        seen.append((stage, done, total))
+
+    def compare(name, **options):
+        settings = CompressSettings(**(few | options))
+        return compress(model_folder / "hf", files, settings, out=tmp_path / name, logits=logits, progress=progress)
+
+    compare("a", top_k=9)
+    cache = TeacherLogits.open(logits)
+    assert (cache.k, cache.temperature, cache.header["rows"]) == (9, 2.0, 2)
+    assert ("teacher's logits", 2, 2) in seen
+    monkeypatch.setattr("groundup.compression.teacher_writing._kept", None)
+    compare("b", top_k=9, heal_rate=1e-3)
+    with pytest.raises(ValueError, match="other text, or the same in other rows"):
+        compare("c", top_k=9, seed=5)
+    with pytest.raises(ValueError, match="k=9, and 10 is asked for"):
+        compare("d", top_k=10)
+    with pytest.raises(ValueError, match="nothing would learn from them"):
+        compare("e", methods=())
+    assert not (tmp_path / "e").exists()
 
 
 def test_a_rate_is_measured_on_all_tokens_even_for_a_model_that_would_end_at_once():

@@ -62,6 +62,8 @@ def compress(
     from the running model; what is not there yet is written first. ValueError for one of another model or other text.
     """
     settings, folder = settings or CompressSettings(), Path(out)
+    if logits is not None and not (settings.heal_steps and any(map(_learns, settings.names))):
+        raise ValueError("--logits: nothing would learn from them; name a method such as distilled-50, and heal_steps")
     asked = {"model": str(model), "files": list(files), "logits": str(logits) if logits else None, **to_dict(settings)}
     _begin(folder, asked)
     source = read_source(model)
@@ -96,12 +98,15 @@ def _begin(folder: Path, asked: dict[str, Any]) -> None:
         write_json(file, asked)
 
 
+def _learns(name: str) -> bool:
+    """Whether the variant is taught by the model."""
+    return parse_method(name)[0] == "distilled"
+
+
 def _taught(
     source: Source, texts: Texts, settings: CompressSettings, folder: str | Path, progress: Progress
 ) -> TeacherLogits:
     """The model's logits of all that distilled variants are trained on."""
-    if not any(parse_method(name)[0] == "distilled" for name in settings.names) or not settings.heal_steps:
-        raise ValueError("--logits: nothing would learn from them; name a method such as distilled-50, and heal_steps")
     assert source.tokenizer is not None
     return write_teacher_logits(
         source.model, texts.drawn_once(settings.heal_batch, settings.heal_steps, settings.seed), folder,

@@ -22,6 +22,7 @@ Bytes for a token: k ids of 2 (4 beyond 65,536 tokens) and k + 1 numbers of 2 (f
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,12 +122,15 @@ class TeacherLogits:
         log_probs = torch.from_numpy(np.stack([row[1] for row in rows]).astype(np.float32))
         return ids.to(device), log_probs.to(device)
 
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([part.rows for part in self.parts])
+
     def _row(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        number, seq = 0, self.header["seq"]
-        while place >= self.parts[number].rows:
-            place -= self.parts[number].rows
-            number += 1
-        part, (ids, values) = self.parts[number], (ids_dtype(self.vocab_size), DTYPES[self.header["dtype"]])
+        number, seq = int(np.searchsorted(self._ends, place, side="right")), self.header["seq"]
+        part = self.parts[number]
+        place -= int(self._ends[number]) - part.rows
+        ids, values = ids_dtype(self.vocab_size), DTYPES[self.header["dtype"]]
         classes = num_classes(self.k, self.vocab_size)
         return (
             _read(part, "ids", ids, place * seq * self.k, seq * self.k).reshape(seq, self.k),

@@ -214,8 +214,8 @@ def most_likely(logits: Float[Tensor, "batch vocab"]) -> list[int]:
     Through numpy on a CPU: torch finds the largest without vector instructions, and after a step that has read all
     weights nothing of torch is in the caches, so that each of its operations takes as long as this whole function.
     """
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        rows = (logits.detach() if logits.requires_grad else logits).numpy()
+    if logits.is_cpu and logits.dtype == torch.float32:
+        rows = logits.numpy()
         best = rows.argmax(-1).tolist()
         values = [float(row[token]) for row, token in zip(rows, best, strict=True)]
     else:

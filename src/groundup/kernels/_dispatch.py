@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from groundup.config import nearest
+from groundup.kernels._compiler import constant
 from groundup.kernels._table import objection
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def op(reference: Callable[..., Any]) -> Callable[..., Any]:
 
     # Runs while torch.compile traces instead of being traced: importing is not a graph operation. It may not return
     # what it finds, as the compiler cannot guard on a function that comes from nowhere.
-    @torch.compiler.assume_constant_result
+    @constant
     def find(wanted: str) -> str | None:
         """Put the twin and its refusal where the caller looks for them, or say why there is none."""
         twin = _twin_of(twins, module, wanted)
@@ -127,7 +128,7 @@ def op(reference: Callable[..., Any]) -> Callable[..., Any]:
         # A compiled graph may have to serve sizes that it has not seen.
         return ask(first.device, first.dtype, None if compiling else first.numel(), compiling)
 
-    @torch.compiler.assume_constant_result
+    @constant
     def ask(device: torch.device, dtype: torch.dtype, elements: int | None, compiling: bool) -> str | None:
         twin = _twin_of(twins, module, "triton")
         assert isinstance(twin, ModuleType)

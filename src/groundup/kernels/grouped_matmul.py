@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from groundup.kernels._compiler import untraced
 from groundup.kernels._dispatch import op
 
 
@@ -25,7 +26,7 @@ def grouped_matmul(
 
 
 # The ends decide shapes, which no compiled graph can hold; the compiler steps around this call.
-@torch.compiler.disable()
+@untraced
 def _one_by_one(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     bounds = [0, *_numbers(ends, rows.shape[0])]
     # unbind, not weights[e]: its gradient is one stack, where each index would make a stack of its own.

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from groundup.kernels._compiler import untraced
 from groundup.kernels._dispatch import op
 
 Hidden = Float[Tensor, "batch d_hidden"]
@@ -29,7 +30,7 @@ def lstm(
     return _by_token(gates, weight.to(gates.dtype), hidden, cell, resets, real)
 
 
-@torch.compiler.disable()  # a compiler would unroll it, token by token
+@untraced  # a compiler would unroll it, token by token
 def _by_token(
     gates: Float[Tensor, "batch seq d_gates"],
     weight: Float[Tensor, "d_gates d_hidden"],

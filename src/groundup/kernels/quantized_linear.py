@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from groundup.kernels._compiler import constant
 from groundup.kernels.quantize import E4M3, E5M2, Quantized, dequantize, quantize_blocks, quantize_tensor
 
 Products = Literal["fp8", "mxfp8"]
@@ -48,7 +49,7 @@ def quantized_linear(
     return y.unflatten(0, x.shape[:-1])
 
 
-@torch.compiler.assume_constant_result  # an answer for the whole process, and no part of a graph
+@constant  # an answer for the whole process, and no part of a graph
 def native(device: str) -> bool:
     """Whether this machine's device of this type multiplies float8 matrices, found out by doing it once.
 

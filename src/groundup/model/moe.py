@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from groundup import kernels
 from groundup.config import nearest
+from groundup.kernels._compiler import untraced
 from groundup.model import hard_choice
 from groundup.model.balance import Balance, Sum, alone, load_balancing_loss, mean_over_tokens, router_z_loss
 from groundup.model.feedforward import MLP, Activation, MLPConfig
@@ -203,7 +204,7 @@ class MoE(nn.Module):
         return weighted.new_zeros(x.shape).index_add(0, tokens, weighted).to(x.dtype)
 
     # A compiled graph would be bound to the list's length, and so to one layer.
-    @torch.compiler.disable()
+    @untraced
     def _leave_losses(self, layout: Layout, routing: Routing, valid: Bool[Tensor, "batch seq"]) -> None:
         if layout.auxiliary is None and layout.choices is None:
             return

@@ -33,6 +33,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from groundup.config import nearest
+from groundup.kernels._compiler import untraced
 from groundup.parallel.context_ring import check_part, ring_attention
 from groundup.parallel.expert import share_balance, sum_everywhere
 
@@ -115,7 +116,7 @@ def own_part(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return torch.cat([chunks[chunk] for chunk in chunks_of(rank, size)])
 
 
-@torch.compiler.disable()
+@untraced
 def whole_sequence(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """(batch, seq, ...) in the order of the sequence, from each rank's (2 batch, seq / 2N, ...).
 

@@ -23,10 +23,11 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from groundup.kernels._compiler import untraced
 from groundup.kernels.attention import document_offsets, visible
 
 
-@torch.compiler.disable()  # what is skipped is decided by values
+@untraced  # what is skipped is decided by values
 def ring_attention(
     q: Float[Tensor, "rows seq heads d_head"],
     k: Float[Tensor, "rows seq kv_heads d_head"],

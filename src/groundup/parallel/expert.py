@@ -28,6 +28,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from groundup.kernels._compiler import untraced
 from groundup.parallel.collectives import copy_to_ranks, sum_over_ranks
 
 
@@ -120,7 +121,7 @@ def _deal(module: Any, rank: int, size: int, group: dist.ProcessGroup | None) ->
 
 
 # Counts decide shapes, which no compiled graph can hold.
-@torch.compiler.disable()
+@untraced
 def _at_their_owners(
     run: Callable[[Tensor, Tensor], Tensor],
     group: dist.ProcessGroup | None,

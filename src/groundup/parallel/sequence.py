@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from groundup.kernels._compiler import untraced
 from groundup.parallel.tensor import Cut, communicate, cuts, keep_slice, own_head, reduce_output, sum_gradient
 
 Change = Callable[[Tensor, dist.ProcessGroup | None], Tensor]
@@ -148,7 +149,7 @@ class _Move(torch.autograd.Function):
         return ctx.back(gradients[0]), None, None
 
 
-@torch.compiler.disable()
+@untraced
 def _move(x: Tensor, there: Callable[..., Tensor], back: Callable[..., Tensor], group: Any) -> Tensor:
     there, back = functools.partial(there, group=group), functools.partial(back, group=group)
     return _Move.apply(x, there, back)  # type: ignore[return-value]

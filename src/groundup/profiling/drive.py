@@ -107,5 +107,5 @@ def _choose(model: Transformer, hidden: Tensor) -> Tensor:
     logits = model.logits(hidden[:, -1])
     with mark(HEAD):
         rows = len(logits)
-        tokens = sample(logits, [SamplingParams(temperature=0)] * rows, [new_generator(0)] * rows)
+        tokens = sample(logits.detach(), [SamplingParams(temperature=0)] * rows, [new_generator(0)] * rows)
         return torch.tensor(tokens, device=logits.device)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from groundup.kernels._compiler import constant
 from groundup.kernels.triton._support import refuses_device
 
 LEAST = 16
@@ -27,7 +28,7 @@ def refuses_streams(q: Tensor, k: Tensor, v: Tensor, *others: Tensor | None) -> 
     return refuses_device(q, k, v, *others)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def precision(half: bool) -> str:
     """How products of float32 are computed.
 

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from groundup.kernels._compiler import constant
 from groundup.kernels.triton._flash import LOWEST, load_rows, positions_at, scores_of, visible
 from groundup.kernels.triton._math import LOG2_E, ceil_div, channel_block, product_precision
 from groundup.kernels.triton._tiles import Mask
@@ -70,7 +71,7 @@ def decode(
     return out
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from groundup.kernels._compiler import constant
+
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 """exp(x) = 2 ** (x * log2(e)): the product goes into a factor that scores are multiplied with anyway."""
 
@@ -27,7 +29,7 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def product_precision(dtype: torch.dtype) -> str:
     """How tensor cores take float32: whole ("ieee", on other units), or cut to 19 bits where torch was allowed to."""
     return "ieee" if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" else "tf32"

@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 from triton import knobs
 
+from groundup.kernels._compiler import constant
 from groundup.kernels._table import table_of
 
 INTERPRETED: bool = knobs.runtime.interpret
@@ -53,7 +54,7 @@ def rows_of(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous() if x.numel() else x.new_empty(0, x.shape[-1])
 
 
-@torch.compiler.assume_constant_result
+@constant
 def multiprocessors(device: torch.device) -> int:
     """How many blocks can run at the same time, at the least. Interpreted ones run one after another."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
@@ -77,7 +78,7 @@ def trying(launcher: str, blocks: dict[str, int]) -> Iterator[None]:
         del _trying[launcher]
 
 
-@torch.compiler.assume_constant_result
+@constant
 def tuned(launcher: str, shape: tuple[Any, ...], default: dict[str, int]) -> dict[str, int]:
     """The blocks that a launcher is to use for a shape: those that were measured fastest on this GPU, else `default`.
 

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from groundup.kernels._compiler import constant
 from groundup.kernels.triton._support import refuses_device, tuned_tuple
 
 PANEL = 8
@@ -99,7 +100,7 @@ class _GroupedMatmul(torch.autograd.Function):
         return dx, dw, None, None
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _precision() -> str:
     """How float32 is multiplied: as torch's own products are."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"

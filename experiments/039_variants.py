@@ -1,13 +1,13 @@
-"""Entry 035: do attention's variants decode in the order that their bytes predict, through the engine's page store?
+"""Entry 039: do attention's variants decode in the order that their bytes predict, through the engine's page store?
 
-    python experiments/035_variants.py [--seconds 30] [--context 1024] [--batches 1,8] [--threads 1]
+    python experiments/039_variants.py [--seconds 30] [--context 1024] [--batches 1,8] [--threads 1]
 
 One model (4 layers, width 512, 16 heads of 32 channels) in seven variants, the last three with a window in every layer
 or in all but one. Steps of one token for each of BATCH sequences that hold CONTEXT tokens, through torch (pages are
 gathered) and through the compiled step in fp32; all take turns. `least_ms` is the roofline's: max(FLOPs / peak, bytes /
 bandwidth) of every operation, on the machine as measured. `pairs` is the share of pairs of variants, of those that the
 roofline tells apart by a tenth or more, whose measured order is the predicted one. The last line is JSON, also in
-035_variants.jsonl.
+039_variants.jsonl.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def main() -> None:
         rows += here
     for row in rows:
         print("  ".join(f"{name}={value}" for name, value in row.items()))
-    result = {"experiment": "035_variants", "pairs": pairs, "rows": rows, "context": options.context}
+    result = {"experiment": "039_variants", "pairs": pairs, "rows": rows, "context": options.context}
     result |= {"bandwidth": roof.bandwidth, "peak_flops": roof.peak_flops, "threads": options.threads}
     line = json.dumps(result | {"environment": environment()})
     write_atomic(OUT, line + "\n")
