@@ -173,6 +173,12 @@ async def many(count: int, one: Callable[[int], Awaitable[str]]) -> Counter[str]
     return found
 
 
+async def warmed(server: Server) -> None:
+    """A first answer, for which the decode step may have to be compiled."""
+    data = request("/v1/completions", json.dumps(GOOD).encode(), "Connection: close\r\n")
+    assert (await answer(server.port, data, 600.0))[0] == 200
+
+
 def is_error(given: bytes) -> bool:
     error = json.loads(given)["error"]
     return set(error) == {"message", "type", "param", "code"}
@@ -310,6 +316,7 @@ def against_a_server(options: argparse.Namespace, note: Callable[[str, Any], Non
         write_model(Path(folder) / "tiny")
         server = Server(Path(folder) / "tiny")
         try:
+            asyncio.run(warmed(server))
             note("random fields", asyncio.run(asked(server, options.requests)))
             note("damaged bytes", asyncio.run(broken(server, options.bytes)))
             note("clients that leave", asyncio.run(left(server, options.leavers)))
@@ -318,6 +325,7 @@ def against_a_server(options: argparse.Namespace, note: Callable[[str, Any], Non
             server.end(signal.SIGKILL)
             server = Server(Path(folder) / "tiny", server.port)
             note("seconds to start again on the port after SIGKILL", server.seconds_to_start)
+            asyncio.run(warmed(server))
             note("SIGTERM under load", asyncio.run(ended(server)))
         finally:
             server.process.kill()

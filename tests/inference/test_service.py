@@ -99,6 +99,43 @@ def test_streams_get_their_own_outputs_in_order(service, fake):
     assert service.stats().generated_tokens == 35
 
 
+def test_a_reader_of_the_whole_is_woken_once(service, fake, monkeypatch):
+    """The same outputs; the engine's thread calls the loop at the end alone, also where that is an error."""
+    calls, call = [], service._call
+    monkeypatch.setattr(service, "_call", lambda function, *rest: (calls.append(function), call(function, *rest)))
+
+    async def whole(number):
+        stream = service.open([number], PARAMS, at_once=False)
+        return stream, "".join([output.text async for output in stream])
+
+    async def both():
+        stream, text = await whole(7)
+        assert text == "7 8 9 10 11 " and stream.count == 5 and stream.first is not None
+        assert len(calls) == 1
+        with pytest.raises(RequestFailed, match="99 went wrong"):
+            await whole(99)
+
+    asyncio.run(both())
+    assert len(calls) == 2 and service.open_streams == service.waiting == 0
+
+
+def test_a_place_is_free_as_soon_as_the_first_token_is_there(service, fake):
+    """Though nobody is woken for it."""
+
+    async def ask():
+        fake.gate.clear()
+        streams = [service.open([number], PARAMS, at_once=False) for number in range(8)]
+        assert service.has_no_place_but(0) and service.waiting == 8
+        with pytest.raises(QueueFull):
+            service.open([9], PARAMS)
+        fake.gate.set()
+        texts = ["".join([output.text async for output in stream]) for stream in streams]
+        assert not service.has_no_place_but(7) and service.has_no_place_but(8)
+        return texts
+
+    assert asyncio.run(ask()) == ["".join(f"{number + i} " for i in range(5)) for number in range(8)]
+
+
 def test_what_the_engine_refuses_and_what_fails(service):
     async def ask():
         with pytest.raises(ValueError, match="unlucky"):

@@ -1,12 +1,16 @@
 """The engine on a thread of its own, and a bridge from it to asyncio.
 
-    event loop                              engine's thread
-    open(prompt) -> Stream  --commands-->   submit, abort, score
-    async for output        <--one call --  step() -> outputs, statistics
-                               per step
+    event loop                               engine's thread
+    open(prompt) -> Stream  --commands--->   submit, abort, score
+    async for output        <--outputs----   step() -> outputs, statistics
+                            <--one call---   per step in which somebody is to be woken
+                               at most
 
 The engine is not thread-safe: only its thread touches it, between steps. The event loop never waits for it. How many
 streams wait for their first token is bounded, and one too many is refused at once, on the event loop.
+
+The two share Python's lock, so the engine's thread pays for what the loop does: a stream whose reader wants the whole
+answer is woken at its end only.
 """
 
 import asyncio
@@ -69,10 +73,14 @@ class RequestFailed(Exception):
 
 
 class Stream:
-    """The outputs of one request, in order, as an asynchronous iterator. `close` aborts what is not finished."""
+    """The outputs of one request, in order, as an asynchronous iterator. `close` aborts what is not finished.
 
-    def __init__(self, service: "Service") -> None:
+    With `at_once` false its reader is woken when the last output is there, and not for each.
+    """
+
+    def __init__(self, service: "Service", at_once: bool = True) -> None:
         self.request: Any = None  # the engine's; set and read on its thread
+        self.at_once = at_once
         self.closed = False
         self.opened = time.monotonic()
         self.first: float | None = None
@@ -93,34 +101,39 @@ class Stream:
         return self
 
     async def __anext__(self) -> Any:
-        while not self._ready:
+        while True:
+            over = self.finish_reason is not None or self.closed  # asked first: the last output may come meanwhile
+            if self._ready:
+                return self._ready.popleft()
             if self._failure is not None:
                 raise self._failure
-            if self.finish_reason is not None or self.closed:
+            if over:
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
-        return self._ready.popleft()
 
     def close(self) -> None:
         """Idempotent. The request's pages are free again within one step of the engine."""
         self._service._close_stream(self)
 
     def _push(self, output: Any) -> None:
+        """On the engine's thread; `_wake` follows on the loop where somebody waits for this."""
         if self.closed:
             return
         self.last = time.monotonic()
         self.first = self.first or self.last
         self.count += len(output.tokens)
         if output.finish_reason == "error":
-            self._fail(RequestFailed(output.error or "the engine could not answer this request"))
+            self._failure = RequestFailed(output.error or "the engine could not answer this request")
             return
         self._ready.append(output)
         self.finish_reason = output.finish_reason
-        self._news.set()
 
     def _fail(self, error: Exception) -> None:
         self._failure = error
+        self._news.set()
+
+    def _wake(self) -> None:
         self._news.set()
 
 
@@ -138,6 +151,7 @@ class Service:
         self.draining = False
         self.failure: str | None = None
         self._open: set[Stream] = set()
+        self._waiting: set[Stream] = set()  # of the open ones; the engine's thread takes out who has a first token
         self._scoring: set[asyncio.Future[list[Any]]] = set()
         self._finished: deque[float] = deque(maxlen=64)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -153,15 +167,22 @@ class Service:
     # on the event loop -----------------------------------------------------------------------------------------
 
     def open(
-        self, prompt: list[int] | str, params: SamplingParams, *, salt: str = "", constraint: Any = None
+        self,
+        prompt: list[int] | str,
+        params: SamplingParams,
+        *,
+        salt: str = "",
+        constraint: Any = None,
+        at_once: bool = True,
     ) -> Stream:
         """Ask for one answer. What the engine refuses is raised as ValueError by the stream's first item.
 
         Raises QueueFull or Unavailable at once.
         """
         self.admit(1)
-        stream = Stream(self)
+        stream = Stream(self, at_once)
         self._open.add(stream)
+        self._waiting.add(stream)
         self._commands.put(lambda: self._submit(stream, prompt, params, salt, constraint))
         return stream
 
@@ -183,14 +204,24 @@ class Service:
         if self.draining:
             raise Unavailable("the server is shutting down")
         self._loop = self._loop or asyncio.get_running_loop()
-        waiting = self.waiting
-        if waiting + count > self.max_waiting:
-            raise QueueFull(waiting, self._retry_after(waiting))
+        if len(self._waiting) + count > self.max_waiting:
+            raise self.queue_full()
+
+    def queue_full(self) -> QueueFull:
+        """What is said to one too many now."""
+        return QueueFull(len(self._waiting), self._retry_after(len(self._waiting)))
+
+    def has_no_place_but(self, claimed: int) -> bool:
+        """Whether one more, beside so many that are on their way, would be one too many.
+
+        False where none is taken for another reason.
+        """
+        return len(self._waiting) + claimed >= self.max_waiting and self.failure is None and not self.draining
 
     @property
     def waiting(self) -> int:
         """Streams that have not had a first token."""
-        return sum(stream.waiting for stream in self._open)
+        return len(self._waiting)
 
     @property
     def open_streams(self) -> int:
@@ -264,26 +295,34 @@ class Service:
 
     def _abandon(self, stream: Stream, error: Exception) -> None:
         stream._fail(error)
-        self._open.discard(stream)
+        self._forget(stream)
         self._commands.put(lambda: self._abort(stream))
 
     def _close_stream(self, stream: Stream) -> None:
         if stream.closed:
             return
         stream.closed = True
-        stream._news.set()
+        stream._wake()
         if stream in self._open:
-            self._open.discard(stream)
+            self._forget(stream)
             self._commands.put(lambda: self._abort(stream))
 
-    def _hand_out(self, pairs: list[tuple[Stream, Any]]) -> None:
+    def _forget(self, stream: Stream) -> None:
+        self._open.discard(stream)
+        self._waiting.discard(stream)
+
+    def _end(self, stream: Stream, error: Exception) -> None:
+        """The engine has refused it."""
+        stream._fail(error)
+        self._forget(stream)
+        self._finished.append(time.monotonic())
+
+    def _tell(self, pairs: list[tuple[Stream, Any]]) -> None:
+        """Wake those whose outputs are to be read now."""
         for stream, output in pairs:
-            if isinstance(output, Exception):
-                stream._fail(output)
-            else:
-                stream._push(output)
-            if isinstance(output, Exception) or output.finish_reason is not None:
-                self._open.discard(stream)
+            stream._wake()
+            if output.finish_reason is not None:
+                self._forget(stream)
                 self._finished.append(time.monotonic())
 
     def _retry_after(self, waiting: int) -> int:
@@ -326,7 +365,7 @@ class Service:
         try:
             request = self.engine.submit(prompt, params, salt=salt, constraint=constraint)
         except Exception as error:
-            self._call(self._hand_out, [(stream, error)])
+            self._call(self._end, stream, error)
             return
         stream.request = request
         self._streams[request.id] = stream
@@ -340,13 +379,15 @@ class Service:
         outputs = self.engine.step()
         self._step_began = None
         pairs = [(stream, o) for o in outputs if (stream := self._streams.get(o.request.id)) is not None]
-        for _, output in pairs:
+        for stream, output in pairs:
+            stream._push(output)
+            self._waiting.discard(stream)
             if output.finish_reason is not None:
                 del self._streams[output.request.id]
         self._stats = self.engine.stats()
         self._note_rate()
-        if pairs:
-            self._call(self._hand_out, pairs)
+        if news := [pair for pair in pairs if pair[0].at_once or pair[1].finish_reason is not None]:
+            self._call(self._tell, news)
 
     def _advance_a_score(self) -> None:
         score = self._scores.popleft()
@@ -363,6 +404,7 @@ class Service:
         for stream in list(self._open):
             stream._fail(error)
         self._open.clear()
+        self._waiting.clear()
         for done in list(self._scoring):
             _settle(done, None, error)
 

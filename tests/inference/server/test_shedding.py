@@ -9,7 +9,9 @@ import time
 import pytest
 
 from groundup.inference.server import Keys, Settings
-from groundup.inference.server.shedding import whole_request
+from groundup.inference.server.metrics import Metrics
+from groundup.inference.server.shedding import REMEMBERED, Shedder, whole_request
+from groundup.inference.service import QueueFull, Service
 from tests.inference.server.conftest import KEY
 from tests.inference.server.serving import SPECIAL, new_engine, post_bytes, running_server
 
@@ -33,12 +35,13 @@ def small():
 @contextlib.contextmanager
 def filled(server, more=""):
     """While inside, one request runs and one waits."""
-    held = [server.connect() for _ in range(2)]
+    held = []
     try:
-        for connection in held:
-            connection.sendall(post_bytes(PATH, endless(server.service.engine), more))
+        for number in (1, 2):
+            held.append(server.connect())  # now, as it must not wait long for its headers
+            held[-1].sendall(post_bytes(PATH, endless(server.service.engine), more))
             deadline = time.monotonic() + 60
-            while server.service.open_streams < held.index(connection) + 1 or server.service.stats().running < 1:
+            while server.service.open_streams < number or server.service.stats().running < 1:
                 assert time.monotonic() < deadline
                 time.sleep(0.002)
         yield
@@ -128,6 +131,69 @@ def test_only_a_plain_and_whole_request_takes_the_short_way(change, endpoint):
     plain = whole_request(change(post_bytes(PATH, SHORT, "Authorization: Bearer x\r\n")))
     assert (plain and plain.endpoint) == endpoint
     assert plain is None or (plain.host, plain.authorization) == (b"localhost", b"Bearer x")
+
+
+class Places(Service):
+    """A service without an engine that has so many places."""
+
+    def __init__(self, places):
+        self.places = places
+
+    def has_no_place_but(self, claimed):
+        return claimed >= self.places
+
+    def queue_full(self):
+        return QueueFull(5, 2)
+
+
+def test_nobody_is_let_in_for_a_place_that_is_claimed():
+    shedder = Shedder(Places(2), Metrics(), Keys([]), Settings())
+    request, tickets = post_bytes(PATH, SHORT), [shedder.new_ticket() for _ in range(3)]
+    assert shedder(request, tickets[0]) is None and shedder(request, tickets[1]) is None
+    refused = shedder(request, tickets[2])
+    assert refused is not None and b"429 Too Many" in refused and b"retry-after: 2" in refused
+    tickets[2].release()  # which it never had
+    assert shedder(request, tickets[2]) == refused
+    for _ in range(2):
+        tickets[0].release()
+    assert shedder(request, tickets[2]) is None
+    assert shedder(request, tickets[0]) == refused
+
+
+def test_what_is_remembered_of_a_head_holds_for_that_head_and_length_alone():
+    key, full = f"Authorization: Bearer {KEY}\r\n", Places(0)
+    shedder = Shedder(full, Metrics(), Keys([KEY]), Settings())
+    request, ticket = post_bytes(PATH, SHORT, key), shedder.new_ticket()
+    for _ in range(2):
+        assert b" 429 " in (shedder(request, ticket) or b"")
+    for other in (request + b"x", request[:-1], request.replace(b"localhost", b"elsewhere"), b"GET" + request[4:]):
+        assert shedder(other, ticket) is None
+    for _ in range(2):
+        wrong = shedder(request.replace(KEY.encode(), KEY[:-1].encode() + b"!"), ticket)
+        assert b" 401 " in (wrong or b"")
+    for number in range(3 * REMEMBERED):
+        assert b" 429 " in (shedder(post_bytes(PATH, SHORT, f"{key}X: {number}\r\n"), ticket) or b"")
+    assert len(shedder._heads) <= REMEMBERED and not shedder._taken
+
+
+def test_a_claim_ends_with_its_request_however_that_ends():
+    """One place in the queue, and requests before it that are wrong, refused by the gate, left or cut."""
+    engine = new_engine(batch_size=1)
+    with running_server(engine, max_waiting=1) as server:
+        for wrong in ({"prompt": 5}, {"prompt": "x", "max_tokens": -1}, {"prompt": "x", "model": "other"}):
+            assert server.post(PATH, wrong)[0] in (400, 404)
+        for _ in range(5):
+            with server.connect() as connection:
+                connection.sendall(post_bytes(PATH, endless(engine, 50)))
+        deadline = time.monotonic() + 60
+        while server.post(PATH, SHORT)[0] == 429:  # until the server has seen that they left
+            assert time.monotonic() < deadline, "a claim was never given up"
+            time.sleep(0.01)
+        server.wait_until_idle()
+        with server.connect() as connection:
+            for _ in range(3):
+                connection.sendall(post_bytes(PATH, SHORT))
+                assert read_answer(connection)[0] == 200
 
 
 def test_without_a_key_nobody_learns_that_the_server_is_full():

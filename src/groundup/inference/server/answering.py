@@ -49,8 +49,9 @@ class Desk:
 class Answer(Response):
     """Answers when it is sent; stops, and frees what the engine holds, as soon as the client has gone."""
 
-    def __init__(self, desk: Desk, endpoint: str, given: bytes, salt: str) -> None:
-        self.desk, self.endpoint, self.given, self.salt = desk, endpoint, given, salt
+    def __init__(self, desk: Desk, endpoint: str, state: dict[str, Any]) -> None:
+        self.desk, self.endpoint = desk, endpoint
+        self.given, self.salt, self.ticket = state["body"], state["salt"], state.get("ticket")
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +99,9 @@ class Answer(Response):
         desk.service.admit(request.n)  # a full queue is told before anything is computed
         writer = await self._writer(request, want)
         with contextlib.ExitStack() as closing:
-            streams = await self._open(writer, want, closing)
+            streams = await self._open(writer, want, closing, request.stream)
+            if self.ticket is not None:
+                self.ticket.release()
             pieces = merged(streams)
             async with contextlib.aclosing(pieces):
                 if request.stream:
@@ -140,7 +143,7 @@ class Answer(Response):
         chunks = await self.desk.service.score(lambda engine: score(engine.model, ids, max(top, 1)))
         return [entry for chunk in chunks for entry in chunk]
 
-    async def _open(self, writer: Writer, want: Wanted, closing: contextlib.ExitStack) -> list[Stream]:
+    async def _open(self, writer: Writer, want: Wanted, closing: contextlib.ExitStack, at_once: bool) -> list[Stream]:
         service, pairs = self.desk.service, [(ids, params) for ids in writer.prompts for params in want.params]
         constraints = [None] * len(pairs)
         if want.constraint is not None:
@@ -151,7 +154,7 @@ class Answer(Response):
         service.admit(len(pairs))
         streams = []
         for (ids, params), constraint in zip(pairs, constraints, strict=True):
-            stream = service.open(ids, params, salt=self.salt, constraint=constraint)
+            stream = service.open(ids, params, salt=self.salt, constraint=constraint, at_once=at_once)
             closing.callback(stream.close)
             streams.append(stream)
         return streams

@@ -53,8 +53,7 @@ def _add_answers(app: FastAPI, desk: Desk) -> None:
         types = request.headers.getlist("content-type")
         if [value.partition(";")[0].strip().lower() for value in types] != ["application/json"]:
             raise ApiError(415, "send JSON, with Content-Type: application/json")
-        state = request.scope["state"]
-        return Answer(desk, endpoint, state["body"], state["salt"])
+        return Answer(desk, endpoint, request.scope["state"])
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:

@@ -10,7 +10,7 @@ lets the last answer arrive (`lingering`).
 
 import asyncio
 import json
-from collections.abc import Callable
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -22,17 +22,17 @@ from uvicorn.server import ServerState
 from groundup.inference.server.errors import ApiError
 from groundup.inference.server.lingering import LingeringTransport
 from groundup.inference.server.settings import Settings
+from groundup.inference.server.shedding import Shedder
 
 
-def protocol_for(settings: Settings, shedder: Callable[[bytes], bytes | None]) -> type[asyncio.Protocol]:
+def protocol_for(settings: Settings, shedder: Shedder) -> type[asyncio.Protocol]:
     """The class of connections with these bounds, for uvicorn's `http=`.
 
     `shedder` gets what begins a request, and may have an answer at once.
     """
 
     class Connection(BoundedConnection):
-        bounds = settings
-        shed = staticmethod(shedder)
+        bounds, shed = settings, shedder
 
     return Connection
 
@@ -40,8 +40,8 @@ def protocol_for(settings: Settings, shedder: Callable[[bytes], bytes | None]) -
 class BoundedConnection(H11Protocol):
     """uvicorn's HTTP/1.1 in pure Python, with timers."""
 
-    bounds = Settings()
-    shed: Callable[[bytes], bytes | None] = staticmethod(lambda _: None)
+    bounds: Settings
+    shed: Shedder
 
     def __init__(
         self, config: Config, server_state: ServerState, app_state: dict[str, Any],
@@ -50,6 +50,9 @@ class BoundedConnection(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._refused = -math.inf  # when a request was last refused from its bytes
+        self._ticket = self.shed.new_ticket()
+        self.app_state = {**app_state, "ticket": self._ticket}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._lingering = LingeringTransport(transport, self._is_unread)
@@ -65,14 +68,19 @@ class BoundedConnection(H11Protocol):
         for timer in (self._header_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
+        self._ticket.release()
         self._lingering.end()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self._ticket.release()
+        super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
         if self._lingering.lingers:
             self._lingering.discard(data)
             return
-        if self._is_between_requests() and (refusal := self.shed(data)):
+        if self._is_between_requests() and (refusal := self.shed(data, self._ticket)):
             self.transport.write(refusal)
             self._await_next_request()
             return
@@ -109,7 +117,11 @@ class BoundedConnection(H11Protocol):
             self._lingering.close_now()
 
     def timeout_keep_alive_handler(self) -> None:
-        self.transport.close()
+        left = self._refused + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._keep_alive(left)
+        else:
+            self.transport.close()
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -122,9 +134,14 @@ class BoundedConnection(H11Protocol):
         return not self._is_answering() and self.conn.their_state in (h11.IDLE, h11.SEND_BODY, h11.ERROR)
 
     def _await_next_request(self) -> None:
+        """After a refusal, of which there may be thousands a second: a timer that runs is left to, and looks again."""
         self._headers_are_here()
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._refused = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._keep_alive(self.timeout_keep_alive)
+
+    def _keep_alive(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _headers_are_here(self) -> None:
         if self._header_timer is not None:

@@ -16,6 +16,7 @@ from groundup.inference.server.choosing import Compile
 from groundup.inference.server.connection import protocol_for
 from groundup.inference.server.keys import Keys
 from groundup.inference.server.metrics import Metrics
+from groundup.inference.server.patience import PatientSelector
 from groundup.inference.server.settings import LOOPBACK, Settings
 from groundup.inference.server.shedding import Shedder
 from groundup.inference.service import Service
@@ -33,6 +34,14 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service, settings: Settings) -> None:
         super().__init__(config)
         self.service, self.settings = service, settings
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, on a loop that does not disturb a busy engine more than it must."""
+        with asyncio.Runner(loop_factory=self._new_loop) as runner:
+            runner.run(self.serve(sockets))
+
+    def _new_loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.SelectorEventLoop(PatientSelector(lambda: self.service.has_no_place_but(0)))
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
