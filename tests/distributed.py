@@ -31,6 +31,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 0.5  # after a first failure: how long to listen for a better explanation
 
 
+# What ranks import, torch's compiler too, which comes with the first call that a graph would step around.
+PRELOADED = ["pytest", "torch._dynamo", "groundup.parallel.torch_engine", "groundup.train", "groundup.data"]
+
+
+def process_server() -> Any:
+    """The context of multiprocessing whose new processes have torch and the rooms below loaded, where there is one."""
+    context = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 class RankFailed(AssertionError):
     """A rank raised, died or did not finish; the message holds its traceback."""
 
@@ -42,9 +54,7 @@ def run_ranks(function: Callable, world_size: int, *args: Any, timeout: float = 
     call; a collective gives up earlier, at half of it. Whatever happens, no process is left.
     """
     assert "." not in function.__qualname__, f"{function.__qualname__} must stand at module level"
-    context = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["torch", "torch.distributed", "groundup.parallel", "groundup.model"])
+    context = process_server()
     with tempfile.TemporaryDirectory() as folder:
         job = (sys.modules[function.__module__].__file__, function.__name__, args)
         ranks = [_Rank(context, rank, world_size, f"{folder}/store", job, timeout) for rank in range(world_size)]

@@ -127,7 +127,7 @@ def test_a_run_is_gone_on_with_by_another_number_of_ranks(text, tmp_path):
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert (whole, process.returncode) == (0, 130) and "go on with: groundup train --resume" in said
     assert not (tmp_path / "run" / "result.json").exists()
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
@@ -148,7 +148,7 @@ def test_a_run_is_gone_on_with_under_another_plan(text, tmp_path):
     while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=240)
     assert (whole, process.returncode) == (0, 130) and '--plan "shard=2"' in said
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     losses = [
@@ -168,7 +168,7 @@ def children(pid: int) -> list[int]:
 def test_killed_ranks_change_nothing(text, tmp_path):
     options = ("--tokens", "25600", "--checkpoint-every", "20", "--ranks", "2")
     undisturbed = start(text, tmp_path / "undisturbed", *options)
-    assert undisturbed.wait(120) == 0
+    assert undisturbed.wait(240) == 0
     process, chance = start(text, tmp_path / "run", *options), random.Random(0)
     saved = tmp_path / "run" / "checkpoints"
     kills = (60, 200)[: times(1)]
@@ -176,7 +176,7 @@ def test_killed_ranks_change_nothing(text, tmp_path):
         while process.poll() is None and not (saved / f"step-{wanted}").exists():
             time.sleep(0.01)
         os.kill(chance.choice(children(process.pid)), signal.SIGKILL)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=240)
     assert process.returncode == 0 and said.count("was killed by SIGKILL") == len(kills)
     assert same_bits(tmp_path / "undisturbed", tmp_path / "run")
 
@@ -198,12 +198,12 @@ def test_two_nodes_of_torchrun_save_on_sigterm_and_one_process_goes_on(text, tmp
     run, kept = tmp_path / "run", tmp_path / "run" / "checkpoints"
     agents = [agent(text, run, port) for _ in range(2)]
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while len(checkpoints(kept)) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
         for each in agents:
             each.send_signal(signal.SIGTERM)
-        said = [each.communicate(timeout=60)[1] for each in agents]
+        said = [each.communicate(timeout=240)[1] for each in agents]
     finally:
         for each in agents:
             each.kill()

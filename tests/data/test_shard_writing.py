@@ -1,10 +1,9 @@
 """Writing shards: batches and threads change nothing, and what is interrupted goes on."""
 
+import contextlib
 import json
 import random
 import shutil
-import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +11,8 @@ import pytest
 
 from groundup.data import shard_writing, write_shards
 from groundup.tokenizer import Tokenizer
+from tests.data.killed_writer import write
+from tests.distributed import process_server
 
 from .conftest import Bytes
 
@@ -86,39 +87,44 @@ def test_anything_that_changed_meanwhile_is_noticed(tmp_path, trained, monkeypat
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "set")
 
 
-CHILD = """
-import sys, time
-from groundup.data import shard_writing, write_shards
-from groundup.tokenizer import Tokenizer
-shard_writing._BATCH, shard_writing._SECONDS_BETWEEN_SAVES = 200, 0.0
-def texts():
-    for n in range(3000):
-        yield f"Document number {n} says it {n % 7} times. " * (n % 5)
-def tell(done):
-    print(done, flush=True)
-write_shards(texts(), Tokenizer.load(sys.argv[1]), sys.argv[2], shard_tokens=5000, resume=True, progress=tell)
-"""
+def writer(tokenizer, folder):
+    """A process that writes, and what tells of its batches."""
+    server = process_server()
+    heard, told = server.Pipe(duplex=False)
+    child = server.Process(target=write, args=(str(tokenizer), str(folder), told))
+    child.start()
+    told.close()
+    return child, heard
+
+
+def listen(heard, batches):
+    """Until so many batches are told of, or nobody is left to tell."""
+    with contextlib.suppress(EOFError):
+        for _ in range(batches):
+            heard.recv()
+
+
+def write_to_the_end(tokenizer, folder):
+    child, heard = writer(tokenizer, folder)
+    listen(heard, sys.maxsize)
+    child.join()
+    assert child.exitcode == 0
 
 
 def kill_at_random_moments(folder, tokenizer, kills, seed):
     """Whether a run that was killed so often wrote what an undisturbed one does."""
     tokenizer.save(folder / "tokenizer")
-    command = [sys.executable, "-c", CHILD, str(folder / "tokenizer")]
-    subprocess.run([*command, str(folder / "whole")], check=True, stdout=subprocess.DEVNULL)
+    write_to_the_end(folder / "tokenizer", folder / "whole")
     draw = random.Random(seed)
     for _ in range(kills):
-        child = subprocess.Popen([*command, str(folder / "set")], stdout=subprocess.PIPE)
-        assert child.stdout is not None
-        for _ in range(draw.randrange(1, 120)):
-            if not child.stdout.readline():
-                break
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
+        child, heard = writer(folder / "tokenizer", folder / "set")
+        listen(heard, draw.randrange(1, 120))
+        child.kill()
+        child.join()
         if (folder / "set").exists():
             break
     if not (folder / "set").exists():
-        subprocess.run([*command, str(folder / "set")], check=True, stdout=subprocess.DEVNULL)
+        write_to_the_end(folder / "tokenizer", folder / "set")
     return files_of(folder / "whole") == files_of(folder / "set")
 
 

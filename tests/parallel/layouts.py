@@ -118,15 +118,17 @@ def save_all(rank, size, root, chosen):
     return True
 
 
-def load_all(rank, size, root, chosen, sources):
-    """Under each plan of `chosen`, from each of `sources`; the number of pairs, and those that differ."""
+def load_all(rank, size, root, chosen, sources, distance):
+    """Under each plan of `chosen`, from each of `sources` of one process and one in `distance` of the others; the
+    number of pairs, and those that differ."""
     count, wrong = 0, []
-    for kind, name, plan in chosen:
+    for number, (kind, name, plan) in enumerate(chosen):
         engine = engine_of(kind, name, plan)
         fill(engine, kind)
         expected = local(Parts.of_engine(engine))
-        for source in sources:
-            if source[0] != kind:
+        alike = [source for source in sources if source[0] == kind]
+        for other, source in enumerate(alike):
+            if (number + other) % distance and source[1] != SINGLE:
                 continue
             forget(Parts.of_engine(engine))
             state = load_sharded(folder_of(root, *source) / "step-1", Parts.of_engine(engine))

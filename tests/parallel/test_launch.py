@@ -94,9 +94,9 @@ def test_a_signal_is_passed_on_once(tmp_path):
     )
     launcher = subprocess.Popen([sys.executable, "-c", program])
     try:
-        assert within(40, lambda: len(list(tmp_path.glob("pid-*"))) == 2)
+        assert within(120, lambda: len(list(tmp_path.glob("pid-*"))) == 2)
         launcher.send_signal(signal.SIGINT)
-        assert launcher.wait(20) == 130
+        assert launcher.wait(120) == 130
     finally:
         launcher.kill()
     assert [(tmp_path / f"signal-{rank}").read_text() for rank in range(2)] == [str(int(signal.SIGTERM))] * 2
@@ -106,9 +106,9 @@ def test_ranks_do_not_outlive_their_launcher(tmp_path):
     program = f"from groundup.parallel import launch; launch({command('waits_for_a_signal', tmp_path)!r}, 2)"
     launcher = subprocess.Popen([sys.executable, "-c", program])
     try:
-        assert within(40, lambda: len(list(tmp_path.glob("pid-*"))) == 2)
+        assert within(120, lambda: len(list(tmp_path.glob("pid-*"))) == 2)
     finally:
         launcher.kill()
     launcher.wait()
     pids = [int(path.read_text()) for path in tmp_path.glob("pid-*")]
-    assert within(5, lambda: not any(map(is_alive, pids)))
+    assert within(60, lambda: not any(map(is_alive, pids)))
