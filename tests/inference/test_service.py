@@ -10,7 +10,8 @@ import pytest
 
 from groundup.inference import SamplingParams
 from groundup.inference.request import EngineStats
-from groundup.inference.service import QueueFull, RequestFailed, Service, Unavailable
+from groundup.inference.service import Service
+from groundup.inference.streams import QueueFull, RequestFailed, Unavailable
 
 PARAMS = SamplingParams(max_tokens=5)
 

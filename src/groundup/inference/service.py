@@ -22,23 +22,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
-from groundup.inference.sampling import SamplingParams, TokenLogprob
+from groundup.inference.sampling import SamplingParams
+from groundup.inference.streams import QueueFull, RequestFailed, Stream, Unavailable
 
 logger = logging.getLogger(__name__)
 
 RATE_SECONDS = 10.0  # over which tokens per second are averaged
 _OVER = object()
-
-
-class Output(Protocol):
-    """What one step gave to one request: the new text and tokens, and why it ended if it did."""
-
-    request: Any
-    text: str
-    tokens: list[int]
-    logprobs: list[TokenLogprob]
-    finish_reason: str | None
-    error: str | None
 
 
 class SteppedEngine(Protocol):
@@ -54,87 +44,6 @@ class SteppedEngine(Protocol):
 
     @property
     def has_work(self) -> bool: ...
-
-
-class QueueFull(Exception):
-    """So many requests wait that one more is refused; `retry_after` seconds from now there may be room."""
-
-    def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} requests are waiting already; try again in {retry_after} s")
-        self.retry_after = retry_after
-
-
-class Unavailable(Exception):
-    """No new requests: the service is draining, closed, or its engine has failed."""
-
-
-class RequestFailed(Exception):
-    """The engine ended a request with an error, or the service did."""
-
-
-class Stream:
-    """The outputs of one request, in order, as an asynchronous iterator. `close` aborts what is not finished.
-
-    With `at_once` false its reader is woken when the last output is there, and not for each.
-    """
-
-    def __init__(self, service: "Service", at_once: bool = True) -> None:
-        self.request: Any = None  # the engine's; set and read on its thread
-        self.at_once = at_once
-        self.closed = False
-        self.opened = time.monotonic()
-        self.first: float | None = None
-        self.last: float | None = None
-        self.count = 0
-        self.finish_reason: str | None = None
-        self._service = service
-        self._ready: deque[Any] = deque()
-        self._news = asyncio.Event()
-        self._failure: Exception | None = None
-
-    @property
-    def waiting(self) -> bool:
-        """Whether nothing has come yet."""
-        return self.first is None
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    async def __anext__(self) -> Any:
-        while True:
-            over = self.finish_reason is not None or self.closed  # asked first: the last output may come meanwhile
-            if self._ready:
-                return self._ready.popleft()
-            if self._failure is not None:
-                raise self._failure
-            if over:
-                raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
-
-    def close(self) -> None:
-        """Idempotent. The request's pages are free again within one step of the engine."""
-        self._service._close_stream(self)
-
-    def _push(self, output: Any) -> None:
-        """On the engine's thread; `_wake` follows on the loop where somebody waits for this."""
-        if self.closed:
-            return
-        self.last = time.monotonic()
-        self.first = self.first or self.last
-        self.count += len(output.tokens)
-        if output.finish_reason == "error":
-            self._failure = RequestFailed(output.error or "the engine could not answer this request")
-            return
-        self._ready.append(output)
-        self.finish_reason = output.finish_reason
-
-    def _fail(self, error: Exception) -> None:
-        self._failure = error
-        self._news.set()
-
-    def _wake(self) -> None:
-        self._news.set()
 
 
 class Service:
@@ -180,7 +89,7 @@ class Service:
         Raises QueueFull or Unavailable at once.
         """
         self.admit(1)
-        stream = Stream(self, at_once)
+        stream = Stream(self._close_stream, at_once)
         self._open.add(stream)
         self._waiting.add(stream)
         self._commands.put(lambda: self._submit(stream, prompt, params, salt, constraint))
@@ -294,7 +203,7 @@ class Service:
         self._thread.join(timeout)
 
     def _abandon(self, stream: Stream, error: Exception) -> None:
-        stream._fail(error)
+        stream.fail(error)
         self._forget(stream)
         self._commands.put(lambda: self._abort(stream))
 
@@ -302,7 +211,7 @@ class Service:
         if stream.closed:
             return
         stream.closed = True
-        stream._wake()
+        stream.wake()
         if stream in self._open:
             self._forget(stream)
             self._commands.put(lambda: self._abort(stream))
@@ -313,14 +222,14 @@ class Service:
 
     def _end(self, stream: Stream, error: Exception) -> None:
         """The engine has refused it."""
-        stream._fail(error)
+        stream.fail(error)
         self._forget(stream)
         self._finished.append(time.monotonic())
 
     def _tell(self, pairs: list[tuple[Stream, Any]]) -> None:
         """Wake those whose outputs are to be read now."""
         for stream, output in pairs:
-            stream._wake()
+            stream.wake()
             if output.finish_reason is not None:
                 self._forget(stream)
                 self._finished.append(time.monotonic())
@@ -380,7 +289,7 @@ class Service:
         self._step_began = None
         pairs = [(stream, o) for o in outputs if (stream := self._streams.get(o.request.id)) is not None]
         for stream, output in pairs:
-            stream._push(output)
+            stream.push(output)
             self._waiting.discard(stream)
             if output.finish_reason is not None:
                 del self._streams[output.request.id]
@@ -402,7 +311,7 @@ class Service:
 
     def _fail_all(self, error: Exception) -> None:
         for stream in list(self._open):
-            stream._fail(error)
+            stream.fail(error)
         self._open.clear()
         self._waiting.clear()
         for done in list(self._scoring):

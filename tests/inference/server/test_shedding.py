@@ -11,7 +11,8 @@ import pytest
 from groundup.inference.server import Keys, Settings
 from groundup.inference.server.metrics import Metrics
 from groundup.inference.server.shedding import REMEMBERED, Shedder, whole_request
-from groundup.inference.service import QueueFull, Service
+from groundup.inference.service import Service
+from groundup.inference.streams import QueueFull
 from tests.inference.server.conftest import KEY
 from tests.inference.server.serving import SPECIAL, new_engine, post_bytes, running_server
 

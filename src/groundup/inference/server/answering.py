@@ -26,7 +26,8 @@ from groundup.inference.server.prompts import Prompts
 from groundup.inference.server.schemas import ChatRequest, CompletionRequest, Sampling, validated
 from groundup.inference.server.settings import Settings
 from groundup.inference.server.writing import ChatWriter, CompletionWriter, Writer
-from groundup.inference.service import QueueFull, RequestFailed, Service, Stream, Unavailable
+from groundup.inference.service import Service
+from groundup.inference.streams import QueueFull, RequestFailed, Stream, Unavailable
 
 logger = logging.getLogger(__name__)
 
