@@ -2,7 +2,7 @@
 
 import numpy as np
 
-EMBED, GATHER, NORM, ROUND, PRODUCT, REMEMBER, ATTEND = range(7)
+EMBED, GATHER, NORM, ROUND, PRODUCT, REMEMBER, REMEMBER_LATENT, ATTEND = range(8)
 FP32, BF16, INT8, INT4 = range(4)
 FORMATS = {"fp32": FP32, "bf16": BF16, "int8": INT8, "int4": INT4}
 WRITE, ADD = 0, 1
@@ -14,13 +14,14 @@ _ADDRESSES = ("gain", "norm_bias", "weights", "scales", "bias", "up_bias", "tabl
 _COUNTS = (
     "kind", "wanted", "mode", "norm_kind", "format", "groups", "outputs", "block_bytes", "scale_bytes", "activation",
     "gated", "heads", "kv_heads", "d_head", "half", "whole_norm", "in_bf16", "window", "sink_tokens", "page_size",
-    "part_heads", "next_product",
+    "part_heads", "next_product", "diagonal", "source_step", "d_rope", "queries_width",
 )  # fmt: skip
 _OF_ATTENTION = ("q_gain", "k_gain", "keys", "values", "slopes", "sinks", "scores", "add_values", "fetch")
+_OF_LATENTS = ("queries", "rope_keys", "rope_scores")
 _ROWS = ("source", "source_width", "width", "target", "target_width")
 
 OPERATION = np.dtype(
-    [(name, np.int64) for name in (*_COUNTS, *_ROWS, *_ADDRESSES, *_OF_ATTENTION)]
+    [(name, np.int64) for name in (*_COUNTS, *_ROWS, *_ADDRESSES, *_OF_ATTENTION, *_OF_LATENTS)]
     + [(name, np.float32) for name in ("eps", "scale", "softcap")]
 )
 """kind: one of the above; the rest is zero where the operation has no use for it.
@@ -33,6 +34,13 @@ half            pairs of channels that a rotary embedding turns; `cos` and `sin`
 whole_norm      1: QK-norm over all heads together; `q_gain` 0: none
 
 part_heads      query heads that `scores` and `add_values` take at once; both, and `fetch`, are from `heads`
+
+diagonal        matrices of a product, each of which reads its own part of a row: the next one's begins `source_step`
+                numbers behind; `outputs` are then of one matrix, and `width` and `groups` of its part
+
+d_rope          channels of the rotary key that all heads share, and of each head's query for it, in latent attention;
+                `rope_keys`: where they are kept (0: none); `rope_scores` writes their scores, and `scores` adds to them
+queries         rows of `queries_width` with each head's query: d_nope, then d_rope channels, `source_step` in all
 
 next_product    number of the first product after this operation, of the last product in its own case
 
