@@ -13,8 +13,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from groundup.inference.decode.emit import F32, FLOATS, I64, LANES, addresses, new_function, new_module
 from groundup.inference.decode.heads import KEYS, add_neighbours, channels, put
+from groundup.native.emit import F32, FLOATS, I64, LANES, addresses, new_function, new_module
 
 HEADS, LATENTS = 4, 4
 CHANNELS = 4 * LANES
