@@ -17,9 +17,12 @@ from groundup.inference.decode.refusal import Refusal
 from groundup.model import (
     AttentionConfig,
     BlockConfig,
+    GatedDeltaConfig,
     GatedLinearConfig,
     LatentAttentionConfig,
     LearnedPositions,
+    LSTMConfig,
+    Mamba2Config,
     MLPConfig,
     ModelConfig,
     MoEConfig,
@@ -41,6 +44,10 @@ class Store:
     streams: list[list[torch.Tensor]]
     tables: np.ndarray
     page_size: int = PAGE
+    states: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.states = [() for _ in self.streams]
 
 
 @dataclass
@@ -106,6 +113,14 @@ VARIANTS = {
     "latent, queries compressed": config(replace(LATENT, q_rank=20, num_heads=6, kv_rank=80), placement="sandwich"),
     "latent, window": config([replace(LATENT, window=5, rope=Rope(500.0, 0.5)), AttentionConfig(4, 2, 8)]),
     "latent, one head": config(replace(LATENT, num_heads=1, d_nope=40, d_rope=20, scale=0.3), placement="parallel"),
+    "mamba-2": config(Mamba2Config(4, d_head=12, d_state=9, num_groups=2, bias=True), ffn=None),
+    "mamba-2, hybrid": config([Mamba2Config(2, d_head=16, d_state=8, conv_kernel=1), LATENT], placement="sandwich"),
+    "gated delta": config(GatedDeltaConfig(4, 10, 12, num_key_heads=2, conv_kernel=3)),
+    "gated delta, hybrid": config([GatedDeltaConfig(3, 16, 8), AttentionConfig(4, 2, 8)], placement="parallel"),
+    "gated linear": config(GatedLinearConfig(3, 8, 12, rank=6)),
+    "gated linear, a decay for a head": config(GatedLinearConfig(2, 8, 20, decay="head", output_gate=False)),
+    "retention": config(GatedLinearConfig(2, 16, 8, decay="fixed")),
+    "linear attention": config(GatedLinearConfig(2, 8, 8, decay="none", features="elu", output_gate=False)),
     "glu": config(ffn=MLPConfig(64, True, "sigmoid")),
 }  # fmt: skip
 
@@ -181,7 +196,16 @@ def as_rounded(model, kind):
     return lambda tokens: F.linear(cut(model.hidden(tokens), kind), head)
 
 
-@pytest.mark.parametrize("mixer", [AttentionConfig(4, 2, 8), replace(LATENT, q_rank=20)], ids=["gqa", "latent"])
+MIXERS = {
+    "gqa": AttentionConfig(4, 2, 8),
+    "latent": replace(LATENT, q_rank=20),
+    "mamba-2": Mamba2Config(4, d_head=12, d_state=9),
+    "gated delta": GatedDeltaConfig(4, 10, 12),
+    "gated linear": GatedLinearConfig(3, 8, 12, rank=6),
+}
+
+
+@pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
 @pytest.mark.parametrize(("kind", "tolerance"), {"bf16": 2e-2, "int8": 2e-3, "int4": 2e-3}.items())
 def test_rounded_weights_give_what_torch_gives_with_them(kind, tolerance, mixer):
     # bf16 is the loosest: a sum in another order may round to the next bfloat16 before the next product.
@@ -209,6 +233,7 @@ def test_keys_and_values_may_be_bfloat16(name):
 
 
 COMPANY = [(name, kind) for name in ("gqa", "latent") for kind in ("fp32", "bf16", "int8", "int4")]
+COMPANY += [("mamba-2", "bf16"), ("gated delta", "int8"), ("gated linear", "fp32")]
 
 
 @pytest.mark.parametrize(("name", "kind"), COMPANY)
@@ -238,7 +263,7 @@ def test_a_thread_that_is_late_reads_nothing_of_the_next_step():
         assert torch.equal(*found), number
 
 
-@pytest.mark.parametrize("name", ["gqa", "latent, queries compressed"])
+@pytest.mark.parametrize("name", ["gqa", "latent, queries compressed", "mamba-2", "gated delta, hybrid"])
 def test_more_rows_than_a_step_has_are_done_in_several(name):
     model = shaken(VARIANTS[name])
     decoder = CompiledDecoder(model, new_store(model.config, rows=8), "fp32")
@@ -264,7 +289,7 @@ def test_an_unknown_format_is_named():
 
 
 REFUSED = {
-    "recurrent": (config(GatedLinearConfig(2, 8, 8)), "GatedLinearConfig"),
+    "recurrent": (config(LSTMConfig(12)), "LSTMConfig"),
     "experts": (config(ffn=MoEConfig(d_ff=16, num_experts=4, top_k=2)), "MoEConfig"),
 }
 

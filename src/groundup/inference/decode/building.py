@@ -49,6 +49,9 @@ class Rows:
     def as_source(self) -> dict[str, int]:
         return {"source": self.address, "source_width": self.width}
 
+    def as_second(self) -> dict[str, int]:
+        return {"second": self.address, "second_width": self.width}
+
     def as_target(self) -> dict[str, int]:
         return {"target": self.address, "target_width": self.width}
 
@@ -76,7 +79,7 @@ class Builder:
     def __init__(self, d_model: int, page_size: int, kind: str, rows: int, context: int) -> None:
         self.d_model, self.page_size, self.kind, self.rows, self.context = d_model, page_size, kind, rows, context
         self.weight_bytes = 0
-        self.most_heads = 1
+        self.most_heads = self.most_work = 1
         self.written: list[np.ndarray] = []
         self._alive: list[Tensor] = []
         self._arena = Arena()
@@ -97,8 +100,8 @@ class Builder:
 
     @property
     def work_size(self) -> int:
-        """Numbers of float32 that a thread needs for itself: a row, or the scores of its heads."""
-        return max(self._inputs, self.most_heads * -(-self.context // KEYS) * KEYS)
+        """Numbers of float32 that a thread needs for itself: a row, the scores of its heads, or `most_work`."""
+        return max(self._inputs, self.most_heads * -(-self.context // KEYS) * KEYS, self.most_work)
 
     def new_rows(self, width: int) -> Rows:
         """A buffer of its own."""

@@ -82,7 +82,7 @@ def latent_attention(builder: Builder, norm: nn.Module, mixer: LatentAttention, 
     scale = config.scale or (config.d_nope + config.d_rope) ** -0.5
     builder.add(
         REMEMBER_LATENT, **shape, **builder.norm_fields(mixer.kv_norm), **builder.rotary(config.rope, config.d_rope),
-        scale=scale, source_step=config.d_nope + config.d_rope, queries=queries.address, queries_width=queries.width,
+        scale=scale, source_step=config.d_nope + config.d_rope, **queries.as_second(),
         **latent.as_source(), **Rows(seen.tensor, heads * config.kv_rank).as_target(),
     )  # fmt: skip
     builder.round(queries, config.d_nope, absorb, nn.Identity(), step=config.d_nope + config.d_rope)

@@ -8,6 +8,7 @@ part of an operation or one of its own:
     out     `norm` of x, in place
 """
 
+import importlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from groundup.inference.decode.building import Builder, Finish
 from groundup.inference.decode.mixing import attention, latent_attention
 from groundup.inference.decode.operations import EMBED, GATHER, NORM, OPERATION, PRODUCT, WRITE
+from groundup.inference.decode.recurring import recurrence
 from groundup.model import (
     Attention,
     Block,
@@ -24,8 +26,11 @@ from groundup.model import (
     SinusoidalPositions,
     Transformer,
 )
+from groundup.model.delta import GatedDelta
 from groundup.model.feedforward import MLP
 from groundup.model.latent import LatentAttention
+from groundup.model.linear_attention import GatedLinear
+from groundup.model.mamba import Mamba2
 from groundup.model.position import sinusoids
 
 ACTIVATIONS = ("identity", "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "relu2")
@@ -41,6 +46,7 @@ class Program(Builder):
         self,
         model: Transformer,
         streams: Sequence[Sequence[Tensor]],
+        states: Sequence[Sequence[Tensor]],
         page_size: int,
         kind: str,
         rows: int,
@@ -50,7 +56,7 @@ class Program(Builder):
         self._embed(model)
         for layer, block in enumerate(model.blocks.children()):
             assert isinstance(block, Block)
-            self._block(block, streams[layer])
+            self._block(block, streams[layer], states[layer])
         self._head(model)
         self.operations = np.array(self.written, OPERATION)
         self._head_target = self.operations["target"][-1:].reshape(())
@@ -61,7 +67,9 @@ class Program(Builder):
         products = np.flatnonzero(self.operations["kind"] == PRODUCT)
         following = np.searchsorted(products, np.arange(len(self.operations)), side="right")
         self.operations["next_product"] = products[following.clip(max=len(products) - 1)]
-        self.operations["fetch"] = self.operations["fetch"].max()
+        *_, self.operations["fetch"] = importlib.import_module("groundup.inference.decode.heads").head_loops(
+            16, 1, False
+        )
 
     def _embed(self, model: Transformer) -> None:
         config, positions = model.config, None
@@ -87,9 +95,9 @@ class Program(Builder):
         """Where the head writes: float32 (wanted, vocab), of which the caller takes care."""
         self._head_target[()] = address
 
-    def _block(self, block: Block, streams: Sequence[Tensor]) -> None:
+    def _block(self, block: Block, streams: Sequence[Tensor], states: Sequence[Tensor]) -> None:
         mlp = block.ffn
-        finish = self._mixer(block, streams)
+        finish = self._mixer(block, streams, states)
         if block.config.placement == "parallel":
             assert isinstance(mlp, MLP)
             also = self._mlp(block.mixer_norm, mlp)
@@ -103,8 +111,10 @@ class Program(Builder):
             self._mlp(block.ffn_norm, mlp)(block.ffn_post_norm)
             self._norm_in_place(block.ffn_out_norm)
 
-    def _mixer(self, block: Block, streams: Sequence[Tensor]) -> Finish:
+    def _mixer(self, block: Block, streams: Sequence[Tensor], states: Sequence[Tensor]) -> Finish:
         mixer = block.mixer
+        if isinstance(mixer, Mamba2 | GatedDelta | GatedLinear):
+            return recurrence(self, block.mixer_norm, mixer, states)
         if isinstance(mixer, LatentAttention):
             return latent_attention(self, block.mixer_norm, mixer, streams)
         assert isinstance(mixer, Attention)

@@ -30,16 +30,20 @@ from groundup.inference.decode.attend import (
 from groundup.inference.decode.operations import (
     ADD,
     ATTEND,
+    CONVOLVE,
     EMBED,
+    GATE,
     GATHER,
     NORM,
     PRIVATE_ROWS,
     PRODUCT,
+    RECUR,
     REMEMBER,
     REMEMBER_LATENT,
     ROUND,
 )  # fmt: skip
 from groundup.inference.decode.products import TILE, blocks, blocks_at_once, product_block, round_row
+from groundup.inference.decode.recur import convolve, gate_row, length_of_run, recur
 from groundup.inference.decode.rows import floats, norm, row_at
 from groundup.inference.decode.team import FAST_MATH, arrive, call, compiled, is_called, meet, next_part
 from groundup.inference.decode.tile import OUTPUTS
@@ -94,7 +98,7 @@ def _remember_latent(op, row, table, position):
     latent = floats(op.source + 4 * op.source_width * row, op.d_head + op.d_rope)
     turned = floats(op.target + 4 * op.target_width * row, op.heads * op.d_rope)
     cos, sin = row_at(op.cos, op.half, position), row_at(op.sin, op.half, position)
-    turn_latent(op, latent, row_at(op.queries, op.queries_width, row), turned, cos, sin)
+    turn_latent(op, latent, row_at(op.second, op.second_width, row), turned, cos, sin)
     slot = slot_of(table, op.page_size, position)
     remember(latent[: op.d_head], op.keys, slot, op.in_bf16)
     remember(latent[op.d_head :], op.rope_keys, slot, op.in_bf16)
@@ -118,11 +122,26 @@ def _attend(op, part, heads, tables, table_rows, positions, work):
 
 
 @compiled
+def _go_on(op, part, rows, table_rows, positions, work):
+    """A convolution or a head's recurrence over the rows of one sequence, if the part is that of its first row."""
+    first, head = (part // op.heads, part % op.heads) if op.kind == RECUR else (part, 0)
+    count, begins = length_of_run(table_rows, first, rows), positions[first] == 0
+    if count == 0:
+        return
+    if op.kind == RECUR:
+        recur(op, head, first, count, table_rows[first], begins, work)
+    else:
+        convolve(op, first, count, table_rows[first], begins, work)
+
+
+@compiled
 def _parts(op, rows, threads):
     """In how many parts an operation on so many rows is shared out."""
     if op.kind == PRODUCT:
         size = blocks_at_once(op, threads)
         return (blocks(op) + size - 1) // size
+    if op.kind == RECUR:
+        return rows * op.heads
     return rows * (op.heads // _heads_at_once(op, rows, threads)) if op.kind == ATTEND else rows
 
 
@@ -176,6 +195,10 @@ def _walk(
                 _remember(op, part, tables[table_rows[part]], positions[part])
             elif op.kind == REMEMBER_LATENT:
                 _remember_latent(op, part, tables[table_rows[part]], positions[part])
+            elif op.kind == CONVOLVE or op.kind == RECUR:
+                _go_on(op, part, rows, table_rows, positions, work)
+            elif op.kind == GATE:
+                gate_row(op, part, work)
             elif op.kind == NORM:
                 _norm(op, part, work)
             elif op.kind == EMBED:
