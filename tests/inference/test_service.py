@@ -68,7 +68,7 @@ class FakeEngine:
         return bool(self.queue or self.running)
 
     def stats(self):
-        return EngineStats(len(self.queue), len(self.running), 9, 0, 0, 0, 0, self.generated, 0, 0, 0, 0, 0)
+        return EngineStats(len(self.queue), len(self.running), 9, 0, 0, 0, 0, self.generated, 0, 0, 0, {})
 
 
 @pytest.fixture
@@ -146,6 +146,19 @@ def test_what_the_engine_refuses_and_what_fails(service):
         return await text_of(service, 1)
 
     assert asyncio.run(ask()) == "1 2 3 4 5 "
+    assert service.open_streams == 0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_came_before_an_error_is_read_before_it(service, at_once):
+    async def ask():
+        read, stream = [], service.open([99], PARAMS, at_once=at_once)
+        with pytest.raises(RequestFailed, match="99 went wrong"):
+            async for output in stream:
+                read += output.tokens
+        return read
+
+    assert asyncio.run(ask()) == [99, 100]
     assert service.open_streams == 0
 
 

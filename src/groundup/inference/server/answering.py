@@ -141,7 +141,9 @@ class Answer(Response):
                                 request.echo, scores)  # fmt: skip
 
     async def _score(self, ids: list[int], top: int) -> list[Any]:
-        chunks = await self.desk.service.score(lambda engine: score(engine.model, ids, max(top, 1)))
+        chunks = await self.desk.service.score(
+            lambda engine: score(engine.model, ids, max(top, 1), engine.tokenizer.vocab_size)
+        )
         return [entry for chunk in chunks for entry in chunk]
 
     async def _open(self, writer: Writer, want: Wanted, closing: contextlib.ExitStack, at_once: bool) -> list[Stream]:

@@ -46,7 +46,7 @@ class Writer:
         choice.pieces.append(output.text)
         choice.count += len(output.tokens)
         choice.logprobs += output.logprobs
-        choice.finish = shapes.FINISH[output.finish_reason] if output.finish_reason else None
+        choice.finish = shapes.FINISH.get(output.finish_reason)  # none with "error", which is raised next
         return choice
 
     def usage(self) -> dict[str, int]:
