@@ -90,7 +90,8 @@ class CompletionWriter(Writer):
                  echo: bool, scores: list[list[TokenLogprob]] | None) -> None:  # fmt: skip
         super().__init__(tokenizer, model, streamed, want, prompts)
         self.scores = scores
-        self.echoed = [tokenizer.decode(ids) if echo else "" for ids in prompts]
+        known = tokenizer.vocab_size  # ids of a padded vocabulary have no text
+        self.echoed = [tokenizer.decode([i for i in ids if i < known]) if echo else "" for ids in prompts]
         self._sent = [0] * len(self.choices)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:
