@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from groundup.inference.decode.emit import (
+from groundup.native.emit import (
     F32,
     FLOATS,
     HALVES,

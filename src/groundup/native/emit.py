@@ -1,4 +1,4 @@
-"""Vectors for compiled decoding: what `tile` and `heads` write their loops with, and who compiles them.
+"""Vectors: what loops over registers are written with, and who compiles them.
 
 Numba has no vectors, so these loops are written in LLVM's language, which is compiled for any processor. One
 instruction has no portable name, the product of bfloat16 pairs; where a processor lacks it, pairs are widened.
@@ -11,8 +11,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from groundup.tokenizer.fast.compiling import target_machine
-from groundup.tokenizer.fast.processor import processor_features
+from groundup.native.processor import processor_features, target_machine
 
 LANES = 16
 LINE = 64
