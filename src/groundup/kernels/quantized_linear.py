@@ -11,9 +11,9 @@ mxfp8   e4m3 throughout, a power of two for each 32 numbers along the contractio
         arXiv:2310.10537): each operand is quantised anew for each product, from the type that it is kept in. Gradients
         are e4m3, too: with so few numbers to a scale they need resolution more than range (Mishra et al. 2025,
         arXiv:2506.08027).
-int8    for the forward product and dX, a scale for each row that is contracted: of X and of W, of dY and of W^T. dW stays
-        in X's type: its sums go over all tokens, and the rounding of eight bits adds up in them (SwitchBack; Wortsman
-        et al. 2023, arXiv:2304.13013, section 2)
+int8    for the forward product and dX, with a scale for each row that is contracted: of X and of W, of dY and of W^T.
+        dW stays in X's type: its sums go over all tokens, and the rounding of eight bits adds up in them (SwitchBack;
+        Wortsman et al. 2023, arXiv:2304.13013, section 2)
 
 Sums are in float32, of int8 exact. Rounding has the gradient of the identity ("straight through").
 """

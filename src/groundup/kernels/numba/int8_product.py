@@ -44,6 +44,7 @@ from groundup.native.emit import (
 
 ROWS, OUTPUTS, QUAD = 12, 32, 4
 VECTORS = OUTPUTS // LANES
+LONGEST = 1 << 16
 CHUNK_BYTES = 128 << 10
 """Of X that a thread keeps in its cache while all blocks of W pass by."""
 CHUNKS_PER_THREAD = 16
@@ -58,6 +59,8 @@ def refuses(x: Tensor, matrix: Tensor) -> str | None:
         return f"it takes bfloat16 and not {x.dtype}"
     if any(size % OUTPUTS for size in matrix.shape) or not x.shape[0]:
         return f"it takes matrices whose sizes are multiples of {OUTPUTS}, not {tuple(matrix.shape)}, and rows"
+    if matrix.shape[1] > LONGEST:
+        return f"sums of more than {LONGEST:,} products of bytes may not fit 32 bits"
     if not has_byte_products():
         return "this processor has no products of bytes (AVX-512 VNNI)"
     if _openmp() is None:
