@@ -12,7 +12,7 @@ from groundup.accounting.plan import Wishes
 from groundup.config import near, override
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-UNPLANNED = ("fp16", "fp8", "mxfp8")  # what `train.precision` knows beside what a plan does
+UNPLANNED = ("fp16", "fp8", "mxfp8", "int8")  # what `train.precision` knows beside what a plan does
 SMALLEST_BUDGET_SECONDS = 30.0
 # 256 bytes, the end of a text, and the three tokens of a conversation.
 LEAST_VOCABULARY = 260
