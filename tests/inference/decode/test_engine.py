@@ -43,7 +43,7 @@ def test_greedy_answers_are_those_of_torch(model, caplog):
     assert [c.tokens for c in found] == [c.tokens for c in expected]
     for mine, theirs in zip(found, expected, strict=True):
         assert logprobs(mine) == pytest.approx(logprobs(theirs), abs=1e-4)
-    assert compiled.core._fast is not None and not any("through torch" in text for text in caplog.messages)
+    assert compiled.core.execution.fast is not None and not any("through torch" in text for text in caplog.messages)
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
