@@ -129,7 +129,12 @@ class Fuzz:
         self.got: dict[int, list[int]] = {}
         self.counts: Counter[str] = Counter()
         kind = type(proposer).__name__ if proposer else "no proposer"
-        for name in (kind, f"window {self.look is not None}", f"decoder {self.takes}", self.engine.core.execution.cache_format):
+        for name in (
+            kind,
+            f"window {self.look is not None}",
+            f"decoder {self.takes}",
+            self.engine.core.execution.cache_format,
+        ):
             self.counts[f"engines, {name}"] += 1
         self.beginnings = [[rng.randrange(POISON) for _ in range(30)] for _ in range(3)]
 
