@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCH ?= all
+# Compiled Python files are kept even where the environment forbids it: tests start hundreds of processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 .PHONY: run test check format bench peers peers-inference clean .venv
 
@@ -10,13 +12,13 @@ run: .venv                      ## build a language model, evaluate it and chat 
 	$(BIN)/groundup build --budget 10m
 
 test: .venv                     ## every test, the slow ones too (GPU tests skip, with a reason, where there is no GPU)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -ra
+	$(PYTEST) --dist worksteal -ra
 
 check: .venv                    ## what a change must pass before it is committed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow and not gpu'
+	$(PYTEST) -m 'not slow and not gpu'
 
 format: .venv
 	$(BIN)/ruff format .

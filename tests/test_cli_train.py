@@ -4,19 +4,18 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from groundup.cli import main
 from groundup.inference import Engine, SamplingParams
 from groundup.tensorfile import read_tensors
 from groundup.train.checkpoint import STATE, checkpoints
-from tests.thorough import times
 
 TINY = [
     "vocab_size=270", "num_layers=1", "d_model=16", "num_heads=1", "d_head=16", "context_length=16", "batch_size=4",
@@ -166,12 +165,12 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the ranks")
 def test_killed_ranks_change_nothing(text, tmp_path):
-    options = ("--tokens", "25600", "--checkpoint-every", "20", "--ranks", "2")
+    options = ("--tokens", "9600", "--checkpoint-every", "10", "--ranks", "2")
     undisturbed = start(text, tmp_path / "undisturbed", *options)
     assert undisturbed.wait(240) == 0
     process, chance = start(text, tmp_path / "run", *options), random.Random(0)
     saved = tmp_path / "run" / "checkpoints"
-    kills = (60, 200)[: times(1)]
+    kills = (30, 80)
     for wanted in kills:
         while process.poll() is None and not (saved / f"step-{wanted}").exists():
             time.sleep(0.01)
@@ -182,9 +181,10 @@ def test_killed_ranks_change_nothing(text, tmp_path):
 
 
 def agent(text, out, port: int) -> subprocess.Popen:
-    """One node of two, as docs/multi-node.md starts it."""
+    """One node of two, as docs/multi-node.md starts it, except that neither of them keeps the store."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test"]
+    command += ["--rdzv-conf", "is_host=false"]
     command += ["-m", "groundup.cli", *train(text, out, "--tokens", "640000", "--checkpoint-every", "7")]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
@@ -192,11 +192,9 @@ def agent(text, out, port: int) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_two_nodes_of_torchrun_save_on_sigterm_and_one_process_goes_on(text, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the system gives a port that is free
     run, kept = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    agents = [agent(text, run, port) for _ in range(2)]
+    agents = [agent(text, run, store.port) for _ in range(2)]
     try:
         deadline = time.monotonic() + 240
         while len(checkpoints(kept)) < 2 and time.monotonic() < deadline:

@@ -79,3 +79,10 @@ def test_a_full_disk_names_the_file(tmp_path):
 def test_a_full_disk_is_told_from_a_missing_file():
     assert files.is_full(OSError("a.safetensors: Error while serializing: No space left on device (os error 28)"))
     assert not files.is_full(FileNotFoundError(2, "No such file or directory"))
+
+
+def test_fresh_path_counts_up(tmp_path):
+    for expected in ("x", "x-2", "x-3"):
+        path = files.fresh_path("x", tmp_path)
+        assert path.name == expected
+        path.mkdir()

@@ -152,7 +152,8 @@ def _settings_help() -> str:
 
 
 def _build(options: Arguments) -> int:
-    from groundup.build.settings import separate_overrides, settings_from
+    from groundup.build.settings import settings_from
+    from groundup.config import separate_overrides
 
     files, overrides = separate_overrides(options.files)
     settings = settings_from(options.budget, options.seed, overrides)

@@ -47,9 +47,9 @@ def run(options: Arguments) -> int:
         if options.json:
             print_json({"model": options.model, "variants": list(settings.names)})
         return 0
-    from groundup.build.folder import fresh_path
     from groundup.compression.frontier import compress
     from groundup.device import default_device, require_device
+    from groundup.files import fresh_path
     from groundup.report.compression import compression_text, write_compression_report
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from groundup.cli_ablate import INTERRUPTED, MATCHES, say
 from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, settings_lines, whole_number
-from groundup.config import declared, near, override
+from groundup.config import declared, near, override, parse_seconds, separate_overrides
 
 if TYPE_CHECKING:
     from groundup.scaling import AblationSettings, HistorySettings
@@ -91,7 +91,6 @@ def _refuse_beside_resume(options: Arguments) -> None:
 
 def _settings(options: Arguments) -> tuple[list[str], "HistorySettings", "AblationSettings"]:
     """(files, settings, settings of training). ValueError for a setting that is unknown or given twice."""
-    from groundup.build.settings import parse_seconds, separate_overrides
     from groundup.scaling import AblationSettings, HistorySettings
 
     files, words = separate_overrides(options.files)
@@ -136,6 +135,6 @@ def _plan(settings: "HistorySettings", training: "AblationSettings", dry: bool) 
 
 
 def _fresh() -> str:
-    from groundup.build.folder import fresh_path
+    from groundup.files import fresh_path
 
     return str(fresh_path("history"))

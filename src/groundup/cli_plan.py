@@ -9,7 +9,7 @@ from groundup import cli_plan_ranks
 from groundup.cli_parts import Arguments, Parser, number, print_json, print_table, whole_number
 from groundup.cli_plan_card import as_measured, figures, print_figures
 from groundup.cli_plan_optima import lifetime_json, lifetime_lines, plan_experts
-from groundup.config import plural
+from groundup.config import parse_seconds, plural, separate_overrides
 
 if TYPE_CHECKING:
     from groundup.accounting.cluster_plan import Budget, ClusterPlan
@@ -105,7 +105,7 @@ def _plan_here(options: Arguments) -> int:
                 f"--{name.replace('_', '-')} is for a plan with --device; here it is measured, or a setting (key=value)"
             )
     from groundup.build import build
-    from groundup.build.settings import separate_overrides, settings_from
+    from groundup.build.settings import settings_from
 
     files, overrides = separate_overrides(options.files)
     decided = build(files, settings_from(options.budget, None, overrides), dry_run=True)["plan"]
@@ -149,7 +149,6 @@ def _plan_there(options: Arguments, target: "Cluster") -> int:
 
 def _budget(options: Arguments) -> "Budget":
     from groundup.accounting.cluster_plan import MFU, Budget
-    from groundup.build.settings import parse_seconds
 
     return Budget(
         seconds=None if options.budget is None else parse_seconds(options.budget),

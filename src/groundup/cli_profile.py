@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundup.cli_parts import Arguments, Parser, add_device, count, print_json, print_table, settings_lines
-from groundup.config import declared, override, plural
+from groundup.config import declared, override, plural, separate_overrides
 
 if TYPE_CHECKING:
     import torch
@@ -97,7 +97,6 @@ def say(line: str) -> None:
 
 def _words(options: Arguments) -> tuple[str | None, list[str], "ProfileSettings"]:
     """(model's name, changes of its config, settings of the profile) from the words of the command line."""
-    from groundup.build.settings import separate_overrides
     from groundup.profiling import ProfileSettings
 
     names, words = separate_overrides(options.files)
@@ -112,7 +111,7 @@ def _words(options: Arguments) -> tuple[str | None, list[str], "ProfileSettings"
 
 
 def _profile(options: Arguments, model: Any, settings: "ProfileSettings", machine: "Machine") -> int:
-    from groundup.build.folder import fresh_path
+    from groundup.files import fresh_path
     from groundup.profiling import bottleneck, profile_model, write_profile
 
     say(f"measuring steps of {settings.phase}")

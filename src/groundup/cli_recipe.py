@@ -4,7 +4,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from groundup.cli_parts import Arguments, Parser, add_device, number, print_json, print_table, whole_number
-from groundup.config import near, override, plural
+from groundup.config import near, override, plural, separate_overrides
 
 if TYPE_CHECKING:
     from groundup.recipes import Recipe
@@ -28,7 +28,6 @@ def options(parser: Parser) -> None:
 
 def run(options: Arguments) -> int:
     """List, show, or run; returns the exit code."""
-    from groundup.build.settings import separate_overrides
     from groundup.recipes import RECIPES
 
     if options.name is None:
@@ -80,7 +79,7 @@ def _show(name: str, recipe: "Recipe", as_json: bool) -> None:
 
 
 def _run(options: Arguments, recipe: "Recipe", files: list[str]) -> int:
-    from groundup.build.folder import fresh_path
+    from groundup.files import fresh_path
     from groundup.recipes import run as run_recipe
 
     # A stop from outside is answered like Ctrl-C: the step ends, and what was learnt is scored and kept.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from groundup.cli_ablate import INTERRUPTED, say
 from groundup.cli_parts import Arguments, Parser, add_device, print_json, settings_lines, whole_number, wrong_use
-from groundup.config import declared, near, override
+from groundup.config import declared, near, override, parse_seconds, separate_overrides
 
 if TYPE_CHECKING:
     from groundup.scaling import SweepSettings
@@ -107,7 +107,6 @@ def _refuse_beside_resume(options: Arguments) -> None:
 
 def _settings(options: Arguments) -> tuple[list[str], "SweepSettings"]:
     """(files, settings) of the command line. ValueError for a setting that is unknown or given twice."""
-    from groundup.build.settings import parse_seconds, separate_overrides
     from groundup.scaling import SweepSettings
 
     files, words = separate_overrides(options.files)
@@ -129,7 +128,7 @@ def _settings(options: Arguments) -> tuple[list[str], "SweepSettings"]:
 
 
 def _fresh() -> str:
-    from groundup.build.folder import fresh_path
+    from groundup.files import fresh_path
 
     return str(fresh_path("sweep"))
 

@@ -17,7 +17,7 @@ from groundup.cli_parts import (
     whole_number,
     wrong_use,
 )
-from groundup.config import near, override, plural
+from groundup.config import near, override, plural, separate_overrides
 
 if TYPE_CHECKING:
     from groundup.parallel.plan import ParallelPlan
@@ -144,8 +144,6 @@ def _refuse_beside_resume(options: Arguments) -> None:
 
 
 def _new(options: Arguments) -> tuple[dict[str, Any], "Recipe"]:
-    from groundup.build.settings import separate_overrides
-
     files, words = separate_overrides(options.files)
     facts = {
         "files": [str(Path(file).resolve()) for file in files],
@@ -231,7 +229,7 @@ def _show(recipe: "Recipe", ranks: int, plan: "ParallelPlan | None", as_json: bo
 
 def _first(options: Arguments, recipe: "Recipe", facts: dict[str, Any]) -> int:
     """In the process that the user started: prepare the text, then train here, or start the ranks and wait."""
-    from groundup.build.folder import fresh_path
+    from groundup.files import fresh_path
     from groundup.recipes import prepare
 
     out = Path(options.resume or options.out or fresh_path("train"))

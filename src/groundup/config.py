@@ -5,9 +5,10 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ TYPE_WORDS = {
     dict: "an object",
     type(None): "null",
 }
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 ANSWERS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 
 
@@ -93,6 +95,25 @@ def override(config: Any, *assignments: str) -> Any:
             raise ValueError(f"override {assignment!r}: expected key=value")
         _assign(data, key, _parse(raw))
     return from_dict(type(config), data, "")
+
+
+def separate_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split `FILES|key=value` words. A name, dotted or not, with `=` after it is an override unless a file is
+    called just that."""
+    overrides = [w for w in words if re.match(r"[\w.-]+=", w) and not Path(w).exists()]
+    return [w for w in words if w not in overrides], overrides
+
+
+def parse_seconds(text: str) -> float:
+    """`90s`, `10m`, `1.5h` or a bare number of seconds.
+
+    >>> parse_seconds("10m"), parse_seconds("90")
+    (600.0, 90.0)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
+    if not match:
+        raise ValueError(f"--budget {text!r}: expected a time such as 90s, 10m or 1.5h")
+    return float(match[1]) * UNITS[match[2] or "s"]
 
 
 def _parse(raw: str) -> Any:

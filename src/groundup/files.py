@@ -160,6 +160,12 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def fresh_path(name: str, parent: Path = Path("runs")) -> Path:
+    """runs/name, or the first free of runs/name-2, runs/name-3, ..."""
+    taken = (parent / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+    return next(path for path in taken if not path.exists())
+
+
 def sealed(body: dict[str, Any], *, compact: bool = False) -> bytes:
     """A JSON object with a SHA-256 of itself, which `read_sealed` holds it to. NaN and infinity are refused."""
     digest = hashlib.sha256(encode_json(body, compact=compact)).hexdigest()

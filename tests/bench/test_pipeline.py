@@ -1,10 +1,15 @@
-"""Which cases can run, what a line says, and that real ranks that wait have the bubble of the formula."""
+"""Which cases can run, what a line says, and that real ranks run the passes whose bubble the formula gives."""
 
 import json
+import time
 
 import pytest
+import torch
+from tests.distributed import run_ranks
 
 from groundup.bench import REGISTRY, pipeline
+from groundup.bench.pipeline_program import WIDTH, waits
+from groundup.parallel import Pipeline, bubble_fraction, measured_bubble, schedule, simulate
 
 
 def test_ranks_that_share_cores_only_wait_and_interleaving_takes_multiples():
@@ -26,16 +31,49 @@ def test_a_line_by_hand():
     assert slow["simulated"] == pytest.approx(1 - 27 / 42)
 
 
-@pytest.mark.slow
-def test_ranks_that_wait_have_the_bubble_of_the_formula(capsys):
+def passes(rank, size, cases):
+    """Of each case: the passes of this rank in the order in which they ran, and the bubble that the ranks measure were
+    the clock one by which every pass takes as long as it should and a message no time."""
+    found = []
+    for _, name, microbatches, virtual in cases:
+        ranks = Pipeline(waits(0.0, virtual), name, microbatches)
+        inputs = [torch.ones(1, WIDTH, requires_grad=True) for _ in range(microbatches)]
+        ranks.step(inputs, lambda y, i: y.sum())
+        ran = [span.action for span in ranks.timeline]
+        every = [schedule(name, size, microbatches, each, virtual) for each in range(size)]
+        ranks.timeline = simulate(every, 1 / virtual, 2 / virtual).ranks[rank]
+        found.append((ran, measured_bubble(ranks)))
+    return found
+
+
+def test_real_ranks_run_the_passes_that_have_the_bubble_of_the_formula():
+    cases = pipeline.cases(4, [4], cores=2)
+    for rank, found in enumerate(run_ranks(passes, 4, cases)):
+        for (_, name, microbatches, virtual), (ran, measured) in zip(cases, found, strict=True):
+            assert ran == schedule(name, 4, microbatches, rank, virtual), (rank, name)
+            assert measured == pytest.approx(bubble_fraction(4, microbatches, virtual), abs=1e-12), (rank, name)
+
+
+def test_a_stage_that_waits_sleeps_twice_as_long_backward(monkeypatch):
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    chain = torch.ones(2, requires_grad=True)
+    for stage in waits(0.5, 2):
+        chain = stage(chain)
+    chain.sum().backward()
+    assert slept == [0.25, 0.25, 0.5, 0.5]
+
+
+def test_two_ranks_run_it(capsys):
     assert "pipeline" in REGISTRY
-    # Long waits: a machine that others use is late by milliseconds whenever a rank wakes up.
-    assert pipeline.main(["--ranks", "4", "--microbatches", "4", "--seconds", "0.08", "--steps", "4"]) == 0
+    words = ["--ranks", "2", "--microbatches", "2", "--seconds", "0.001", "--steps", "1", "--layers", "2"]
+    assert pipeline.main(words) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     lines = [row for row in record["rows"] if row["stages"] == "waits"]
     assert [row["schedule"] for row in lines] == ["gpipe", "1f1b", "interleaved"]
-    for row in lines:  # what else runs on the machine can only delay
-        assert -0.05 < min(row["bubbles"]) - row["formula"] < 0.05, row
+    for row in lines:
+        (measured,) = row["bubbles"]
+        assert 0 < measured < 1 and row["points"] == pytest.approx(100 * (measured - row["formula"]))
 
 
 def test_options_out_of_range_are_errors():

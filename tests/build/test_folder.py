@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from groundup.build.folder import LEFT_BY, RunFolder, fresh_path
+from groundup.build.folder import LEFT_BY, RunFolder
 from groundup.files import read_json, write_json
 
 
@@ -99,13 +99,6 @@ def test_a_damaged_state_is_a_sentence(tmp_path, state):
 def test_not_a_run(tmp_path):
     with pytest.raises(ValueError, match="not the folder of a run"):
         RunFolder.open(tmp_path, time.monotonic())
-
-
-def test_fresh_path_counts_up(tmp_path):
-    for expected in ("x", "x-2", "x-3"):
-        path = fresh_path("x", tmp_path)
-        assert path.name == expected
-        path.mkdir()
 
 
 class Session:

@@ -2,26 +2,7 @@
 
 import pytest
 
-from groundup.build.settings import BuildSettings, parse_seconds, separate_overrides, settings_from
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45), (" 2 m ", 120)])
-def test_times(text, seconds):
-    assert parse_seconds(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "ten", "-5m", "5d", "1e3", "inf"])
-def test_bad_times(text):
-    with pytest.raises(ValueError, match="expected a time"):
-        parse_seconds(text)
-
-
-def test_overrides_are_told_from_files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "odd=name.txt").write_text("x")
-    files, overrides = separate_overrides(["a.txt", "d_model=64", "odd=name.txt"])
-    assert files == ["a.txt", "odd=name.txt"]
-    assert overrides == ["d_model=64"]
+from groundup.build.settings import BuildSettings, settings_from
 
 
 def test_settings_from_words():
@@ -73,8 +54,3 @@ def test_words_for_yes_and_no():
 def test_mistakes_are_said_in_words(word, message):
     with pytest.raises(ValueError, match=message):
         settings_from(None, None, [word])
-
-
-def test_only_a_name_makes_an_override():
-    files, overrides = separate_overrides(["d_modl=64", "notes/a=b.txt", "a*=b", "=x"])
-    assert (files, overrides) == (["notes/a=b.txt", "a*=b", "=x"], ["d_modl=64"])

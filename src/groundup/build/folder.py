@@ -200,12 +200,6 @@ class RunFolder:
             raise ValueError(f"{error}; {REMEDY}") from error
 
 
-def fresh_path(name: str, parent: Path = Path("runs")) -> Path:
-    """runs/name, or the first free of runs/name-2, runs/name-3, ..."""
-    taken = (parent / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
-    return next(path for path in taken if not path.exists())
-
-
 def _is_false_start(names: set[str]) -> bool:
     """Whether only a build that was killed at once can have left these, with its lock among them."""
     return "lock" in names and all(_is_leftover(name) for name in names)

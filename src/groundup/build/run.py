@@ -14,14 +14,14 @@ import torch
 from groundup.accounting.hardware import describe_machine
 from groundup.accounting.plan import describe
 from groundup.build.decide import Decision, decide, decision_from_json
-from groundup.build.folder import REMEDY, RunFolder, fresh_path
+from groundup.build.folder import REMEDY, RunFolder
 from groundup.build.say import say
 from groundup.build.settings import BuildSettings
 from groundup.build.stages import Stages
 from groundup.build.text import Text, read_text
 from groundup.config import from_dict, to_dict
 from groundup.device import default_device, deterministic, environment, require_device
-from groundup.files import is_full, sha256
+from groundup.files import fresh_path, is_full, sha256
 
 
 def build(

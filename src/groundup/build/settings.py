@@ -2,17 +2,14 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from groundup.accounting.plan import Wishes
-from groundup.config import near, override
+from groundup.config import near, override, parse_seconds
 
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-UNPLANNED = ("fp16", "fp8", "mxfp8")  # what `train.precision` knows beside what a plan does
+UNPLANNED = ("fp16", "fp8", "mxfp8", "int8")  # what `train.precision` knows beside what a plan does
 SMALLEST_BUDGET_SECONDS = 30.0
 # 256 bytes, the end of a text, and the three tokens of a conversation.
 LEAST_VOCABULARY = 260
@@ -110,25 +107,6 @@ class BuildSettings(Wishes):
     @property
     def drop_seed(self) -> int:
         return self.seed if self.dropout_seed is None else self.dropout_seed
-
-
-def parse_seconds(text: str) -> float:
-    """`90s`, `10m`, `1.5h` or a bare number of seconds.
-
-    >>> parse_seconds("10m"), parse_seconds("90")
-    (600.0, 90.0)
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text)
-    if not match:
-        raise ValueError(f"--budget {text!r}: expected a time such as 90s, 10m or 1.5h")
-    return float(match[1]) * UNITS[match[2] or "s"]
-
-
-def separate_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split `FILES|key=value` words. A name, dotted or not, with `=` after it is an override unless a file is
-    called just that."""
-    overrides = [w for w in words if re.match(r"[\w.-]+=", w) and not Path(w).exists()]
-    return [w for w in words if w not in overrides], overrides
 
 
 def settings_from(budget: str | None, seed: int | None, overrides: Sequence[str]) -> BuildSettings:

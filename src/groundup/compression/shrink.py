@@ -24,6 +24,7 @@ from torch import Tensor
 from groundup.compression.importance import Importance
 from groundup.model import AttentionConfig, MLPConfig, ModelConfig, Transformer
 from groundup.model.block import BlockConfig
+from groundup.model.empty import to_empty
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def shrink(model: Transformer, kept: Sequence[Kept]) -> Transformer:
     config = smaller_config(model.config, kept)
     with torch.device("meta"):
         small = Transformer(config)
-    small.to_empty(device=model.device)
+    to_empty(small, model.device)
     state = {name: t for name, t in model.state_dict().items() if not name.startswith("blocks.")}
     for new, parts in enumerate(kept):
         state |= _block_state(model, parts, new)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from groundup.model.block import Block
 from groundup.model.cache import Cache
 from groundup.model.cross_attention import Memory
+from groundup.model.empty import to_empty
 from groundup.model.latent import LatentAttentionConfig
 from groundup.model.linear import Embedding
 from groundup.model.position import LearnedPositions
@@ -107,7 +108,7 @@ class EncoderDecoder(nn.Module):
         if config.share_embeddings:
             self.encoder.embed = SharedEmbedding(self.decoder.embed)  # type: ignore[assignment]
         if device.type != "meta":
-            self.to_empty(device=device)
+            to_empty(self, device)
             self.init_weights(seed=0)
 
     def init_weights(self, seed: int, residual: Literal["scaled", "zero"] = "scaled") -> None:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from groundup.model.block import Block, BlockConfig, MixerConfig
 from groundup.model.cache import Cache, DenseCache, NoCache
 from groundup.model.cross_attention import Memory
+from groundup.model.empty import to_empty
 from groundup.model.hard_choice import Choice
 from groundup.model.linear import Embedding, Linear
 from groundup.model.multi_token import MultiToken, MultiTokenConfig
@@ -106,7 +107,7 @@ class Transformer(nn.Module):
         with torch.device("meta"):
             self._build(config)
         if device.type != "meta":
-            self.to_empty(device=device)
+            to_empty(self, device)
             self.init_weights(seed=0)
 
     def _build(self, config: ModelConfig) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from groundup.model.empty import to_empty
 from groundup.model.feedforward import MLP, MLPConfig
 from groundup.model.moe import MoE, MoEConfig
 from groundup.model.router import TopKRouter
@@ -42,7 +43,7 @@ def upcycle(dense: Transformer, moe: MoEConfig, seed: int = 0, every: int = 1) -
     )
     with torch.device("meta"):
         model = Transformer(replace(dense.config, blocks=blocks))
-    model.to_empty(device=dense.device)
+    to_empty(model, dense.device)
     model.init_weights(seed)
     model.compute_dtype, model.recompute, model.dropout = dense.compute_dtype, dense.recompute, dense.dropout
     taken = model.load_state_dict(dense.state_dict(), strict=False)

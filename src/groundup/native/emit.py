@@ -42,6 +42,11 @@ def has_bf16_products() -> bool:
     return bool(processor_features().get("avx512bf16", False))
 
 
+def has_byte_products() -> bool:
+    """Whether this processor sums products of four bytes in a step, 16 sums at a time."""
+    return bool(processor_features().get("avx512vnni", False))
+
+
 class Emitter:
     """The words in which a tile is written: LLVM's, for one function."""
 
@@ -125,6 +130,11 @@ class Emitter:
         for weight, value in zip(self.widened(weights), self.widened(x), strict=True):
             total = self.fma(weight, value, total)
         return total
+
+    def byte_product(self, total: Any, unsigned: Any, signed: Any) -> Any:
+        """total + the four products of bytes of each 32 bits, exactly. Needs `has_byte_products`."""
+        kind = ir.FunctionType(INTS, [INTS] * 3)
+        return self.call("llvm.x86.avx512.vpdpbusd.512", kind, total, unsigned, signed)
 
     def int16_product(self, total: Any, weights: Any, x: Any) -> Any:
         """total + both products of each pair of int16. Written out: LLVM knows the instructions for it."""

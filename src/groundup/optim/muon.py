@@ -12,6 +12,7 @@ from groundup import kernels
 from groundup.optim.adamw import AdamW
 from groundup.optim.composite import Optimizers
 from groundup.optim.groups import DECAYS, kind, split_for_muon
+from groundup.optim.uncompiled import Uncompiled
 
 # A quintic whose slope at 0 is 3.44, so that small singular values grow fast; five rounds bring all of
 # [0.005, 1] into about [0.7, 1.2]. Being near 1 is enough: exact orthogonality brings nothing.
@@ -45,7 +46,7 @@ Together = Callable[[list[Tensor], int, torch.dtype | None], list[Tensor]]
 """`orthogonalize` for several stacks of matrices at once: (stacks, steps, dtype) -> their updates."""
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Uncompiled):
     """Nesterov momentum, orthogonalised; each matrix moves by lr * sqrt(max(1, rows / cols)) * U V^T.
 
     The scale keeps the change of the output's RMS the same for every shape. Parameters have two or more

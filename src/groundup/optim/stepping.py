@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from groundup.config import nearest
 from groundup.optim.groups import groups
+from groundup.optim.uncompiled import Uncompiled
 
 CHUNK_BYTES = 64 << 20
 """Parameters that one fast update takes at a time: its temporaries are as large as they are."""
@@ -20,7 +21,7 @@ States = list[dict[str, Tensor]]
 """Of several parameters, in their order."""
 
 
-class Stepping(torch.optim.Optimizer):
+class Stepping(Uncompiled):
     """An optimizer is three methods: which states a parameter has, the formula on one tensor, and the same on many.
 
     `reference` is the formula and visits the host where that is simpler. `fast` does the same to lists of tensors of

@@ -1,9 +1,11 @@
 """Which engine runs a plan: torch's own, or the one of this room that is written to be read."""
 
+import importlib
+
 from torch import nn
 
 from groundup.config import nearest
-from groundup.parallel import apply, torch_engine
+from groundup.parallel import apply
 from groundup.parallel.engine import Engine
 from groundup.parallel.plan import ParallelPlan
 
@@ -20,7 +22,8 @@ def engine_for(model: nn.Module, plan: ParallelPlan, engine: str = "torch") -> E
     """
     match engine:
         case "torch":
-            return torch_engine.apply_plan(model, plan)
+            # With it come DTensor, pipelining and the compiler, which take longer to import than torch.
+            return importlib.import_module("groundup.parallel.torch_engine").apply_plan(model, plan)
         case "groundup":
             return apply.apply_plan(model, plan)
     raise ValueError(f"engine {engine!r} is unknown{nearest(engine, ENGINES)}")

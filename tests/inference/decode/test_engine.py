@@ -70,7 +70,7 @@ def test_greedy_answers_are_those_of_torch(model, setting, caplog):
         assert [c.tokens for c in found] == [c.tokens for c in expected]
         for mine, theirs in zip(found, expected, strict=True):
             assert logprobs(mine) == pytest.approx(logprobs(theirs), abs=1e-4)
-    assert compiled.core._fast is not None and not any("through torch" in text for text in caplog.messages)
+    assert compiled.core.execution.fast is not None and not any("through torch" in text for text in caplog.messages)
     stats = compiled.stats()
     assert (stats.preemptions > 0) == (setting == "few pages")
     paged = isinstance(model[0].config.block(0).mixer, AttentionConfig | LatentAttentionConfig)

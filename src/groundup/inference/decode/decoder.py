@@ -88,7 +88,7 @@ class CompiledDecoder:
         self._team, self._board = team.Team(self.threads), team.new_board(self.threads)
         self._step = importlib.import_module("groundup.inference.decode.step").step
         if not self._step.signatures and not any(Path(self._step.stats.cache_path).glob("step.*.nbi")):
-            log.warning("compiling the decode step for this processor, once; this takes some ten seconds")
+            log.warning("compiling the decode step for this processor, once; this takes some twenty seconds")
         self._tiles = self._tiles_of(importlib.import_module("groundup.inference.decode.tile"))
         records = MOST_ROWS + TILE + self.threads * PRIVATE_ROWS + TILE
         self._area = torch.zeros(records * self.program.record_bytes, dtype=torch.uint8)

@@ -108,10 +108,11 @@ def _features(op, x, out):
 
 
 @compiled
-def _correct(state, decay, keys, beta, values, missing):
-    """state <- decay * state + beta k (v - what the decayed state has under k)."""
+def _correct(state, decay, keys, beta, values, missing, queries, out):
+    """state <- decay * state + beta k (v - what the decayed state has under k); out: what it then has under q."""
     for j in range(values.size):
         missing[j] = values[j]
+        out[j] = np.float32(0)
     for i in range(keys.size):
         held = state[i * values.size : (i + 1) * values.size]
         for j in range(values.size):
@@ -121,25 +122,18 @@ def _correct(state, decay, keys, beta, values, missing):
         held = state[i * values.size : (i + 1) * values.size]
         for j in range(values.size):
             held[j] += beta * keys[i] * missing[j]
+            out[j] += queries[i] * held[j]
 
 
 @compiled
-def _add(state, decay, keys, values):
-    """state <- decay * state + k v."""
+def _add(state, decay, keys, values, queries, out):
+    """state <- decay * state + k v; out: what it then has under q."""
+    for j in range(values.size):
+        out[j] = np.float32(0)
     for i in range(keys.size):
         held = state[i * values.size : (i + 1) * values.size]
         for j in range(values.size):
             held[j] = decay[i] * held[j] + keys[i] * values[j]
-
-
-@compiled
-def _read(state, queries, out):
-    """out = the state under q."""
-    for j in range(out.size):
-        out[j] = np.float32(0)
-    for i in range(queries.size):
-        held = state[i * out.size : (i + 1) * out.size]
-        for j in range(out.size):
             out[j] += queries[i] * held[j]
 
 
@@ -166,10 +160,9 @@ def recur(op, head, first, count, row_of_state, begins, work):
         if op.elu:
             values[width] = np.float32(1)
         if op.rule == CORRECTING:
-            _correct(state, decay, keys, sigmoid(source[op.beta_at + head]), values, missing)
+            _correct(state, decay, keys, sigmoid(source[op.beta_at + head]), values, missing, queries, out)
         else:
-            _add(state, decay, keys, values)
-        _read(state, queries, out)
+            _add(state, decay, keys, values, queries, out)
         share = np.float32(1) / max(out[width], np.float32(LEAST_DENOMINATOR)) if op.elu else np.float32(1)
         past = floats(op.skip, op.heads)[head] if op.skip else np.float32(0)
         for j in range(width):

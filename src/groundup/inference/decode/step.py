@@ -226,11 +226,11 @@ def _compiled_step(digest: str) -> Any:
             return 0
         if thread == 0:
             call(board)
-        _walk(thread, threads, board, *others)
-        walks = 1
-        while thread > 0 and is_called(board, thread):
+        walks, called = 0, True
+        while called:
             _walk(thread, threads, board, *others)
             walks += 1
+            called = thread > 0 and is_called(board, thread)
         return walks
 
     return njit(cache=True, nogil=True, fastmath=FAST_MATH, error_model="numpy")(inspect.unwrap(step))
