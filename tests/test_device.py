@@ -107,6 +107,13 @@ print(given_back, faults_of_a_block())
     assert given_back > 1000 and kept < 100
 
 
+@pytest.mark.parametrize("size", [0, 1, 1000, 5 << 20])
+def test_zeros_begin_a_cache_line(size):
+    zeros = device.line_aligned_zeros(size)
+    assert zeros.shape == (size,) and zeros.dtype == torch.uint8 and not zeros.any()
+    assert size == 0 or zeros.data_ptr() % device.CACHE_LINE == 0
+
+
 class GlibC:
     """Keeps what it is told, as a C library would; older ones refuse large thresholds for blocks."""
 

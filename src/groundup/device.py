@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from groundup.environ import env, set_default
@@ -128,6 +129,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+CACHE_LINE = 64
+"""Bytes that a processor fetches at once."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
@@ -158,6 +161,17 @@ def release_memory() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows has no library without a name
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def line_aligned_zeros(size: int) -> torch.Tensor:
+    """`size` bytes of zeros on the CPU from the beginning of a cache line on, in large pages where the system has them.
+
+    numpy asks for large pages from 4 MB on, and torch does not. Memory that lies in small ones has an address to look
+    up every 4 KB; after a loop that has read far more than the caches hold, that takes longer than to read the page.
+    """
+    memory = torch.from_numpy(np.zeros(size + CACHE_LINE, np.uint8))
+    start = -memory.data_ptr() % CACHE_LINE
+    return memory[start : start + size]
 
 
 def resident_bytes() -> int:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from groundup.device import environment, keep_memory
+from groundup.inference.batch_cache import new_streams, stream_shapes
 from groundup.inference.decode import CompiledDecoder
 from groundup.inference.sampling import most_likely
-from groundup.model import AttentionConfig, Transformer
+from groundup.model import Transformer
 from groundup.model.gguf import load_gguf
 
 PAGE = 16
@@ -24,6 +25,7 @@ class Pages:
     """A page store without an engine: every row has its pages, which lie anywhere."""
 
     streams: list[list[Tensor]]
+    states: list[tuple[Tensor, ...]]
     tables: np.ndarray
     page_size: int = PAGE
 
@@ -40,12 +42,10 @@ def new_pages(model: Transformer, rows: int, tokens: int) -> Pages:
     """Room for so many tokens of each row, with keys and values in bfloat16."""
     per_row = -(-tokens // PAGE)
     mixers = [model.config.block(i).mixer for i in range(model.config.num_layers)]
-    streams = []
-    for mixer in mixers:
-        assert isinstance(mixer, AttentionConfig)
-        shape = (rows * per_row * PAGE, mixer.num_kv_heads, mixer.d_head)
-        streams.append([torch.zeros(shape, dtype=torch.bfloat16) for _ in range(2)])
-    return Pages(streams, np.random.default_rng(0).permutation(rows * per_row).reshape(rows, per_row).astype(np.int64))
+    shapes = [[(rows * per_row * PAGE, *shape) for shape in stream_shapes(mixer)] for mixer in mixers]
+    streams = new_streams(shapes, torch.bfloat16, torch.device("cpu"))
+    tables = np.random.default_rng(0).permutation(rows * per_row).reshape(rows, per_row).astype(np.int64)
+    return Pages(streams, [() for _ in mixers], tables)
 
 
 def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], dict[str, Any]]]:

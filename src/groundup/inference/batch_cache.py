@@ -13,6 +13,7 @@ Few queries on a GPU need no gathering: `InPlaceCache` gives the store itself an
 kernel that looks pages up.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -23,9 +24,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from groundup import kernels
+from groundup.device import CACHE_LINE, line_aligned_zeros
 from groundup.kernels.paged import MOST_ROWS
 from groundup.model import AttentionConfig, LatentAttentionConfig, ModelConfig
 from groundup.model.block import MixerConfig, RecurrentConfig
+
+Streams = list[list[Tensor]]
 
 
 def stream_shapes(mixer: MixerConfig) -> list[tuple[int, ...]]:
@@ -36,6 +40,20 @@ def stream_shapes(mixer: MixerConfig) -> list[tuple[int, ...]]:
         case LatentAttentionConfig():
             return [(mixer.kv_rank,), (mixer.d_rope,)]
     return []
+
+
+def new_streams(shapes: Sequence[Sequence[tuple[int, ...]]], dtype: torch.dtype, device: torch.device) -> Streams:
+    """Zeros of these shapes for each layer; on a CPU one after another in large pages, see `line_aligned_zeros`."""
+    if device.type != "cpu":
+        return [[torch.zeros(shape, dtype=dtype, device=device) for shape in of_layer] for of_layer in shapes]
+    sizes = [-(-math.prod(shape) * dtype.itemsize // CACHE_LINE) * CACHE_LINE for layer in shapes for shape in layer]
+    pieces = iter(line_aligned_zeros(sum(sizes)).split(sizes) if sizes else ())
+    return [[_begin(next(pieces), shape, dtype) for shape in of_layer] for of_layer in shapes]
+
+
+def _begin(memory: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that begins where some bytes begin."""
+    return memory.view(dtype)[: math.prod(shape)].view(shape)
 
 
 def is_recurrent(config: ModelConfig) -> bool:
@@ -96,10 +114,8 @@ class PageStore:
         # One page more, which nobody gets: short tables are filled up with it. Zeros, not whatever was there: a masked
         # key has weight 0, and 0 times infinity would not be 0.
         slots = (num_pages + 1) * page_size
-        self.streams = [
-            [torch.zeros(slots, *shape, dtype=dtype, device=device) for shape in stream_shapes(mixer)]
-            for mixer in self.mixers
-        ]
+        shapes = [[(slots, *shape) for shape in stream_shapes(mixer)] for mixer in self.mixers]
+        self.streams = new_streams(shapes, dtype, torch.device(device))
         self.states: list[tuple[Tensor, ...]] = [() for _ in self.mixers]
         self.tables = np.full((rows, row_pages), num_pages, dtype=np.int64)
         self.device = torch.device(device)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from groundup.inference.decode.pack import blocks, pack, rounded
+from groundup.device import CACHE_LINE
+from groundup.inference.decode.pack import CHUNK_BYTES, Arena, blocks, pack, rounded
 
 WEIGHT = torch.randn(70, 45, generator=torch.Generator().manual_seed(0))
 
@@ -45,3 +46,11 @@ def test_a_gate_lies_before_what_it_gates():
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_rows_of_zeros_stay_zero(kind):
     assert rounded(torch.zeros(32, 32), kind).eq(0).all()
+
+
+def test_what_an_arena_keeps_begins_on_cache_lines_and_stays_itself():
+    arena, given = Arena(), [torch.arange(3.0), WEIGHT, torch.zeros(0), torch.arange(7).bfloat16()]
+    kept = [arena.keep(tensor) for tensor in given]
+    more = arena.keep(torch.zeros(CHUNK_BYTES, dtype=torch.uint8))
+    assert all(k.equal(g) and k.data_ptr() != g.data_ptr() for k, g in zip(kept, given, strict=True) if g.numel())
+    assert all(tensor.data_ptr() % CACHE_LINE == 0 for tensor in (*kept, more) if tensor.numel())

@@ -84,7 +84,7 @@ class Builder:
         self._alive: list[Tensor] = []
         self._arena = Arena()
         self._tables: dict[tuple[Rope, int], tuple[int, int, int]] = {}
-        self._shared: dict[str, Tensor] = {}
+        self._shared: dict[tuple[str, int], Rows] = {}
         self._inputs = INPUTS
         self.x = self.new_rows(d_model)
 
@@ -105,13 +105,13 @@ class Builder:
 
     def new_rows(self, width: int) -> Rows:
         """A buffer of its own."""
-        return Rows(self.kept(torch.zeros(self.rows, width)))
+        return Rows(self.kept(self._arena.keep(torch.zeros(self.rows, width))))
 
     def shared_rows(self, name: str, width: int) -> Rows:
-        """A buffer that layers use one after another, for what no later layer reads."""
-        if name not in self._shared or self._shared[name].shape[1] != width:
-            self._shared[name] = self.kept(torch.zeros(self.rows, width))
-        return Rows(self._shared[name])
+        """A buffer that layers use one after another, for what no later layer reads. Each time it is in the caches."""
+        if (name, width) not in self._shared:
+            self._shared[name, width] = self.new_rows(width)
+        return self._shared[name, width]
 
     def kept(self, tensor: Tensor) -> Tensor:
         """The tensor, which lives as long as the program."""
@@ -119,8 +119,13 @@ class Builder:
         return tensor
 
     def address(self, tensor: Tensor | None) -> int:
-        """Of a float32 copy, or of the tensor itself; 0 for None."""
-        return 0 if tensor is None else self.kept(tensor.detach().float().contiguous()).data_ptr()
+        """Of a float32 copy beside the weights; 0 for None."""
+        return 0 if tensor is None else self.kept(self._arena.keep(tensor.detach().float().contiguous())).data_ptr()
+
+    def finished(self) -> np.ndarray:
+        """Records of all that was written down, which lie beside the weights."""
+        records = np.array(self.written, OPERATION)
+        return self._arena.keep(torch.from_numpy(records.view(np.uint8))).numpy().view(OPERATION)
 
     def add(self, kind: int, **fields: Any) -> None:
         """Write down an operation; fields that are not named are zero."""
@@ -189,7 +194,7 @@ class Builder:
             if isinstance(post, nn.Identity):
                 self.product(matrix, mode=ADD, bias=bias, **self.x.as_target())
                 return
-            branch = self.new_rows(self.d_model)
+            branch = self.shared_rows("branch", self.d_model)
             self.product(matrix, mode=WRITE, bias=bias, **branch.as_target())
             self.add(
                 NORM, width=self.d_model, mode=ADD, **branch.as_source(), **self.x.as_target(), **self.norm_fields(post)

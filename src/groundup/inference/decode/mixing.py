@@ -26,7 +26,8 @@ def attention(builder: Builder, norm: nn.Module, mixer: Attention, streams: Sequ
     inputs, config = [mixer.wq, mixer.wk, mixer.wv], mixer.config
     matrix = builder.matrix(torch.cat([linear.weight.detach() for linear in inputs]))
     biases = [linear.bias.detach() for linear in inputs if linear.bias is not None]
-    qkv, out = builder.new_rows(matrix.packed.outputs), builder.new_rows(config.num_heads * config.d_head)
+    qkv = builder.shared_rows("qkv", matrix.packed.outputs)
+    out = builder.shared_rows("attended", config.num_heads * config.d_head)
     builder.round(builder.x, builder.d_model, matrix, norm)
     bias = builder.address(torch.cat(biases)) if biases else 0
     builder.product(matrix, mode=WRITE, bias=bias, **qkv.as_target())
@@ -77,7 +78,10 @@ def latent_attention(builder: Builder, norm: nn.Module, mixer: LatentAttention, 
     queries, latent = _down(builder, norm, mixer)
     absorb, values = _up(builder, mixer)
     seen = builder.shared_rows("latent queries", heads * (config.kv_rank + config.d_rope))
-    mean, out = builder.shared_rows("means", heads * config.kv_rank), builder.new_rows(heads * config.d_value)
+    mean, out = (
+        builder.shared_rows("means", heads * config.kv_rank),
+        builder.shared_rows("attended", heads * config.d_value),
+    )
     shape = _latents(builder, mixer, streams)
     scale = config.scale or (config.d_nope + config.d_rope) ** -0.5
     builder.add(

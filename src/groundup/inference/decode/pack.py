@@ -6,25 +6,24 @@ The scale is rounded before the weights are, so that its rounding costs no accur
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from groundup.device import CACHE_LINE, line_aligned_zeros
 from groundup.inference.decode.operations import FORMATS
 
 OUTPUTS = INPUTS = 32
-
-
-CHUNK_BYTES, ALIGNMENT = 64 << 20, 64
+CHUNK_BYTES = 64 << 20
 
 
 class Arena:
     """Memory for packed weights, in few large pieces one after another in the order of use.
 
-    numpy asks the system for large pages for arrays of this size. What fetches memory ahead of a loop that reads it in
-    order stops at the end of a page, which with small ones is every 4 KB.
+    They are of large pages: what fetches memory ahead of a loop that reads it in order stops at the end of a page,
+    which with small ones is every 4 KB. What else a step needs lies here, too: in a page of its own it would have an
+    address to look up.
     """
 
     def __init__(self) -> None:
@@ -32,9 +31,9 @@ class Arena:
 
     def keep(self, tensor: Tensor) -> Tensor:
         """A copy that lies here."""
-        size = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        size = -(-tensor.nbytes // CACHE_LINE) * CACHE_LINE
         if self._used + size > len(self._chunk):
-            self._chunk = torch.from_numpy(np.empty(max(CHUNK_BYTES, size), np.uint8))
+            self._chunk = line_aligned_zeros(max(CHUNK_BYTES, size))
             self._used = 0
         place = self._chunk[self._used : self._used + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         self._used += size

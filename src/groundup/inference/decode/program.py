@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from groundup.inference.decode.building import Builder, Finish
 from groundup.inference.decode.mixing import attention, latent_attention
-from groundup.inference.decode.operations import EMBED, GATHER, NORM, OPERATION, PRODUCT, WRITE
+from groundup.inference.decode.operations import EMBED, GATHER, NORM, PRODUCT, WRITE
 from groundup.inference.decode.recurring import recurrence
 from groundup.model import (
     Attention,
@@ -58,7 +58,7 @@ class Program(Builder):
             assert isinstance(block, Block)
             self._block(block, streams[layer], states[layer])
         self._head(model)
-        self.operations = np.array(self.written, OPERATION)
+        self.operations = self.finished()
         self._head_target = self.operations["target"][-1:].reshape(())
         self._look_ahead()
 
@@ -79,9 +79,10 @@ class Program(Builder):
             self.context = min(self.context, config.positions.max_length)
         elif isinstance(config.positions, SinusoidalPositions):
             positions = sinusoids(torch.arange(self.context), config.d_model)
+        table = self.kept(model.embed.weight.detach().float().contiguous())
         self.add(
-            EMBED, width=config.d_model, table=self.address(model.embed.weight), **self.x.as_target(),
-            scale=config.d_model**0.5 if config.scale_embeddings else 1.0, position_table=self.address(positions),
+            EMBED, width=config.d_model, table=table.data_ptr(), position_table=self.address(positions),
+            scale=config.d_model**0.5 if config.scale_embeddings else 1.0, **self.x.as_target(),
         )  # fmt: skip
 
     def _head(self, model: Transformer) -> None:
@@ -127,7 +128,7 @@ class Program(Builder):
 
     def _mlp(self, norm: nn.Module, mlp: MLP) -> Finish:
         matrix = self.matrix(mlp.up.weight, None if mlp.gate is None else mlp.gate.weight)
-        hidden = self.new_rows(mlp.config.d_ff)
+        hidden = self.shared_rows("hidden", mlp.config.d_ff)
         first, second = (mlp.up, None) if mlp.gate is None else (mlp.gate, mlp.up)
         self.round(self.x, self.d_model, matrix, norm)
         self.product(

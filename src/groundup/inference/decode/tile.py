@@ -48,6 +48,8 @@ OUTPUTS, INPUTS = 32, 32
 VECTORS = OUTPUTS // LANES
 AHEAD = 4096
 """Bytes by which weights are asked for ahead of their use. The processor does so by itself, but only within a page."""
+GROUPS_AHEAD = 8
+"""Groups by which their scales are."""
 SIZES = {"fp32": (1, 2, 4, 8, 12), "bf16": (1, 2, 4, 8, 12), "int8": (1, 2, 4, 4, 6), "int4": (1, 2, 4, 4, 6)}
 """Rows of each tile of a format, so that its sums fit in 32 registers beside the weights. Integers need two sums per
 output, of the group and of all; their tiles run twice for the last two sizes, 8 and 12."""
@@ -103,6 +105,7 @@ class Tile:
         e, partial = self.e, self._sums(INTS)
         with e.loop(self.groups) as group:
             self._clear(partial)
+            self._fetch_scales(group, 2 * OUTPUTS)
             with e.loop(I64(INPUTS // 2)) as pair:
                 step = e.b.add(e.b.mul(group, I64(INPUTS // 2)), pair)
                 raw = self._weights(step, BYTES, 2 * LANES)
@@ -113,6 +116,7 @@ class Tile:
         e, partial = self.e, self._sums(INTS)
         with e.loop(self.groups) as group:
             self._clear(partial)
+            self._fetch_scales(group, 4 * OUTPUTS)
             with e.loop(I64(INPUTS // 4)) as pairs:
                 step = e.b.add(e.b.mul(group, I64(INPUTS // 4)), pairs)
                 raw = self._weights(step, BYTES, 2 * LANES)
@@ -124,6 +128,11 @@ class Tile:
             scales = e.plus(self.scales, group, 4 * OUTPUTS)
             self._scale(partial, scales)
             self._add_minima(e.plus(scales, OUTPUTS, 2), e.plus(self.sums, group, 4))
+
+    def _fetch_scales(self, group: Any, size: int) -> None:
+        """Ask for the `size` bytes of a later group, which are a stream of their own beside the weights."""
+        later = self.e.b.add(group, I64(GROUPS_AHEAD))
+        self.e.fetch(self.e.plus(self.scales, later, size), size)
 
     def _clear(self, sums: list[list[Any]]) -> None:
         for row in sums:
