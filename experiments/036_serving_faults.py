@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,28 +223,29 @@ async def broken(server: Server, count: int) -> Counter[str]:
     return await many(count, one)
 
 
+async def left_once(server: Server, number: int) -> str:
+    """A client that leaves at a random moment, before, in or after the answer."""
+    draw = random.Random(number)
+    given = {"prompt": "the", "max_tokens": 100, "stream": number % 2 == 0, "n": draw.choice([1, 1, 3])}
+    data = request("/v1/completions", json.dumps(given).encode())
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(data[: draw.randrange(len(data))] if number % 4 == 3 else data)
+    how = "left"
+    try:
+        async with asyncio.timeout(draw.choice([0.0, 0.001, 0.01, 0.05])):
+            await reader.readexactly(draw.randrange(1, 3000))
+            how = "left in the answer"
+    except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+        pass
+    if number % 5 == 0:
+        writer.transport.abort()  # a reset
+    writer.close()
+    return how
+
+
 async def left(server: Server, count: int) -> Counter[str]:
-    """Clients that leave at a random moment, before, in or after the answer."""
-
-    async def one(number: int) -> str:
-        draw = random.Random(number)
-        given = {"prompt": "the", "max_tokens": 100, "stream": number % 2 == 0, "n": draw.choice([1, 1, 3])}
-        data = request("/v1/completions", json.dumps(given).encode())
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        writer.write(data[: draw.randrange(len(data))] if number % 4 == 3 else data)
-        how = "left"
-        try:
-            async with asyncio.timeout(draw.choice([0.0, 0.001, 0.01, 0.05])):
-                await reader.readexactly(draw.randrange(1, 3000))
-                how = "left in the answer"
-        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-            pass
-        if number % 5 == 0:
-            writer.transport.abort()  # a reset
-        writer.close()
-        return how
-
-    return await many(count, one)
+    """So many of them."""
+    return await many(count, partial(left_once, server))
 
 
 async def trickling(server: Server, count: int, seconds: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "groundup"
 # Low to high. Rooms on one line never import each other.
 LAYERS = (
     ("environ",),
-    ("config", "device", "files"),
+    ("config", "device", "files", "native"),
     ("tensorfile", "step_folders", "gguf", "bundled"),
     ("tokenizer", "kernels"),
     ("model", "optim", "corpus"),

@@ -100,8 +100,8 @@ def test_copies_of_weights_are_those_of_the_head_and_of_kept_blocks(recompute):
 
 
 @pytest.mark.parametrize("recompute", [False, 1])
-@pytest.mark.parametrize("products", ["fp8", "mxfp8"])
-def test_float8_layers_keep_what_is_counted(products, recompute):
+@pytest.mark.parametrize("products", ["fp8", "mxfp8", "int8"])
+def test_layers_of_eight_bits_keep_what_is_counted(products, recompute):
     config = replace(SMALL, num_layers=3)
     counted = activation_bytes(config, 2, 12, torch.bfloat16, recompute, products=products)
     assert counted == kept_bytes(config, 2, 12, torch.bfloat16, recompute, products)

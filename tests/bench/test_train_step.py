@@ -55,6 +55,15 @@ def test_the_record_says_who_was_compared():
     assert {"name", "ours", "peer", "peer_name", "ratio", "unit", "device"} <= line.keys()
 
 
+def test_ours_runs_in_the_precision_of_the_peers_too():
+    same = entry(OURS, train_step.SAME, 1.5)
+    assert [s.name for s in train_step.finalists([*TRIED, same], [OURS, "peer"])] == ["fast", "works", train_step.SAME]
+    assert [s.name for s in train_step.finalists([same, TRIED[3]], [OURS, "peer"])] == [train_step.SAME, "works"]
+    made = compare("S", SHAPES["S"], TRIED, [*FINAL, same])
+    assert made.ratio == pytest.approx(2.0) and made.details["ratio_in_bf16"] == pytest.approx(1.5 / 1.1)
+    assert compare("S", SHAPES["S"], TRIED, FINAL).details["ratio_in_bf16"] is None
+
+
 def test_without_a_peer_there_is_no_ratio():
     made = compare("S", SHAPES["S"], TRIED[:2], FINAL[:1])
     assert (made.peer, made.peer_name, made.ratio) == (None, None, None)

@@ -129,7 +129,12 @@ class Fuzz:
         self.got: dict[int, list[int]] = {}
         self.counts: Counter[str] = Counter()
         kind = type(proposer).__name__ if proposer else "no proposer"
-        for name in (kind, f"window {self.look is not None}", f"decoder {self.takes}", self.engine.core.cache_format):
+        for name in (
+            kind,
+            f"window {self.look is not None}",
+            f"decoder {self.takes}",
+            self.engine.core.execution.cache_format,
+        ):
             self.counts[f"engines, {name}"] += 1
         self.beginnings = [[rng.randrange(POISON) for _ in range(30)] for _ in range(3)]
 
@@ -147,12 +152,12 @@ class Fuzz:
     def new_decoder(self, _, store):
         """A runner for some of the spans, over the same memory as the other one."""
         self.put_runner()
-        return Checksum(store, self.look, self.core._runner.slots, self.takes == "prompts")
+        return Checksum(store, self.look, self.core.execution.runner.slots, self.takes == "prompts")
 
     def put_runner(self) -> None:
         """The checksum in place of the model."""
-        if not isinstance(self.core._runner, Checksum):
-            self.core._runner = Checksum(self.core.store, self.look)
+        if not isinstance(self.core.execution.runner, Checksum):
+            self.core.execution.runner = Checksum(self.core.execution.store, self.look)
 
     def operate(self) -> None:
         """One operation, and what must hold after it."""
@@ -239,10 +244,11 @@ class Fuzz:
     def check_windows(self) -> None:
         """Nobody holds more than a step needs, and what a layer still sees is there."""
         size, core = self.core.page_size, self.core
+        at_once = core.step_tokens + (core.drafting.count if core.drafting else 0)
         assert self.look is not None
         for request in core.scheduler.running if core.scheduler is not None else []:
             held = [i for i, page in enumerate(request.pages) if page != GIVEN_BACK]
-            assert len(held) <= pages_at_once(64, size, core.step_tokens + core.draft_tokens, self.look)
+            assert len(held) <= pages_at_once(64, size, at_once, self.look)
             seen = [*range(min(self.look.sink_tokens, request.computed)),
                     *range(max(0, request.computed - self.look.window + 1), request.computed)]  # fmt: skip
             assert {at // size for at in seen} <= set(held), "a page that is needed was given back"

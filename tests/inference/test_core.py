@@ -1,4 +1,5 @@
 import logging
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -277,6 +278,76 @@ def test_a_constraint_is_obeyed_and_its_failure_is_its_requests():
     assert set(held.tokens) <= {40, 41} and held.constraint.seen == held.tokens and len(held.tokens) == 12
     assert free.completion() == engine().generate([6], GREEDY)
     assert (failing.finish_reason, failing.error) == ("error", "no token can go on")
+
+
+@pytest.mark.parametrize("name", ["mamba2", "gqa"])
+@pytest.mark.parametrize("invariant", [False, True])
+def test_a_pass_that_raises_is_not_run_twice_for_others(name, invariant):
+    """A recurrent state must not go on over the same token again, beside prompts at which the model raises."""
+    expected: Any = engine(name, batch_invariant=invariant).generate([5, 6, 7], GREEDY)
+    token = next(token for token in range(1, VOCAB) if token not in (5, 6, 7, *expected.tokens))
+
+    def refuse(module, args):
+        if (args[0] == token).any():
+            raise RuntimeError("bad luck")
+
+    handle = model(name).embed.register_forward_pre_hook(refuse)
+    one = engine(name, batch_invariant=invariant)
+    good, bad = one.submit([5, 6, 7], GREEDY), []
+    for _ in range(5):
+        bad.append(one.submit([token] * 9, GREEDY))
+        one.step()
+    drain(one)
+    handle.remove()
+    assert good.completion() == expected and [request.finish_reason for request in bad] == ["error"] * 5
+
+
+def test_every_request_is_counted_once_under_its_reason():
+    one = engine(batch_size=2)
+    plain: Any = one.generate([5], GREEDY)
+    prompts = [[5], [6, 7], [8]]
+    kinds = [
+        GREEDY, max_tokens_of(0), max_tokens_of(1), replace(GREEDY, stop=plain.text[:1]),
+        replace(GREEDY, logit_bias={tokenizer().end_of_text: 100}),
+    ]  # fmt: skip
+    requests = [one.submit(prompt, kind) for prompt in prompts for kind in kinds]
+    requests.append(one.submit([5], GREEDY, constraint=Only([40], most=2)))
+    left = [one.submit([9], GREEDY) for _ in range(2)]
+    with pytest.raises(ValueError, match="do not fit"):
+        one.submit([1] * 65, GREEDY)
+    one.step()
+    for request in left:
+        one.abort(request)
+        one.abort(request)
+    outputs = drain(one)
+    one.generate([[5], [6]], max_tokens_of(0))
+    stats, ended = one.stats(), Counter(request.finish_reason for request in requests + left)
+    assert {o.request.id for o in outputs} <= {r.id for r in requests}
+    assert stats.requests_ended == ended + Counter(length=2) + Counter([plain.finish_reason])
+    assert set(ended) == {"length", "stop", "end", "abort", "error"}
+    assert sum(stats.requests_ended.values()) == stats.requests_submitted == len(requests) + len(left) + 3
+    counted = stats.requests_finished, stats.requests_failed, stats.requests_aborted
+    assert counted == (stats.requests_submitted - 3, 1, 2)
+
+
+@pytest.mark.parametrize("drafted", [False, True])
+def test_the_text_before_a_failure_reaches_its_reader(drafted):
+    """Also where tokens of one draft stand, and where a stop text might have begun."""
+    allowed = sorted(token for token, data in tokenizer().vocab.items() if data in (b"a", b"b", b"c"))
+    whole = engine().submit([7], GREEDY, constraint=Only(allowed))
+    made = engine()
+    request = made.submit([7], GREEDY, constraint=Only(allowed))
+    drain(made)
+    text = request.completion().text
+    assert len(text) == 12 and whole.finish_reason is None
+    oracle = Oracle({(7,): request.tokens}, wrong=99)
+    one = engine(proposer=oracle) if drafted else engine()
+    failing = one.submit([7], replace(GREEDY, stop=text[3:7] + "!"), constraint=Only(allowed, most=7))
+    outputs = drain(one)
+    assert failing.finish_reason == "error" and failing.tokens == request.tokens[:7]
+    assert "".join(o.text for o in outputs) == failing.completion().text == text[:7]
+    assert [t for o in outputs for t in o.tokens] == failing.tokens
+    assert len(outputs) == (3 if drafted else 8) and outputs[-1].error == "no token can go on"
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -172,7 +172,7 @@ def test_answers_on_a_gpu_are_those_of_the_cpu(name):
     expected = answers(engine(name, batch_size=4), requests)
     on_gpu = Engine(new_model(name).cuda(), engine().tokenizer, batch_size=4)
     got = answers(on_gpu, requests)
-    assert isinstance(on_gpu.core._fast, GraphRunner) == (name in FIT)
+    assert isinstance(on_gpu.core.execution.fast, GraphRunner) == (name in FIT)
     for a, b in zip(got, expected, strict=True):
         logprobs = [[each.logprob for each in completion.logprobs] for completion in (a, b)]
         assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3) and a.tokens == b.tokens

@@ -71,7 +71,7 @@ def test_eight_bits_are_fewer_bytes(tokenizer):
         engine.generate("the cat", max_tokens=2)
     assert plain.core.weight_bytes is None
     assert packed.core.weight_bytes is not None
-    assert packed.core.weight_bytes == packed.core._fast_decoder().weight_bytes  # type: ignore[union-attr]
+    assert packed.core.weight_bytes == packed.core.execution.fast_decoder().weight_bytes  # type: ignore[union-attr]
     difference = step_bytes(plain, 1, 8) - step_bytes(packed, 1, 8)
     assert difference == (MATRICES + NORMS + VOCAB * WIDTH) * 4 - packed.core.weight_bytes
 

@@ -88,7 +88,7 @@ def test_an_engine_keeps_half_and_answers_the_same_however_prompts_are_cut():
         small = engine(cache_format="int8", page_size=4, dtype=torch.float64, **options)
         answers.append([c.tokens for c in small.generate(prompts, temperature=0, max_tokens=12)])
     assert answers[0] == answers[1] == answers[2]
-    assert small.core.store.streams[0][0].dtype == torch.int8
+    assert small.core.execution.store.streams[0][0].dtype == torch.int8
     ratio = quantized_bytes_per_token(CONFIGS["gqa"]) / bytes_per_token(CONFIGS["gqa"], torch.float32)
     assert ratio == (4 + 4) / 16  # heads of four numbers: as many bytes for their scale
 

@@ -203,6 +203,18 @@ def test_logprobs_are_the_models_own():
     assert len(token_logprobs(HAND, torch.tensor([0]), 100)[0].top) == 4
 
 
+def test_what_cannot_come_is_not_among_the_most_likely():
+    rows = torch.tensor([[0.0, 2.0, -torch.inf, 1.0], [0.0, -torch.inf, -torch.inf, -torch.inf]])
+    tops = [[token for token, _ in entry.top] for entry in token_logprobs(rows, torch.tensor([1, 0]), 10**6)]
+    assert tops == [[1, 3, 0], [0]]
+
+
+def test_a_number_that_was_rounded_up_to_one_draws_no_impossible_token():
+    """As float32 does on a device without float64."""
+    probabilities = torch.tensor([[0.25, 0.75, 0.0], [0.5, 0.25, 0.25], [1.0, 0.0, 0.0]])
+    assert draw(probabilities, torch.ones(3, 1, dtype=torch.float64)).tolist() == [1, 2, 0]
+
+
 @pytest.mark.parametrize(
     "field, values",
     {

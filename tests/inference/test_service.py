@@ -1,6 +1,7 @@
 """The bridge between an engine's thread and asyncio, with an engine that says what it is told to."""
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import deque
@@ -68,7 +69,7 @@ class FakeEngine:
         return bool(self.queue or self.running)
 
     def stats(self):
-        return EngineStats(len(self.queue), len(self.running), 9, 0, 0, 0, 0, self.generated, 0, 0, 0, 0, 0)
+        return EngineStats(len(self.queue), len(self.running), 9, 0, 0, 0, 0, self.generated, 0, 0, 0, {})
 
 
 @pytest.fixture
@@ -149,6 +150,19 @@ def test_what_the_engine_refuses_and_what_fails(service):
     assert service.open_streams == 0
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_came_before_an_error_is_read_before_it(service, at_once):
+    async def ask():
+        read, stream = [], service.open([99], PARAMS, at_once=at_once)
+        with pytest.raises(RequestFailed, match="99 went wrong"):
+            async for output in stream:
+                read += output.tokens
+        return read
+
+    assert asyncio.run(ask()) == [99, 100]
+    assert service.open_streams == 0
+
+
 def test_closing_aborts_and_later_outputs_are_dropped(service, fake):
     async def leave():
         stream = service.open([1], SamplingParams(max_tokens=10**6))
@@ -213,6 +227,31 @@ def test_draining(service, fake):
 
     assert asyncio.run(drain()) == "1 2 3 4 5 "
     assert service.open_streams == 0
+
+
+def test_closing_tells_those_who_still_read(fake):
+    service = Service(fake)
+
+    async def close():
+        reading = asyncio.create_task(text_of(service, 2, SamplingParams(max_tokens=10**9)))
+        scoring = asyncio.create_task(service.score(lambda engine: itertools.repeat(1)))
+        while not fake.generated:
+            await asyncio.sleep(0.001)
+        await asyncio.to_thread(service.close)
+        for task in (reading, scoring):
+            with pytest.raises(RequestFailed, match="the service was closed"):
+                await asyncio.wait_for(task, 60)
+
+    asyncio.run(close())
+    assert service.open_streams == 0 and not service._thread.is_alive()
+
+
+def test_the_rate_of_an_idle_engine_is_zero(service, monkeypatch):
+    assert asyncio.run(text_of(service, 1))
+    assert service.tokens_per_second() > 0
+    later = time.monotonic() + 11
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert service.tokens_per_second() == 0
 
 
 def test_an_engine_that_raises_fails_all(service, fake):

@@ -250,7 +250,59 @@ def test_a_proposer_of_states_leaves_compiled_steps_and_fixed_tiles_alone(caplog
     engine.generate([5, 6, 7], SETTINGS[0])
     assert not built and engine.stats().drafted_tokens
     exact = Engine(MODEL, TOKENIZER, proposer=MultiTokenProposer(MODEL), batch_invariant=True)
-    assert exact.core.proposer is None and MultiTokenProposer(MODEL).propose(Asked([1, 2]), 2) == []
+    assert exact.core.drafting is None and MultiTokenProposer(MODEL).propose(Asked([1, 2]), 2) == []
+
+
+class Beyond:
+    """Proposes ids that are none, behind some that the model would draw."""
+
+    def __init__(self, ids, wrong):
+        self.ids, self.wrong = ids, wrong
+
+    def propose(self, request, count):
+        return [*self.ids[len(request.ids) :][: count - 1], self.wrong]
+
+
+@pytest.mark.parametrize("wrong", [259, 260, 299, 300, 10**9, -1])
+def test_ids_that_are_no_tokens_are_never_verified(wrong):
+    """259 is the last token; up to 299 the model's vocabulary is padded."""
+    config = replace(MODEL.config, vocab_size=300, multi_token=None)
+    torch.manual_seed(0)
+    padded = Transformer(config).eval()
+    params = SamplingParams(temperature=0, max_tokens=12)
+    plain: Any = Engine(padded, TOKENIZER).generate([5, 6], params)
+    engine = Engine(padded, TOKENIZER, proposer=Beyond([5, 6, *plain.tokens], wrong))
+    assert engine.generate([5, 6], params) == plain
+    stats = engine.stats()
+    if wrong == 259:
+        assert stats.accepted_tokens < stats.drafted_tokens
+    else:
+        assert stats.accepted_tokens == stats.drafted_tokens > 5
+
+
+def test_a_draft_model_is_not_asked_about_rows_that_only_pad_the_model():
+    torch.manual_seed(0)
+    padded = Transformer(replace(MODEL.config, vocab_size=300, multi_token=None)).eval()
+    params = SamplingParams(temperature=0, max_tokens=8)
+    drafting = Engine(MODEL, TOKENIZER)
+    engine = Engine(padded, TOKENIZER, proposer=DraftProposer(drafting, 260))
+    plain: Any = Engine(padded, TOKENIZER).generate([[5, 299], [5, 6]], params)
+    assert engine.generate([[5, 299], [5, 6]], params) == plain
+    assert engine.stats().drafted_tokens > 0 and drafting.stats().requests_failed == 0
+
+
+def test_a_padded_draft_model_proposes_tokens_only():
+    """Its padding would be the most likely: the head's rows there are those of what it draws, twice."""
+    torch.manual_seed(0)
+    padded = Transformer(replace(MODEL.config, vocab_size=300, multi_token=None, tie_embeddings=False)).eval()
+    assert padded.head is not None
+    with torch.no_grad():
+        padded.head.weight[260:] = 100 * padded.head.weight[:40]
+    drafting = Engine(padded, TOKENIZER)
+    for seed in range(8):
+        request = Engine(MODEL, TOKENIZER).submit([5, 6, seed], SamplingParams(temperature=1.0, seed=seed))
+        guesses = DraftProposer(drafting, 260).propose(request, 4)
+        assert len(guesses) in range(1, 5) and max(guesses) < 260
 
 
 def test_mistakes_are_named():

@@ -117,7 +117,7 @@ def test_sink_pages_stay_and_places_are_marked():
     for i, page in enumerate(request.pages):
         behind = 4 * (i + 1) <= request.computed - look.window + 1
         assert (page == GIVEN_BACK) == (behind and 4 * i >= look.sink_tokens)
-        held.append(ours.core.store.tables[request.slot, i] == ours.core.num_pages)
+        held.append(ours.core.execution.store.tables[request.slot, i] == ours.core.num_pages)
     assert held == [page == GIVEN_BACK for page in request.pages] and any(held)
     ours.abort(request)
     assert ours.stats().pages_used == 0

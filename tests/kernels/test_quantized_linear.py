@@ -1,4 +1,4 @@
-"""Linear layers on float8 operands against an emulation in double precision that shares no code with them."""
+"""Linear layers on operands of eight bits against an emulation in double precision that shares no code with them."""
 
 import pytest
 import torch
@@ -37,8 +37,15 @@ def per_block(x):
     return torch.cat(done, -1)
 
 
+def per_row(x):
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / scale).round() * scale
+
+
 def emulated(x, w, g, products):
     x, w, g = (t.detach().double() for t in (x, w, g))
+    if products == "int8":
+        return per_row(x) @ per_row(w).T, per_row(g) @ per_row(w.T).T, g.T @ x
     if products == "fp8":
         x, w, g = per_tensor(x, e4m3, 448.0), per_tensor(w, e4m3, 448.0), per_tensor(g, e5m2, 57_344.0)
         return x @ w.T, g @ w, g.T @ x
@@ -53,7 +60,7 @@ def inputs(rows, d_in, d_out, dtype):
     return x, w, (torch.randn(rows, d_out) * 1e-3).to(dtype)
 
 
-@pytest.mark.parametrize("products", ["fp8", "mxfp8"])
+@pytest.mark.parametrize("products", ["fp8", "mxfp8", "int8"])
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), [(1, 16, 32), (7, 32, 48), (41, 80, 16), (129, 64, 96)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_value_and_both_gradients_are_those_of_the_emulation(products, rows, d_in, d_out, dtype):
@@ -68,7 +75,7 @@ def test_value_and_both_gradients_are_those_of_the_emulation(products, rows, d_i
     assert not torch.allclose(y.float(), (x.float() @ w.T), rtol=1e-4)  # it is no plain product
 
 
-@pytest.mark.parametrize("products", ["fp8", "mxfp8"])
+@pytest.mark.parametrize("products", ["fp8", "mxfp8", "int8"])
 def test_axes_in_front_and_a_frozen_operand(products):
     x, w, g = inputs(24, 32, 16, torch.bfloat16)
     folded = quantized_linear(x.view(2, 3, 4, 32), w, products)
@@ -105,7 +112,7 @@ def test_a_cpu_has_no_units():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("products", ["fp8", "mxfp8"])
+@pytest.mark.parametrize("products", ["fp8", "mxfp8", "int8"])
 def test_compiled_it_is_the_same(products):
     x, w, g = inputs(40, 64, 96, torch.bfloat16)
     compiled = torch.compile(lambda x, w: quantized_linear(x, w, products), dynamic=False, fullgraph=True)

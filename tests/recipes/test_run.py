@@ -61,6 +61,20 @@ def test_a_clock_ends_the_run_and_a_full_folder_is_refused(tmp_path):
         run(recipe, [file], out=tmp_path / "run", device="cpu")
 
 
+def test_a_recipe_trains_in_int8(tmp_path):
+    """Its products differ from bf16's by a little, and it learns as well."""
+    sizes = [*TINY[2:], "model.num_layers=1", "model.d_model=32", "model.blocks.0.ffn.d_ff=64", "minutes=null"]
+    heads = [f"model.blocks.0.mixer.{name}" for name in ("num_heads=2", "num_kv_heads=2", "d_head=16")]
+    recipe = override(RECIPES["tinyshakespeare-cpu"], *sizes, *heads, "tokens=2560")
+    file = tmp_path / "t.txt"
+    file.write_text(VERSE, encoding="utf-8")
+    losses = [
+        run(override(recipe, f"precision={name}"), [file], out=tmp_path / name, device="cpu", progress=False)["loss"]
+        for name in ("bf16", "int8")
+    ]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], abs=0.05)
+
+
 def test_a_seed_repeats_a_run_and_another_does_not(tmp_path):
     recipe = RECIPES["tinyshakespeare-cpu"]
     recipe = override(recipe, *TINY, *heads(recipe), "minutes=null", "tokens=640")

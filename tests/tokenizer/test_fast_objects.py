@@ -58,20 +58,22 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, c
 
 
 def test_the_name_changes_with_every_source_that_a_unit_is_made_of(monkeypatch, tmp_path):
-    assert objects._sources("texts") >= {"texts", "machine", "context", "encode_context", "processor"}
+    assert objects._sources("texts") >= {"texts", "machine", "context", "encode_context"}
     assert "learn" not in objects._sources("encode")
     for source in objects._PACKAGE.glob("*.py"):
         (tmp_path / source.name).write_bytes(source.read_bytes())
+    (tmp_path / "processor.py").write_bytes(objects._GENERATOR.read_bytes())
     monkeypatch.setattr(objects, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(objects, "_GENERATOR", tmp_path / "processor.py")
     names = set()
-    for changed in ("", "machine", "decode", "compiling", "decode_context"):
+    for changed in ("", "machine", "decode", "compiling", "decode_context", "processor"):
         if changed:
             with open(tmp_path / f"{changed}.py", "a") as file:
                 file.write("\n# changed\n")
         objects._version.cache_clear()
         names.add(objects._version(UNIT))
     objects._version.cache_clear()
-    assert len(names) == 5
+    assert len(names) == 6
 
 
 def test_a_failing_compiler_is_named(cache, monkeypatch):

@@ -4,8 +4,8 @@
 
 One process loads torch and forks trainers: a real Transformer, AdamW, warm-up-stable-decay, two micro-batches, a
 shuffled loader with a cursor, checkpoints, metrics. Each trainer is sent SIGKILL after a random time, during steps
-and saves alike, and the next one resumes. Weights, optimizer state, random generators and every logged loss of a
-finished run are compared, bit for bit, with those of a run that nobody killed.
+and saves alike, and the next one resumes; half of them save in the background. Weights, optimizer state, random
+generators and every logged loss of a finished run are compared, bit for bit, with those of a run that nobody killed.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def write_data(folder):
     write_shards(texts, Letters(), folder)
 
 
-def trainer(data, run_dir):
+def trainer(data, run_dir, in_background):
     """One attempt, from wherever the run stands."""
     model = tiny_model(vocab_size=28)
     model.dropout = 0.1  # draws random numbers in every step: a resumed run has to draw the same ones
@@ -63,26 +63,27 @@ def trainer(data, run_dir):
         checkpoint_every=7,
         log_every=2,
         keep=2,
+        save_in_background=in_background,
         resume=True,
     )
 
 
-def fork(data, run_dir):
+def fork(data, run_dir, in_background):
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
-        trainer(data, run_dir)
+        trainer(data, run_dir, in_background)
         code = 0
     finally:
         sys.stderr.flush()
         os._exit(code)
 
 
-def run_until_killed(data, run_dir, seconds):
+def run_until_killed(data, run_dir, seconds, in_background=False):
     """True if the trainer was killed, False if it had finished."""
-    pid = fork(data, run_dir)
+    pid = fork(data, run_dir, in_background)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -128,7 +129,9 @@ def kill_many(kills, seed=0, longest=0.5, folder=None):
         made, runs, faults = 0, 0, []
         while made < kills:
             run_dir = root / f"run{runs}"
-            while run_until_killed(root / "data", run_dir, rng.uniform(0.0, longest) if made < kills else 60.0):
+            while run_until_killed(
+                root / "data", run_dir, rng.uniform(0.0, longest) if made < kills else 60.0, rng.random() < 0.5
+            ):
                 made += 1
             runs += 1
             faults += [f"run {runs}: {fault}" for fault in difference(expected, outcome(run_dir))]

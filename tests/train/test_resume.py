@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import threading
+import time
 
 import pytest
 import torch
@@ -8,6 +10,12 @@ import torch.distributed as dist
 
 from groundup.optim import AdamW, ClockDecay, muon_adamw, warmup_stable_decay
 from groundup.train import checkpoint, next_token, read_metrics, train
+from groundup.train.feed import Feed
+from groundup.train.guard import Guard
+from groundup.train.log import MetricsLog
+from groundup.train.noise import NoiseScale
+from groundup.train.resume import Resumable, Saver
+from groundup.train.room import Memory
 from groundup.train.snapshot import capture, check_weights, differences, restore
 from tests.distributed import run_ranks
 from tests.train.small import Batches, batch, same_weights, tiny_model, tiny_run
@@ -175,6 +183,85 @@ def test_failed_saves_are_said_survived_and_tried_again(tmp_path, monkeypatch):
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == ["save failed"] * 3 and "No space" in events[0]["text"]
     assert same_weights(model, tiny_run(20)[0])
+
+
+# ---- in the background ----
+
+
+def test_what_is_saved_in_the_background_is_what_was_there_at_the_save(tmp_path, monkeypatch):
+    """File by file the checkpoints of a run that waits, though three steps went by before each was written."""
+    real, went_on, saving = checkpoint.save, threading.Event(), []
+
+    def late(folder, step, **given):
+        assert threading.current_thread() is not threading.main_thread()
+        saving.append(step)
+        assert step == 20 or went_on.wait(60)
+        went_on.clear()
+        return real(folder, step, **given)
+
+    tiny_run(20, run_dir=tmp_path / "waits", checkpoint_every=5, keep=9)
+    monkeypatch.setattr(checkpoint, "save", late)
+    hooks = {1: lambda step, model, run: went_on.set() if step % 5 == 3 else None}
+    tiny_run(20, run_dir=tmp_path / "goes on", checkpoint_every=5, keep=9, save_in_background=True, every=hooks)
+    assert saving == [5, 10, 15, 20]
+    for step in saving:
+        a, b = (tmp_path / name / "checkpoints" / f"step-{step}" for name in ("waits", "goes on"))
+        files = sorted(path.name for path in a.glob("*.safetensors"))
+        assert files and all((a / name).read_bytes() == (b / name).read_bytes() for name in files)
+        states = [json.loads((folder / "state.json").read_text()) for folder in (a, b)]
+        for state in states:
+            state["run"] = {name: value for name, value in state["run"].items() if "seconds" not in name}
+        assert states[0] == states[1]
+    assert records(tmp_path / "waits") == records(tmp_path / "goes on")
+
+
+def test_a_save_that_fails_in_the_background_is_told_at_the_next(tmp_path, monkeypatch):
+    real = checkpoint.write_tensors
+
+    def full(path, tensors):
+        if "step-10" in str(path) or "step-20" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, tensors)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    model, _, run = tiny_run(20, run_dir=tmp_path, checkpoint_every=5, save_in_background=True)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-15", "step-5"] and run.step == 20
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [(e["step"], e["event"]) for e in events] == [(10, "save failed"), (20, "save failed")]
+    assert "No space" in events[0]["text"] and "at the next save" in events[0]["text"]
+    monkeypatch.undo()
+    again, _, run = tiny_run(25, run_dir=tmp_path, checkpoint_every=5, save_in_background=True, resume=True)
+    assert (
+        same_weights(again, tiny_run(25)[0]) and checkpoint.checkpoints(tmp_path / "checkpoints")[0].name == "step-25"
+    )
+
+
+def test_a_save_in_the_background_ends_before_training_does(tmp_path, monkeypatch):
+    """With an error of a hook, of the save itself, and before a run goes back to its last checkpoint."""
+    real = checkpoint.save
+
+    def slow(folder, step, **given):
+        time.sleep(0.2)
+        return real(folder, step, **given)
+
+    def broken(step, model, run):
+        raise KeyError("a hook")
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    with pytest.raises(KeyError, match="a hook"):
+        tiny_run(20, run_dir=tmp_path / "a", checkpoint_every=5, save_in_background=True, every={6: broken})
+    assert checkpoint.latest(tmp_path / "a" / "checkpoints") == tmp_path / "a" / "checkpoints" / "step-5"
+    monkeypatch.setattr(checkpoint, "save", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tiny_run(20, run_dir=tmp_path / "b", checkpoint_every=5, save_in_background=True)
+    monkeypatch.setattr(checkpoint, "save", slow)
+    saver = Saver(tmp_path / "c", 5, 3, in_background=True)
+    _, optimizer, run = tiny_run(0, model=(model := tiny_model()))
+    feed, guard, memory = Feed(Batches(), torch.device("cpu")), Guard(), Memory(1)
+    parts = Resumable(model, optimizer, None, feed, guard, {}, run, NoiseScale(), memory)
+    saver.save(parts, MetricsLog(None))
+    assert saver.latest() == tmp_path / "c" / "checkpoints" / "step-0"
+    saver.finish(parts, MetricsLog(None))
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

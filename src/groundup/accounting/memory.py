@@ -98,8 +98,8 @@ def _state_bytes(model: nn.Module, states: float | OptimizerName) -> int:
 
 
 def _copied_bytes(module: nn.Module, copies: int) -> int:
-    """Of a module's own matrices: one byte for each number in fp8; none in mxfp8, which reads the master again."""
-    each = {"fp8": 1, "mxfp8": 0}.get(getattr(module, "products", None) or "", copies)
+    """Of a module's own matrices: a byte a number in fp8; none in mxfp8 and int8, which read the master again."""
+    each = {"fp8": 1, "mxfp8": 0, "int8": 0}.get(getattr(module, "products", None) or "", copies)
     return each * sum(p.numel() for p in module.parameters(recurse=False) if p.ndim > 1)
 
 
@@ -116,7 +116,8 @@ def activation_bytes(
 
     `device` is where the model would train; nothing is allocated there, but this torch must support it. `products` is
     what the linear layers of blocks multiply, if not `dtype`: "fp8" keeps their inputs and weights in one byte for each
-    number, once for each layer that reads them; "mxfp8" keeps the inputs in `dtype` and no copy of the weights.
+    number, once for each layer that reads them; "mxfp8" and "int8" keep the inputs in `dtype` and no copy of
+    the weights.
     """
     check_one_stack(config)
     period = len(config.blocks)

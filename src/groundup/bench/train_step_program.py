@@ -18,6 +18,7 @@ from groundup.device import (
     require_device,
     synchronize,
 )
+from groundup.kernels.quantized_linear import real
 from groundup.model.transformer import Transformer
 from groundup.optim import AdamW, groups
 from groundup.train import objectives, precision, train
@@ -62,6 +63,8 @@ class Turns:
 def prepare(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[int], dict[str, Any]]]:
     shape = options["shape"]
     device = require_device(options["device"]) if options["device"] else default_device()
+    if options["precision"] == "int8" and not real("int8", device.type):
+        raise ValueError(f"this {device.type} has no products of bytes")
     config = presets.llama(
         vocab_size=shape["vocab_size"],
         d_model=shape["d_model"],

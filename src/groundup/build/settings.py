@@ -9,7 +9,7 @@ from typing import Literal
 from groundup.accounting.plan import Wishes
 from groundup.config import near, override, parse_seconds
 
-UNPLANNED = ("fp16", "fp8", "mxfp8")  # what `train.precision` knows beside what a plan does
+UNPLANNED = ("fp16", "fp8", "mxfp8", "int8")  # what `train.precision` knows beside what a plan does
 SMALLEST_BUDGET_SECONDS = 30.0
 # 256 bytes, the end of a text, and the three tokens of a conversation.
 LEAST_VOCABULARY = 260

@@ -17,7 +17,9 @@ import torch
 from groundup.config import nearest
 from groundup.device import default_device, require_device
 from groundup.inference.adjust import check_biases
-from groundup.inference.core import Core, DecoderBuilder, Proposer
+from groundup.inference.core import Core
+from groundup.inference.drafting import Proposer
+from groundup.inference.execution import DecoderBuilder
 from groundup.inference.request import Constraint, EngineStats, Output, Request
 from groundup.inference.sampling import SamplingParams
 from groundup.inference.sequence import Completion
@@ -216,9 +218,8 @@ class Engine:
         the context means "until the context is full".
         """
         request = self._request(prompt, params or SamplingParams(), salt, constraint)
-        if request.finish_reason is None:
-            self.core.enqueue(request)
-        else:
+        self.core.enqueue(request)
+        if request.finish_reason is not None:
             self.core.report(Output(request, "", [], [], request.finish_reason))
         return request
 
@@ -284,8 +285,7 @@ class Engine:
         self._own |= mine
         try:
             for request in requests:
-                if request.finish_reason is None:
-                    self.core.enqueue(request)
+                self.core.enqueue(request)
             while any(request.finish_reason is None for request in requests):
                 self.core.report(*self.step())
                 yield

@@ -105,9 +105,8 @@ def step_bytes(engine: Engine, rows: int, context: int) -> int:
 
     Of a table of embeddings a step reads single rows, unless it is the head as well. Experts count as for one row.
     """
-    config, model = engine.model.config, engine.model
-    dtype = model.compute_dtype if engine.core.dtype is None else engine.core.dtype
-    weights = engine.core.weight_bytes
+    config = engine.model.config
+    dtype, weights = engine.core.execution.activations, engine.core.weight_bytes
     if weights is None:
         counted = count_parameters(config)
         weights = (counted.active - (counted.embedding if counted.head else 0)) * dtype.itemsize

@@ -1,6 +1,6 @@
 """A sequence on its way through the engine: what is computed, where it is kept, and what each step made of it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from groundup.inference.pages import Parent
 from groundup.inference.sampling import SamplingParams, TokenLogprob
 from groundup.inference.sequence import FinishReason, Sequence, TextDecoder
+
+ANSWERED: tuple[FinishReason, ...] = ("end", "stop", "length")
 
 
 @runtime_checkable
@@ -114,7 +116,8 @@ class EngineStats:
     """Now: requests that wait and run, pages in all, held and kept for prefixes. Since the start: the rest.
 
     `prompt_tokens` are those of admitted requests, of which `cached_prompt_tokens` were found computed. Of the
-    `drafted_tokens` that were verified, the model drew `accepted_tokens` itself.
+    `drafted_tokens` that were verified, the model drew `accepted_tokens` itself. Every submitted request that neither
+    waits nor runs is in `requests_ended`, once, under its finish reason.
     """
 
     waiting: int
@@ -127,11 +130,25 @@ class EngineStats:
     generated_tokens: int
     preemptions: int
     steps: int
-    requests_finished: int
-    requests_failed: int
-    requests_aborted: int
+    requests_submitted: int
+    requests_ended: Mapping[FinishReason, int]
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+
+    @property
+    def requests_finished(self) -> int:
+        """Those that were answered."""
+        return sum(self.requests_ended.get(reason, 0) for reason in ANSWERED)
+
+    @property
+    def requests_failed(self) -> int:
+        """Those that an error ended."""
+        return self.requests_ended.get("error", 0)
+
+    @property
+    def requests_aborted(self) -> int:
+        """Those whose answer nobody wanted any more."""
+        return self.requests_ended.get("abort", 0)
 
     @property
     def acceptance_rate(self) -> float:

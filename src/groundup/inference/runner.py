@@ -60,7 +60,7 @@ class TorchRunner:
 
     `in_place`: the few tokens of decoding and verifying attend to pages where they lie; by default on a GPU, where a
     kernel does that. Otherwise pages are gathered first. With `keeps_states`, `states` has by slot what the head read
-    of each token of the newest span.
+    of each token of the newest span. New recurrent states are kept at the end: a run that raises may be repeated.
     """
 
     def __init__(self, model: Transformer, store: PageStore, in_place: bool | None = None) -> None:
@@ -72,19 +72,23 @@ class TorchRunner:
     @torch.no_grad()  # not inference_mode: a table that a layer keeps must stay usable for training
     def run(self, spans: Sequence[Span]) -> Float[Tensor, "wanted vocab"]:
         states: list[Tensor | None] = [None] * len(spans)
+        batches = list[SpanBatch]()
         for group in grouped(spans):
             together = [spans[i] for i in group]
-            hidden = self._forward(together)
+            hidden, batch = self._forward(together)
+            batches.append(batch)
             for row, (i, span) in enumerate(zip(group, together, strict=True)):
                 states[i] = hidden[row, len(span.tokens) - span.wanted : len(span.tokens)]
                 if self.keeps_states:
                     self.states[span.slot] = hidden[row, : len(span.tokens)]
         wanted = [state for state in states if state is not None and len(state)]
-        if not wanted:
-            return torch.empty(0, self.model.config.vocab_size, device=self.store.device)
-        return self.model.logits(torch.cat(wanted))
+        vocab_size, device = self.model.config.vocab_size, self.store.device
+        logits = self.model.logits(torch.cat(wanted)) if wanted else torch.empty(0, vocab_size, device=device)
+        for batch in batches:
+            batch.commit()
+        return logits
 
-    def _forward(self, spans: list[Span]) -> Float[Tensor, "batch seq d_model"]:
+    def _forward(self, spans: list[Span]) -> tuple[Float[Tensor, "batch seq d_model"], SpanBatch]:
         tokens, positions = padded(spans, self.store.device)
         starts, ends = [span.start for span in spans], [span.end for span in spans]
         from_zero, is_padded = not any(starts), sum(ends) - sum(starts) < tokens.numel()
@@ -93,9 +97,7 @@ class TorchRunner:
         batch = SpanBatch(self.store, rows, starts, ends, tokens, positions, from_zero, is_padded, in_place)
         # Rows of one length need no explicit positions, which lets attention take its plain causal path.
         plain = from_zero and not is_padded
-        hidden = self.model.hidden(tokens, None if plain else positions, batch.caches())
-        batch.commit()
-        return hidden
+        return self.model.hidden(tokens, None if plain else positions, batch.caches()), batch
 
 
 class InvariantRunner:

@@ -199,13 +199,14 @@ def distribution(
 def draw(probabilities: Float[Tensor, "batch vocab"], uniforms: Float[Tensor, "batch 1"]) -> Int[Tensor, " batch"]:
     """The token at which the cumulative distribution passes the uniform number (in [0, 1)).
 
-    Cumulated in float64: in float32 the error over a large vocabulary exceeds rare tokens' probabilities.
+    Cumulated in float64: in float32 the error over a large vocabulary exceeds rare tokens' probabilities. A number that
+    is rounded up to 1 gives the last token that has a probability, and not one of probability 0 behind it.
     """
     wide = torch.float32 if probabilities.device.type == "mps" else torch.float64  # MPS has no float64
     cumulative = probabilities.cumsum(-1, dtype=wide)
     target = uniforms.to(wide).to(cumulative.device) * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return token.clamp(max=probabilities.shape[-1] - 1)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.searchsorted(cumulative, target, right=True).minimum(last).squeeze(-1)
 
 
 def most_likely(logits: Float[Tensor, "batch vocab"]) -> list[int]:
@@ -243,12 +244,15 @@ def sample(
 def token_logprobs(
     logits: Float[Tensor, "batch vocab"], tokens: Int[Tensor, " batch"], count: int
 ) -> list[TokenLogprob]:
-    """Each row's chosen token with the `count` most likely ones, from the unmodified logits."""
+    """Each row's chosen token with the `count` most likely ones, from the unmodified logits.
+
+    Tokens that cannot come, whose logits are -inf, are not listed: so are the rows that pad a vocabulary.
+    """
     logp = logits.float().log_softmax(-1)
     chosen = logp.gather(-1, tokens[:, None]).squeeze(-1).tolist()
     best = logp.topk(min(count, logp.shape[-1]), dim=-1)
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    tops = [tuple(zip(ids, values, strict=True)) for ids, values in pairs]
+    tops = [tuple(pair for pair in zip(*row, strict=True) if pair[1] > -math.inf) for row in pairs]
     return [TokenLogprob(*row) for row in zip(tokens.tolist(), chosen, tops, strict=True)]
 
 

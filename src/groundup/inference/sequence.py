@@ -121,6 +121,10 @@ class Sequence:
             text += self._finish("length")
         return self._show(text)
 
+    def release(self) -> str:
+        """The text that was held back because a stop text might have begun with it: no more text comes."""
+        return self._show(self._matcher.flush())
+
     def _finish(self, reason: FinishReason) -> str:
         text = self._matcher.push(self._decoder.flush())
         self.finish_reason = "stop" if self._matcher.stopped else reason

@@ -144,7 +144,9 @@ class Service:
     def tokens_per_second(self) -> float:
         """Generated tokens over the last ten seconds."""
         (then, before), (now, after) = self._rates[0], (time.monotonic(), self._stats.generated_tokens)
-        return (after - before) / max(now - then, 1e-3) if after > before else 0.0
+        if after <= before or now - self._rates[-1][0] > RATE_SECONDS:  # nothing was made since
+            return 0.0
+        return (after - before) / max(now - then, 1e-3)
 
     def stuck_seconds(self) -> float:
         """How long the engine has been in its present step; 0 between steps."""
@@ -197,7 +199,8 @@ class Service:
         return not left
 
     def close(self, timeout: float = 10.0) -> None:
-        """End the thread, from any thread. A step that runs is waited for, up to `timeout` seconds."""
+        """End the thread, from any thread. A step that runs is waited for, up to `timeout` seconds. Readers of what is
+        left unfinished get a RequestFailed."""
         self.draining = True
         self._commands.put(None)
         self._thread.join(timeout)
@@ -250,6 +253,7 @@ class Service:
                     self._advance_a_score()
                 if self.engine.has_work:
                     self._step()
+            self._call(self._fail_all, RequestFailed("the service was closed; the answer is incomplete"))
         except Exception as error:  # the engine never raises for a request: this is a fault of the program
             logger.exception("the engine has stopped")
             self.failure = f"the engine has stopped: {type(error).__name__}"

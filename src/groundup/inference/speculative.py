@@ -97,9 +97,10 @@ class DraftProposer:
         self.engine = engine
 
     def propose(self, request: Request, count: int) -> list[int]:
-        """At most `count` tokens; none once the text outgrows the draft model's context."""
+        """At most `count` tokens; none once the text outgrows the draft model's context, or has an id that it has not:
+        the rows that pad one model's vocabulary are not those of another's."""
         room = min(self.engine.context_length, self.engine.core.capacity) - len(request.ids)
-        if room < 1:
+        if room < 1 or max(request.ids) >= self.engine.model.config.vocab_size:
             return []
         params = replace(request.params, max_tokens=min(count, room), stop=(), logprobs=0, seed=0)
         drafting = self.engine.submit(request.ids, params, salt=request.salt)

@@ -88,6 +88,8 @@ class Stream:
         self.first = self.first or self.last
         self.count += len(output.tokens)
         if output.finish_reason == "error":
+            if output.text or output.tokens:
+                self._ready.append(output)  # what came before the error is read before it
             self._failure = RequestFailed(output.error or "the engine could not answer this request")
             return
         self._ready.append(output)

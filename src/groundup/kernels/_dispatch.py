@@ -149,4 +149,5 @@ def op(reference: Callable[..., Any]) -> Callable[..., Any]:
         return reference(*args, **kwargs)
 
     call.reference = reference  # type: ignore[attr-defined]
+    call.refusal = lambda wanted, *args, **kwargs: reason(wanted, args, kwargs)  # type: ignore[attr-defined]
     return call

@@ -1,4 +1,4 @@
-"""y = x W^T whose three matrix products (forward, and both of the backward pass) read float8 operands.
+"""y = x W^T whose matrix products (forward, and both of the backward pass) read operands of eight bits.
 
     forward   Y  = Q(X) Q(W)^T          contracts d_in
     backward  dX = Q'(dY) Q(W)          contracts d_out
@@ -11,8 +11,11 @@ mxfp8   e4m3 throughout, a power of two for each 32 numbers along the contractio
         arXiv:2310.10537): each operand is quantised anew for each product, from the type that it is kept in. Gradients
         are e4m3, too: with so few numbers to a scale they need resolution more than range (Mishra et al. 2025,
         arXiv:2506.08027).
+int8    for the forward product and dX, with a scale for each row that is contracted: of X and of W, of dY and of W^T.
+        dW stays in X's type: its sums go over all tokens, and the rounding of eight bits adds up in them (SwitchBack;
+        Wortsman et al. 2023, arXiv:2304.13013, section 2)
 
-Sums are in float32. Rounding has the gradient of the identity ("straight through").
+Sums are in float32, of int8 exact. Rounding has the gradient of the identity ("straight through").
 """
 
 from typing import Any, Literal
@@ -23,10 +26,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from groundup.kernels._compiler import constant
+from groundup.kernels.int8_product import multiplies_bytes, traced_int8_product
 from groundup.kernels.quantize import E4M3, E5M2, Quantized, dequantize, quantize_blocks, quantize_tensor
 
-Products = Literal["fp8", "mxfp8"]
-MULTIPLES: dict[Products, int] = {"fp8": 16, "mxfp8": 32}
+Products = Literal["fp8", "mxfp8", "int8"]
+MULTIPLES: dict[Products, int] = {"fp8": 16, "mxfp8": 32, "int8": 32}
 """What d_in and d_out have to be multiples of, for matrix units to take them."""
 
 _native: dict[str, bool] = {}
@@ -39,14 +43,22 @@ def quantized_linear(
 
     "fp8" uses the device's float8 units where it has them (`native`) and shapes fit. Everywhere else, and for "mxfp8"
     everywhere, products are simulated: the same operands, multiplied in float32; the numerics and not the speed.
+    "int8" is real on a CPU with products of bytes (AVX-512 VNNI), for x in bfloat16.
     """
     rows = x.flatten(0, -2)
     if products == "fp8":
         fits = all(size % MULTIPLES["fp8"] == 0 for size in weight.shape)
         y = _Float8.apply(rows, weight, fits and native(x.device.type))
+    elif products == "int8":
+        y = _SwitchBack.apply(rows, weight)
     else:
         y = _Microscaled.apply(rows, weight)
     return y.unflatten(0, x.shape[:-1])
+
+
+def real(products: Products, device: str) -> bool:
+    """Whether such products are made by units of this machine's device for them, and not simulated."""
+    return {"fp8": native, "int8": multiplies_bytes}.get(products, lambda device: False)(device)
 
 
 @constant  # an answer for the whole process, and no part of a graph
@@ -114,6 +126,21 @@ class _Float8(torch.autograd.Function):
             columns = Quantized(values.T, scale), Quantized(x_values.T, x_scale)
             d_weight = scaled_matmul(*columns, ctx.weight_dtype, ctx.on_units)
         return d_x, d_weight, None
+
+
+class _SwitchBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return traced_int8_product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight = ctx.needs_input_grad
+        d_x = traced_int8_product(grad, weight.T) if need_x else None
+        d_weight = (grad.T @ x).to(weight.dtype) if need_weight else None
+        return d_x, d_weight
 
 
 class _Microscaled(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Linear maps and the token table: float32 master weights, computed in the activations' type or in float8."""
+"""Linear maps and the token table: float32 master weights, computed in the activations' type or in eight bits."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ class Linear(nn.Module):
     Initialised with standard deviation 1 / sqrt(d_in), which gives outputs of unit variance for inputs of
     unit variance at any width.
 
-    `products` "fp8" or "mxfp8" makes the matrix products of training read float8 operands (see
+    `products` "fp8", "mxfp8" or "int8" makes the matrix products of training read operands of eight bits (see
     `kernels.quantized_linear`). In eval mode they are in x's type: scales of a whole batch would let rows, and tokens,
     see each other.
     """

@@ -1,4 +1,4 @@
-"""Which linear layers of a model multiply float8: those of its blocks whose sizes fit."""
+"""Which linear layers of a model multiply eight bits: those of its blocks whose sizes fit."""
 
 from torch import nn
 
@@ -12,7 +12,7 @@ def set_products(model: nn.Module, products: Products | None) -> list[str]:
     """Make the linear layers of blocks multiply `products` (None: the activations' type), in place.
 
     Returns the paths of those that do not: experts, and layers with a size that is no multiple of 16 (fp8) or 32
-    (mxfp8). Embeddings, the head, norms and routers are not asked. ValueError where no layer fits.
+    (mxfp8, int8). Embeddings, the head, norms and routers are not asked. ValueError where no layer fits.
     """
     for module in model.modules():
         if isinstance(module, Linear):

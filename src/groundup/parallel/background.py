@@ -21,6 +21,16 @@ class Background:
         self._thread = threading.Thread(target=self._run, args=(job,), name=self._name)
         self._thread.start()
 
+    def run(self, job: Callable[[], object]) -> None:
+        """The same on the caller's thread, to its end."""
+        assert self._thread is None, f"{self._name}: a job is still running"
+        self._run(job)
+
+    def join(self) -> None:
+        """Until the job has ended; `wait` still tells what it raised."""
+        if self._thread is not None:
+            self._thread.join()
+
     def wait(self) -> BaseException | None:
         """Until the job has ended, if there is one: what it raised, once."""
         if self._thread is not None:

@@ -29,7 +29,7 @@ class Recipe:
     warmup: updates until the rates are at their peak
     decay: share of the run, at its end, in which the rates fall to zero
     dropout: share of activations set to zero in training
-    precision: auto (bf16 where there is hardware for it), fp32 or bf16
+    precision: auto (bf16 where there is hardware for it), fp32, bf16, or int8 (for a CPU that multiplies bytes)
     compile: torch.compile for the blocks; null: where it works
     curve_points: scores on some validation text on the way
     """
@@ -53,7 +53,7 @@ class Recipe:
     warmup: int = 20
     decay: float = 0.5
     dropout: float = 0.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     compile: bool | None = None
     curve_points: int = 12
 

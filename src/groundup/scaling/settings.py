@@ -32,7 +32,7 @@ class AblationSettings:
     budget_seconds: --budget in seconds
     weight_decay: of matrices, by AdamW
     warmup_share: share of the steps in which the rate rises
-    precision: fp32, bf16, fp16, fp8 or mxfp8 (the last three are slow on a CPU)
+    precision: fp32, bf16, fp16, fp8, mxfp8 or int8 (fp16, fp8 and mxfp8 are slow on a CPU)
     text_bytes: most text that is read
     scored_bytes: most held-out text that is scored
     held_out_fraction: share of the text to measure on, at most 0.5
@@ -56,7 +56,7 @@ class AblationSettings:
     budget_seconds: float = 600.0
     weight_decay: float = 0.1
     warmup_share: float = 0.1
-    precision: Literal["fp32", "bf16", "fp16", "fp8", "mxfp8"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp8", "mxfp8", "int8"] = "fp32"
     text_bytes: int = 4_000_000
     scored_bytes: int = 100_000
     held_out_fraction: float = 0.05

@@ -50,6 +50,7 @@ def train(
     run_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
     keep: int = 3,
+    save_in_background: bool = False,
     resume: bool | str | Path = False,
     deadline: float | None = None,
     stop: Callable[[], bool] | None = None,
@@ -77,6 +78,8 @@ def train(
     batches_per_step: batches from the source per update, fixed or by step number (a batch-size ramp).
     every: {n: hook}; hook(step, model, run) runs after every n-th update.
     run_dir: gets metrics.jsonl and checkpoints/ (every `checkpoint_every` updates and at the end).
+    save_in_background: a save holds training up while it copies weights and states in memory, which stays taken; a
+    thread writes the copy. The last save is waited for. For one process.
     resume: True continues from the newest whole checkpoint of run_dir (or starts, when there is none); a path
     continues from that checkpoint. The result is what an uninterrupted run gives, to the bit on a CPU.
     deadline: a reading of `time.monotonic()` by which to be done.
@@ -101,6 +104,11 @@ def train(
     checkpoint is then as it was.
     """
     _check(model, schedule, run_dir, checkpoint_every, resume, deadline)
+    if save_in_background and (world_size() > 1 or engine is not None):
+        raise ValueError(
+            "train: save_in_background is for one process, as other ranks would not know which checkpoints are whole; "
+            "from many ranks, `parallel.ShardedSaver` saves in the background"
+        )
     if engine is not None:
         divided.refuse(engine, model, optimizer, micro_batches, recorder)
     if compile:
@@ -118,7 +126,7 @@ def train(
         parts=Resumable(
             model, optimizer, schedule, feed, guard or Guard(), facts, Run(), NoiseScale(), memory, scaler, engine
         ),
-        saver=Saver(run_dir, checkpoint_every, keep),
+        saver=Saver(run_dir, checkpoint_every, keep, save_in_background),
         pace=Pace(deadline),
         objective=objective,
         steps=steps,

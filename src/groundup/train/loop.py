@@ -119,11 +119,13 @@ class Training:
                 self.run.micro_batches = self.memory.micro_batches
                 self.parts.check_copies()
                 self.saver.save(self.parts, self.log)
+                self.saver.finish(self.parts, self.log)
         finally:
             self.close(was_training)
         return self.run
 
     def close(self, was_training: bool) -> None:
+        self.saver.close()
         self.log.close()
         if self.progress is not None:
             self.progress.close()

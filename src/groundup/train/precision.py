@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from groundup.config import nearest
-from groundup.kernels.quantized_linear import MULTIPLES, Products, native
+from groundup.kernels.quantized_linear import MULTIPLES, Products, real
 from groundup.model.products import set_products
 
 DTYPES = {
@@ -19,6 +19,7 @@ DTYPES = {
     "fp64": torch.float64,
     "fp8": torch.bfloat16,
     "mxfp8": torch.bfloat16,
+    "int8": torch.bfloat16,
 }
 """The type of activations under each precision."""
 
@@ -34,10 +35,12 @@ def apply(model: nn.Module, precision: str) -> None:
             it is slow, and that is said once
     fp8     bf16, but the linear layers of blocks multiply float8 with a scale per tensor
     mxfp8   the same with a scale per 32 numbers
+    int8    bf16, but the linear layers of blocks multiply int8 with a scale per row, forward and for the gradient of
+            their inputs: for a CPU with products of bytes
 
-    With fp8 and mxfp8 the embeddings, head, norms, routers and attention's own products stay in bf16, and so do
+    With fp8, mxfp8 and int8 the embeddings, head, norms, routers and attention's own products stay in bf16, and so do
     experts and layers whose sizes are no multiples of 16 (32), which is said with their names. Where the device has no
-    units for float8 the products are simulated, and that is said, too. Call it when the model is where it will train
+    units for such products they are simulated, and that is said, too. Call it when the model is where it will train
     and has its adapters, and before `compile_blocks`.
     """
     if precision not in DTYPES:
@@ -49,7 +52,7 @@ def apply(model: nn.Module, precision: str) -> None:
     if stay:
         names = ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", path) for path in stay))
         _say_once(f"precision {precision!r}: these stay in bf16, as experts do and sizes that do not fit: {names}")
-    if products is not None and device != "meta" and not (products == "fp8" and native(device)):
+    if products is not None and device != "meta" and not real(products, device):
         _say_once(f"precision {precision!r} is simulated on this {device}: its numerics, not its speed")
     if precision == "fp16" and device == "cpu":
         _say_once("precision 'fp16' on a CPU is emulated, several times as slow as fp32; 'bf16' needs no loss scaling")

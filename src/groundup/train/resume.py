@@ -1,15 +1,20 @@
 """Everything that a run must carry over a kill, gathered and put back; and when it is written."""
 
+import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from groundup.files import encode_json
 from groundup.optim.schedule import ClockDecay
 from groundup.parallel import check_copies
+from groundup.parallel.background import Background
 from groundup.parallel.engine import Engine
 from groundup.train import checkpoint, divided, snapshot
 from groundup.train.feed import Feed
@@ -20,6 +25,8 @@ from groundup.train.ranks import is_main, largest_over_ranks, world_size
 from groundup.train.room import Memory
 from groundup.train.run import Run
 from groundup.train.scaler import LossScaler
+
+logger = logging.getLogger("groundup.train")
 
 
 @dataclass
@@ -105,15 +112,23 @@ class Resumable:
 class Saver:
     """Writes checkpoints of one run, and survives a disk that refuses them.
 
-    every: updates between two saves (None: only where the loop asks). After a failed save the next attempt
-    comes a tenth of that later.
+        in the step:    copy all that changes |  next steps ...      next save, or finish
+        on a thread                           |  write, prune  |  <- is waited for, its error is told
+
+    every: updates between two saves (None: only where the loop asks). After a failed save the next attempt comes a
+    tenth of that later.
+    in_background: write on a thread, from a copy. What fails is then known, and told, at the next save, which is the
+    next attempt.
     """
 
-    def __init__(self, run_dir: str | Path | None, every: int | None, keep: int):
+    def __init__(self, run_dir: str | Path | None, every: int | None, keep: int, in_background: bool = False):
         self.folder = Path(run_dir) / "checkpoints" if run_dir is not None else None
-        self.every, self.keep = every, keep
+        self.every, self.keep, self.in_background = every, keep, in_background
         self.last_step = -1
         self._retry_at: int | None = None
+        self._writing = Background("checkpoint")
+        self._begun: int | None = None  # the step that is being written
+        self._copies: dict[str, Tensor] = {}
 
     def on_time(self, step: int) -> bool:
         """Whether every rank knows that a save is due."""
@@ -130,28 +145,62 @@ class Saver:
         step = parts.run.step
         if self.folder is None or step == self.last_step or (parts.engine is None and not is_main()):
             return
+        self.finish(parts, log)
         if (name := parts.broken_weight()) is not None:
             log.event(step, "not saved", f"weight {name} is not finite")
             return
         log.sync()
-        error = self._write(parts, step)
-        if parts.anywhere(error is not None):
-            self._retry_at = step + max(1, (self.every or 10) // 10)
-            log.event(step, "save failed", f"{error}; training goes on, next try at step {self._retry_at}")
-            return
-        self.last_step, self._retry_at = step, None
+        self._begin(parts, step)
+        if not self.in_background:
+            self.finish(parts, log)
 
-    def _write(self, parts: Resumable, step: int) -> OSError | None:
+    def finish(self, parts: Resumable, log: MetricsLog) -> None:
+        """Wait for the save that is being written; say so if it failed. With an engine, a collective."""
+        step, self._begun = self._begun, None
+        if step is None:
+            return
+        error = self._writing.wait()
+        if error is not None and not isinstance(error, OSError):
+            raise error
+        if parts.anywhere(error is not None):
+            self.last_step = -1
+            self._retry_at = step + max(1, (self.every or 10) // 10)
+            next_try = "at the next save" if self.in_background else f"at step {self._retry_at}"
+            log.event(step, "save failed", f"{error}; training goes on, next try {next_try}")
+
+    def close(self) -> None:
+        """Wait for what is being written, after an error of which the loop ends. No collective."""
+        if (error := self._writing.wait()) is not None:
+            logger.warning("the last checkpoint was not saved", exc_info=error)
+
+    def _begin(self, parts: Resumable, step: int) -> None:
         assert self.folder is not None
         tensors, state = parts.tensors(), parts.state()
-        try:
-            if is_main():
-                checkpoint.save(self.folder, step, tensors=tensors, state=state, keep=self.keep)
-        except OSError as error:
-            return error
-        return None
+        self._begun, self.last_step, self._retry_at = step, step, None
+        if not is_main():
+            return
+        if self.in_background:
+            tensors, state = self._copy(tensors), json.loads(encode_json(state))
+        job = partial(checkpoint.save, self.folder, step, tensors=tensors, state=state, keep=self.keep)
+        if self.in_background:
+            self._writing.start(job)
+        else:
+            self._writing.run(job)
+
+    def _copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the host. The memory of the last copy, which nobody reads any more, is used again: new pages cost more."""
+        copies = {}
+        for name, tensor in tensors.items():
+            kept = self._copies.get(name)
+            if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+                kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            copies[name] = kept.copy_(tensor.detach())
+        self._copies = copies
+        return copies
 
     def latest(self) -> Path | None:
+        """The newest whole checkpoint; one that is being written is waited for."""
+        self._writing.join()
         return checkpoint.latest(self.folder) if self.folder is not None else None
 
     def find(self, resume: bool | str | Path) -> Path | None:

@@ -1,7 +1,7 @@
 """The compiled decode step, held to the model's own forward pass over a table of variants."""
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from groundup import kernels, presets
+from groundup.inference.batch_cache import stream_shapes
 from groundup.inference.decode.decoder import MOST_ROWS, CompiledDecoder
 from groundup.inference.decode.pack import rounded
 from groundup.inference.decode.program import HEAD_KINDS
@@ -16,9 +17,12 @@ from groundup.inference.decode.refusal import Refusal
 from groundup.model import (
     AttentionConfig,
     BlockConfig,
+    GatedDeltaConfig,
     GatedLinearConfig,
     LatentAttentionConfig,
     LearnedPositions,
+    LSTMConfig,
+    Mamba2Config,
     MLPConfig,
     ModelConfig,
     MoEConfig,
@@ -26,6 +30,7 @@ from groundup.model import (
     SinusoidalPositions,
     Transformer,
 )  # fmt: skip
+from groundup.model.latent import LatentAttention
 from groundup.model.linear import Linear
 
 VOCAB, D_MODEL, CONTEXT, PAGE = 61, 40, 64, 16
@@ -39,6 +44,10 @@ class Store:
     streams: list[list[torch.Tensor]]
     tables: np.ndarray
     page_size: int = PAGE
+    states: list[tuple[torch.Tensor, ...]] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.states = [() for _ in self.streams]
 
 
 @dataclass
@@ -52,10 +61,8 @@ class Span:
 
 def new_store(config, rows=4, dtype=torch.float32):
     pages = rows * CONTEXT // PAGE
-    mixers = [config.block(i).mixer for i in range(config.num_layers)]
-    streams = [
-        [torch.full((pages * PAGE, m.num_kv_heads, m.d_head), 3.0, dtype=dtype) for _ in "kv"] for m in mixers
-    ]  # fmt: skip
+    shapes = [stream_shapes(config.block(i).mixer) for i in range(config.num_layers)]
+    streams = [[torch.full((pages * PAGE, *shape), 3.0, dtype=dtype) for shape in layer] for layer in shapes]
     return Store(streams, np.random.default_rng(0).permutation(pages).reshape(rows, -1).astype(np.int64))
 
 
@@ -74,6 +81,7 @@ def shaken(config):
     return model.eval()
 
 
+LATENT = LatentAttentionConfig(num_heads=4, kv_rank=24, d_nope=8, d_rope=4, d_value=12)
 VARIANTS = {
     "gqa": config(),
     "multi-query": config(AttentionConfig(4, 1, 8)),
@@ -101,6 +109,18 @@ VARIANTS = {
         AttentionConfig(4, 2, 16, Rope(500.0, 0.25)), MLPConfig(72, False, "relu2"), placement="none"
     ),
     "attention only": config(ffn=None),
+    "latent": config(LATENT),
+    "latent, queries compressed": config(replace(LATENT, q_rank=20, num_heads=6, kv_rank=80), placement="sandwich"),
+    "latent, window": config([replace(LATENT, window=5, rope=Rope(500.0, 0.5)), AttentionConfig(4, 2, 8)]),
+    "latent, one head": config(replace(LATENT, num_heads=1, d_nope=40, d_rope=20, scale=0.3), placement="parallel"),
+    "mamba-2": config(Mamba2Config(4, d_head=12, d_state=9, num_groups=2, bias=True), ffn=None),
+    "mamba-2, hybrid": config([Mamba2Config(2, d_head=16, d_state=8, conv_kernel=1), LATENT], placement="sandwich"),
+    "gated delta": config(GatedDeltaConfig(4, 10, 12, num_key_heads=2, conv_kernel=3)),
+    "gated delta, hybrid": config([GatedDeltaConfig(3, 16, 8), AttentionConfig(4, 2, 8)], placement="parallel"),
+    "gated linear": config(GatedLinearConfig(3, 8, 12, rank=6)),
+    "gated linear, a decay for a head": config(GatedLinearConfig(2, 8, 20, decay="head", output_gate=False)),
+    "retention": config(GatedLinearConfig(2, 16, 8, decay="fixed")),
+    "linear attention": config(GatedLinearConfig(2, 8, 8, decay="none", features="elu", output_gate=False)),
     "glu": config(ffn=MLPConfig(64, True, "sigmoid")),
 }  # fmt: skip
 
@@ -136,35 +156,69 @@ def test_fp32_is_what_the_model_says(name):
         torch.testing.assert_close(found, right, rtol=2e-5, atol=2e-5)
 
 
+def cut(x, kind):
+    """What a product of this format reads of a row: bfloat16, or int16 with a scale."""
+    if kind == "bf16":
+        return x.bfloat16().float()
+    scale = x.abs().amax(-1, keepdim=True) / 32767
+    return (x / scale).round() * scale
+
+
+def absorbed(mixer, kind):
+    """The middle of latent attention as the step computes it, with each head's two matrices rounded."""
+    config = mixer.config
+    up = mixer.wkv_up.weight.data.unflatten(0, (config.num_heads, -1))
+    keys = torch.stack([rounded(head[: config.d_nope].T, kind) for head in up])
+    values = torch.stack([rounded(head[config.d_nope :], kind) for head in up])
+    scale = config.scale or (config.d_nope + config.d_rope) ** -0.5
+
+    def attend(q_nope, q_rope, latent, k_rope, k_pos, layout):
+        q_nope = cut((q_nope * scale).flatten(2), kind).view_as(q_nope)
+        q_latent = torch.einsum("bqhn,hrn->bqhr", q_nope, keys) / scale
+        q, k = torch.cat([q_latent, q_rope], -1), torch.cat([latent, k_rope], -1)[:, :, None]
+        mean = mixer._attend(q, k, latent[:, :, None], k_pos, layout)
+        return torch.einsum("bqhr,hvr->bqhv", cut(mean.flatten(2), kind).view_as(mean), values)
+
+    return attend
+
+
 def as_rounded(model, kind):
     """logits(tokens) of a model whose matrices are rounded, and whose products read what the step's read."""
     model = copy.deepcopy(model)
+    for block in model.blocks.children():
+        if isinstance(block.mixer, LatentAttention):
+            block.mixer._expanded = absorbed(block.mixer, kind)
     for module in model.blocks.modules():
         if isinstance(module, Linear):
             module.weight.data = rounded(module.weight.data, kind)
-            if kind == "bf16":
-                module.register_forward_pre_hook(lambda _, inputs: inputs[0].bfloat16().float())
+            module.register_forward_pre_hook(lambda _, inputs: cut(inputs[0], kind))
     head = rounded(model.head_weight.data, HEAD_KINDS.get(kind, kind))
-
-    def logits(tokens):
-        hidden = model.hidden(tokens)
-        return F.linear(hidden.bfloat16().float() if kind == "bf16" else hidden, head)
-
-    return logits
+    return lambda tokens: F.linear(cut(model.hidden(tokens), kind), head)
 
 
+MIXERS = {
+    "gqa": AttentionConfig(4, 2, 8),
+    "latent": replace(LATENT, q_rank=20),
+    "mamba-2": Mamba2Config(4, d_head=12, d_state=9),
+    "gated delta": GatedDeltaConfig(4, 10, 12),
+    "gated linear": GatedLinearConfig(3, 8, 12, rank=6),
+}
+
+
+@pytest.mark.parametrize("mixer", MIXERS.values(), ids=MIXERS)
 @pytest.mark.parametrize(("kind", "tolerance"), {"bf16": 2e-2, "int8": 2e-3, "int4": 2e-3}.items())
-def test_rounded_weights_give_what_torch_gives_with_them(kind, tolerance):
+def test_rounded_weights_give_what_torch_gives_with_them(kind, tolerance, mixer):
     # bf16 is the loosest: a sum in another order may round to the next bfloat16 before the next product.
-    model = shaken(config(ffn=MLPConfig(100, bias=True), tie_embeddings=True))
+    model = shaken(config(mixer, ffn=MLPConfig(100, bias=True), tie_embeddings=True))
     decoder = CompiledDecoder(model, new_store(model.config), kind)
     apart = [(f - r).abs().max() for f, r in zip(decoded(decoder), expected(as_rounded(model, kind)), strict=True)]
     plain = [(f - r).abs().max() for f, r in zip(decoded(decoder), expected(model), strict=True)]
     assert max(apart) < tolerance and max(apart) < max(plain) / 2
 
 
-def test_keys_and_values_may_be_bfloat16():
-    model = shaken(VARIANTS["gqa"])
+@pytest.mark.parametrize("name", ["gqa", "latent"])
+def test_keys_and_values_may_be_bfloat16(name):
+    model = shaken(VARIANTS[name])
     found = decoded(CompiledDecoder(model, new_store(model.config, dtype=torch.bfloat16), "fp32"))
 
     def attend(q, k, v, *args, **options):
@@ -172,13 +226,19 @@ def test_keys_and_values_may_be_bfloat16():
 
     for block in model.blocks.children():
         block.mixer.attend = attend
+        if isinstance(block.mixer, LatentAttention):
+            block.mixer._expanded = block.mixer._absorbed  # which attends to what is kept
     for row, right in zip(found, expected(model), strict=True):
         torch.testing.assert_close(row, right, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "int8", "int4"])
-def test_a_row_gets_the_same_bits_in_any_company_in_any_cut_and_on_any_number_of_threads(kind):
-    model = shaken(config())
+COMPANY = [(name, kind) for name in ("gqa", "latent") for kind in ("fp32", "bf16", "int8", "int4")]
+COMPANY += [("mamba-2", "bf16"), ("gated delta", "int8"), ("gated linear", "fp32")]
+
+
+@pytest.mark.parametrize(("name", "kind"), COMPANY)
+def test_a_row_gets_the_same_bits_in_any_company_in_any_cut_and_on_any_number_of_threads(name, kind):
+    model = shaken(VARIANTS[name])
     generator = torch.Generator().manual_seed(3)
     texts = [torch.randint(VOCAB, (n,), generator=generator).tolist() for n in (30, 30, 17, 5)]
     together = CompiledDecoder(model, new_store(model.config), kind, threads=2)
@@ -203,8 +263,9 @@ def test_a_thread_that_is_late_reads_nothing_of_the_next_step():
         assert torch.equal(*found), number
 
 
-def test_more_rows_than_a_step_has_are_done_in_several():
-    model = shaken(VARIANTS["gqa"])
+@pytest.mark.parametrize("name", ["gqa", "latent, queries compressed", "mamba-2", "gated delta, hybrid"])
+def test_more_rows_than_a_step_has_are_done_in_several(name):
+    model = shaken(VARIANTS[name])
     decoder = CompiledDecoder(model, new_store(model.config, rows=8), "fp32")
     ids = torch.randint(VOCAB, (8, 60), generator=torch.Generator().manual_seed(4))
     assert ids.numel() > 2 * MOST_ROWS
@@ -227,10 +288,8 @@ def test_an_unknown_format_is_named():
         CompiledDecoder.build(model, new_store(model.config), "int7")
 
 
-LATENT = LatentAttentionConfig(num_heads=2, kv_rank=8, d_nope=8, d_rope=4, d_value=8)
 REFUSED = {
-    "latent": (config(LATENT), "LatentAttentionConfig"),
-    "recurrent": (config(GatedLinearConfig(2, 8, 8)), "GatedLinearConfig"),
+    "recurrent": (config(LSTMConfig(12)), "LSTMConfig"),
     "experts": (config(ffn=MoEConfig(d_ff=16, num_experts=4, top_k=2)), "MoEConfig"),
 }
 

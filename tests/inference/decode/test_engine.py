@@ -5,21 +5,38 @@ import functools
 import pytest
 import torch
 
-from groundup import presets
 from groundup.inference import Engine
 from groundup.inference.decode import CompiledDecoder
-from groundup.model import Transformer
+from groundup.model import (
+    AttentionConfig,
+    BlockConfig,
+    GatedDeltaConfig,
+    GatedLinearConfig,
+    LatentAttentionConfig,
+    Mamba2Config,
+    MLPConfig,
+    ModelConfig,
+    Transformer,
+)
 from groundup.tokenizer import Tokenizer
 
 PROMPTS = ["the cat", "a bat and a rat sat on the mat, and the cat sat on the hat of the bat " * 2, "that was", "x"]
 
 
-@pytest.fixture(scope="module")
-def model():
+MIXERS = {
+    "gqa": AttentionConfig(4, 2, 8),
+    "latent": LatentAttentionConfig(4, kv_rank=24, d_nope=8, d_rope=4, d_value=8, q_rank=20),
+    "mamba-2": Mamba2Config(4, d_head=8, d_state=12),
+    "gated delta": GatedDeltaConfig(4, 8, 8, num_key_heads=2),
+    "gated linear": GatedLinearConfig(2, 8, 12),
+}
+
+
+@pytest.fixture(scope="module", params=MIXERS)
+def model(request):
     tokenizer = Tokenizer.train_from_iterator([" ".join(PROMPTS)], 290, special_tokens=["<|endoftext|>"])
-    config = presets.llama(
-        vocab_size=tokenizer.vocab_size, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, context_length=256
-    )
+    block = BlockConfig(MIXERS[request.param], MLPConfig(88))
+    config = ModelConfig(tokenizer.vocab_size, 32, 2, (block,), context_length=256)
     built = Transformer(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -36,14 +53,28 @@ def logprobs(completion):
     return [token.logprob for token in completion.logprobs]
 
 
-def test_greedy_answers_are_those_of_torch(model, caplog):
-    compiled, plain = engine(model, "fp32"), Engine(*model)
-    found = compiled.generate(PROMPTS, max_tokens=24, temperature=0, logprobs=1)
-    expected = plain.generate(PROMPTS, max_tokens=24, temperature=0, logprobs=1)
-    assert [c.tokens for c in found] == [c.tokens for c in expected]
-    for mine, theirs in zip(found, expected, strict=True):
-        assert logprobs(mine) == pytest.approx(logprobs(theirs), abs=1e-4)
-    assert compiled.core._fast is not None and not any("through torch" in text for text in caplog.messages)
+SETTINGS = {
+    "as it is": {},
+    "cut prompts": {"step_tokens": 7},
+    "few pages": {"batch_size": 4, "cache_tokens": 96, "prefix_cache": False},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_greedy_answers_are_those_of_torch(model, setting, caplog):
+    compiled, plain = engine(model, "fp32", **SETTINGS[setting]), Engine(*model)
+    compiled.end_ids = plain.end_ids = set()  # or some answers are too short to fill the pages
+    for _ in range(2):  # the second time with known beginnings
+        found = compiled.generate(PROMPTS, max_tokens=24, temperature=0, logprobs=1)
+        expected = plain.generate(PROMPTS, max_tokens=24, temperature=0, logprobs=1)
+        assert [c.tokens for c in found] == [c.tokens for c in expected]
+        for mine, theirs in zip(found, expected, strict=True):
+            assert logprobs(mine) == pytest.approx(logprobs(theirs), abs=1e-4)
+    assert compiled.core.execution.fast is not None and not any("through torch" in text for text in caplog.messages)
+    stats = compiled.stats()
+    assert (stats.preemptions > 0) == (setting == "few pages")
+    paged = isinstance(model[0].config.block(0).mixer, AttentionConfig | LatentAttentionConfig)
+    assert (stats.cached_prompt_tokens > 0) == (setting != "few pages" and paged)
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])

@@ -5,8 +5,9 @@ import ctypes
 import pytest
 import torch
 
-from groundup.inference.decode import emit, tile
+from groundup.inference.decode import tile
 from groundup.inference.decode.pack import pack, rounded
+from groundup.native import emit
 
 FORMATS = ("fp32", "bf16", "int8", "int4")
 ROWS = (1, 2, 4, 8, 12)

@@ -14,6 +14,7 @@ import torch
 from groundup import presets
 from groundup.inference import Engine
 from groundup.inference.server import Keys, Settings, create_app
+from groundup.inference.server.metrics import Metrics
 from groundup.inference.server.run import listen, new_server
 from groundup.inference.service import Service
 from groundup.model import Transformer
@@ -117,8 +118,9 @@ def running_server(
     service = Service(engine, max_waiting)
     bound = listen("127.0.0.1", 0)
     port = bound.getsockname()[1]
-    app = create_app(service, settings, keys, **options)
-    server = new_server(app, service, settings, "127.0.0.1", port, keys=keys)
+    metrics = Metrics()
+    app = create_app(service, settings, keys, metrics=metrics, **options)
+    server = new_server(app, service, settings, "127.0.0.1", port, metrics, keys)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from groundup.environ import for_child
-from groundup.inference.server import Keys, Settings
+from groundup.inference.server import Keys, Settings, application
+from groundup.inference.server.metrics import OUTCOMES
 from groundup.inference.server.run import FAILED, listen
 from tests.inference.server.conftest import KEY, OTHER
 from tests.inference.server.serving import events_of, new_engine, post_bytes, running_server
@@ -149,7 +150,6 @@ def test_a_reader_that_reads_nothing_is_cut():
 
 def test_one_too_many_is_told_at_once():
     with running_server(new_engine(), Settings(), max_waiting=4) as server:
-        assert server.post("/v1/completions", LONG | {"n": 5})[0] == 429
         answers = []
 
         def one():
@@ -296,6 +296,51 @@ def test_metrics_and_statistics():
         stats = json.loads(server.ask("GET", "/stats", **given)[2])
         assert stats["generated_tokens"] == server.service.stats().generated_tokens
         assert stats["time_to_first_token"] > 0
+
+
+def test_every_request_is_counted_once_with_its_outcome():
+    """Those refused at the gate too; of the engine's answers, each under the reason for which it ended."""
+    settings = Settings(max_body=2000, requests_per_minute=12)
+    with running_server(new_engine(), settings, Keys([KEY])) as server:
+        given, good = {"Authorization": f"Bearer {KEY}"}, {"prompt": "the", "max_tokens": 2}
+        asks = [
+            (good, given), (good | {"n": 3}, given), (good | {"max_tokens": 0}, given), (good | {"prompt": 5}, given),
+            (good | {"prompt": "the" * 900}, given), (good, {}), (good, {"Authorization": "Bearer wrong"}),
+            (good, given | {"Host": "evil"}), (good, given | {"Content_Type": "text/plain"}),
+            (good | {"prompt": [1] * 600}, given), (good | {"model": "other"}, given),
+        ]  # fmt: skip
+        statuses = [server.ask("POST", "/v1/completions", body, **headers)[0] for body, headers in asks]
+        assert statuses == [200, 200, 200, 400, 413, 401, 401, 421, 415, 400, 404]
+        head = post_bytes("/v1/completions", good, f"Authorization: Bearer {'x' * 20}\r\n")
+        with server.connect() as connection:  # refused from its first bytes
+            connection.sendall(head)
+            assert b"401" in connection.recv(100)
+        later = [server.post("/v1/completions", good, **given)[0] for _ in range(9)]
+        answered, refused = 3 + later.count(200), later.count(429)
+
+        def counts():
+            lines = server.ask("GET", "/metrics", **given)[2].decode().splitlines()
+            pairs = [line.split() for line in lines if line.startswith("groundup_requests_")]
+            return {name.removeprefix("groundup_requests_"): int(value) for name, value in pairs}
+
+        sent = len(asks) + 1 + len(later)
+        until(lambda: sum(n for name, n in counts().items() if name.startswith("total")) >= sent)
+        found = counts()
+    outcomes = {o: found[f'total{{endpoint="completions",outcome="{o}"}}'] for o in OUTCOMES}
+    assert outcomes == {"completed": answered, "invalid": 9, "rejected": refused, "failed": 0, "cancelled": 0}
+    assert answered + 9 + refused == sent
+    ended = sum(count for name, count in found.items() if name.startswith("ended_total"))
+    assert ended == found["submitted_total"] == 1 + 3 + later.count(200)
+
+
+def test_a_vocabulary_without_an_explorer_says_so(monkeypatch):
+    def refuse(name, tokenizer):
+        raise ValueError("this vocabulary is too large for a page")
+
+    monkeypatch.setattr(application, "explorer_page", refuse)
+    with running_server(new_engine()) as server:
+        status, _, body = server.ask("GET", "/explorer")
+    assert status == 404 and "too large for a page" in json.loads(body)["error"]["message"]
 
 
 def test_logs_have_neither_prompts_nor_keys(caplog, capfd):

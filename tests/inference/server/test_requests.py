@@ -1,13 +1,21 @@
 """What bodies may say: each mistake is a 400 that names the field, quickly, and the engine goes on."""
 
 import json
+import math
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
+from groundup.inference import Engine
+from groundup.inference.scoring import score
 from groundup.inference.server.body import parse
 from groundup.inference.server.errors import ApiError
-from tests.inference.server.serving import events_of
+from groundup.inference.server.schemas import ChatRequest, validated
+from groundup.model import Transformer
+from tests.inference.server.serving import events_of, new_engine, running_server
 
 CHAT = [{"role": "user", "content": "the cat"}]
 GOOD = {"prompt": "the", "max_tokens": 1}
@@ -101,6 +109,51 @@ def test_a_wrong_field_of_a_chat_is_named(server, field, values):
 def test_harmless_fields_and_nulls_are_taken(server):
     more = {"user": "me", "metadata": {"a": "b"}, "store": False, "suffix": None, "stop": None, "logit_bias": None}
     assert server.post("/v1/completions", GOOD | more)[0] == 200
+
+
+def test_what_a_client_was_given_may_be_sent_back_with_its_nulls(server):
+    """The message of an answer as the official client's model_dump writes it."""
+    nulls = {"refusal": None, "audio": None, "function_call": None, "annotations": None, "tool_calls": None}
+    messages = [*CHAT, {"role": "assistant", "content": "hat", **nulls}, {"role": "user", "content": "?"}]
+    schema = {"type": "object", "properties": {"a": {"const": None}}, "required": ["a"]}
+    tool = {"type": "function", "function": {"name": "f", "description": None, "parameters": None, "strict": None}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": None}}
+    given = {"messages": messages, "max_tokens": 1, "tools": [tool], "stream_options": {"include_usage": None}}
+    assert server.post("/v1/chat/completions", given)[0] == 200
+    kept = validated(ChatRequest, given | {"response_format": form})
+    assert kept.response_format.json_schema.json_schema == schema
+
+
+def test_more_answers_than_may_ever_wait_are_a_mistake_and_no_full_queue():
+    with running_server(new_engine(), max_waiting=4) as server:
+        for given in ({"prompt": "the", "n": 5}, {"prompt": ["the", "cat", "sat"], "n": 2}):
+            status, answer = server.post("/v1/completions", given | {"max_tokens": 1})
+            assert (status, answer["error"]["param"]) == (400, "n") and "at most 4" in answer["error"]["message"]
+        assert server.post("/v1/completions", {"prompt": ["the", "cat"], "n": 2, "max_tokens": 1})[0] == 200
+
+
+def test_more_log_probabilities_than_there_are_tokens():
+    """A model whose vocabulary is padded lists tokens only; the API's limit is told."""
+    base = new_engine()
+    torch.manual_seed(0)
+    padded = Transformer(replace(base.model.config, vocab_size=base.tokenizer.vocab_size + 50)).eval()
+    engine, size = Engine(padded, base.tokenizer), base.tokenizer.vocab_size
+    done: Any = engine.generate("the", logprobs=10**9, max_tokens=3, temperature=0)
+    for entry in done.logprobs:
+        assert sorted(token for token, _ in entry.top) == list(range(size))
+        assert sum(math.exp(logprob) for _, logprob in entry.top) == pytest.approx(1)
+    ids = engine.tokenizer.encode("the cat sat")
+    scored = [entry for chunk in score(padded, ids, 10**9, size) for entry in chunk]
+    assert len(scored) == len(ids) - 1
+    for entry in scored:
+        assert sorted(token for token, _ in entry.top) == list(range(size))
+        assert sum(math.exp(logprob) for _, logprob in entry.top) == pytest.approx(1)
+    with running_server(Engine(padded, base.tokenizer)) as server:
+        status, answer = server.post("/v1/completions", GOOD | {"logprobs": 21})
+        assert (status, answer["error"]["param"]) == (400, "logprobs") and "20" in answer["error"]["message"]
+        status, answer = server.post("/v1/completions", GOOD | {"logprobs": 20, "echo": True, "prompt": [size + 5, 65]})
+        assert status == 200 and answer["choices"][0]["text"].startswith("A")
+        assert answer["choices"][0]["logprobs"]["tokens"][:2] == ["", "A"]
 
 
 def test_extremes_that_are_allowed(server):

@@ -86,21 +86,42 @@ def remember(values, address, slot, in_bf16):
 
 
 @compiled
-def _score_range(op, query, head, heads, table, first, last, scores, length, after):
+def turn_latent(op, latent, queries, turned, cos, sin):
+    """Norms a token's latent, turns the rotary key behind it, scales and turns its queries.
+
+    queries: each head's channels for the latent, which are scaled in place, and for the rotary key, which go to
+    `turned`, head after head.
+    """
+    norm(RMS_NORM, latent[: op.d_head], op.gain, 0, op.eps, latent[: op.d_head])
+    rotate(latent[op.d_head :], 1, op.d_rope, cos, sin, op.half)
+    plain = op.source_step - op.d_rope
+    for head in range(op.heads):
+        own = queries[head * op.source_step : (head + 1) * op.source_step]
+        for i in range(plain):
+            own[i] *= op.scale
+        for i in range(op.d_rope):
+            turned[head * op.d_rope + i] = own[plain + i] * op.scale
+    rotate(turned, op.heads, op.d_rope, cos, sin, op.half)
+
+
+@compiled
+def _score_range(op, stream, query, head, heads, table, first, last, scores, length, after):
     """Scores of positions first .. last - 1, each at its position; whole groups of 16, so others around them change.
 
-    query, scores: addresses for the first of `heads` heads. All heads read a group, and meanwhile the next one is
-    fetched, which after the last is what lies from address `after` on.
+    stream: the function that scores 16 keys, where they are kept, their heads and their channels. query, scores:
+    addresses for the first of `heads` heads. All heads read a group, and meanwhile the next one is fetched, which after
+    the last is what lies from address `after` on.
     """
-    group, size = op.heads // op.kv_heads, op.d_head * (2 if op.in_bf16 else 4)
-    stride = op.kv_heads * size
-    keys = op.keys + slot_of(table, op.page_size, first // KEYS * KEYS) * stride
+    function, kept, kv_heads, d_head = stream
+    group, size = op.heads // kv_heads, d_head * (2 if op.in_bf16 else 4)
+    stride = kv_heads * size
+    keys = kept + slot_of(table, op.page_size, first // KEYS * KEYS) * stride
     for start in range(first // KEYS * KEYS, last, KEYS):
-        ahead = op.keys + slot_of(table, op.page_size, start + KEYS) * stride if start + KEYS < last else after
+        ahead = kept + slot_of(table, op.page_size, start + KEYS) * stride if start + KEYS < last else after
         for i in range(0, heads, op.part_heads):
             of_head = (head + i) // group * size
             place = scores + 4 * (i * length + start)
-            call_6(op.scores, query + 4 * i * op.d_head, keys + of_head, stride, place, length, ahead + of_head)
+            call_6(function, query + 4 * i * d_head, keys + of_head, stride, place, length, ahead + of_head)
         keys = ahead
 
 
@@ -149,11 +170,12 @@ def _exponentials(scores, largest):
 
 
 @compiled
-def attend(op, query, head, heads, table, position, work, out):
+def attend(op, query, rope_query, head, heads, table, position, work, out):
     """softmax(query . keys) values, over the last `op.window` positions and the first `op.sink_tokens`.
 
     For `heads` query heads from `head` on: whole groups of `op.part_heads`. query and out are their float32 channels,
-    and queries are scaled. work: room for a score per head and position.
+    and queries are scaled. rope_query: address of the queries for the rotary key that all heads of latent attention
+    share. work: room for a score per head and position.
     """
     length = work.size // op.heads // KEYS * KEYS
     first, end = max(0, position + 1 - op.window), position + 1
@@ -161,9 +183,13 @@ def attend(op, query, head, heads, table, position, work, out):
     scores = work.ctypes.data
     stride = op.kv_heads * op.d_head * (2 if op.in_bf16 else 4)
     values = op.values + slot_of(table, op.page_size, first // KEYS * KEYS) * stride
-    _score_range(op, query.ctypes.data, head, heads, table, first, end, scores, length, values)
+    if op.rope_keys:
+        rope = (op.rope_scores, op.rope_keys, 1, op.d_rope)
+        _score_range(op, rope, rope_query, head, heads, table, first, end, scores, length, values)
+    keys = (op.scores, op.keys, op.kv_heads, op.d_head)
+    _score_range(op, keys, query.ctypes.data, head, heads, table, first, end, scores, length, values)
     if sinks:
-        _score_range(op, query.ctypes.data, head, heads, table, 0, sinks, scores, length, values)
+        _score_range(op, keys, query.ctypes.data, head, heads, table, 0, sinks, scores, length, values)
     for i in range(heads):
         _softmax(op, head + i, work[i * length : i * length + end], position, first, sinks)
     for i in range(out.size):

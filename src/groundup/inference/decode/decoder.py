@@ -23,6 +23,7 @@ from groundup.config import nearest
 from groundup.device import physical_cores
 from groundup.inference.decode.operations import FORMATS, PRIVATE_ROWS
 from groundup.inference.decode.program import Program
+from groundup.inference.decode.recurring import state_shapes
 from groundup.inference.decode.refusal import Refusal, refusal
 from groundup.model import Transformer
 
@@ -34,9 +35,13 @@ TILE = 12
 
 
 class Store(Protocol):
-    """What the step needs of a page store: streams of every layer, and page tables by row."""
+    """What the step needs of a page store: streams of every layer, states of recurrent ones, and page tables by row.
+
+    States that are not there yet, `()`, the decoder makes.
+    """
 
     streams: list[list[Tensor]]
+    states: list[tuple[Tensor, ...]]
     tables: np.ndarray
     page_size: int
 
@@ -75,14 +80,15 @@ class CompiledDecoder:
             raise ValueError(f"decoder: weights={weights!r} is unknown{nearest(weights, FORMATS)}")
         context = store.tables.shape[1] * store.page_size
         with torch.no_grad():
-            self.program = Program(model, store.streams, store.page_size, weights, MOST_ROWS, context)
+            _make_states(model, store)
+            self.program = Program(model, store.streams, store.states, store.page_size, weights, MOST_ROWS, context)
         self.config, self.store = model.config, store
         self.threads = threads or min(torch.get_num_threads(), physical_cores())
         team = importlib.import_module("groundup.inference.decode.team")
         self._team, self._board = team.Team(self.threads), team.new_board(self.threads)
         self._step = importlib.import_module("groundup.inference.decode.step").step
         if not self._step.signatures and not any(Path(self._step.stats.cache_path).glob("step.*.nbi")):
-            log.warning("compiling the decode step for this processor, once; this takes some ten seconds")
+            log.warning("compiling the decode step for this processor, once; this takes some twenty seconds")
         self._tiles = self._tiles_of(importlib.import_module("groundup.inference.decode.tile"))
         records = MOST_ROWS + TILE + self.threads * PRIVATE_ROWS + TILE
         self._area = torch.zeros(records * self.program.record_bytes, dtype=torch.uint8)
@@ -152,3 +158,12 @@ class CompiledDecoder:
             self._positions, self._rows, self.store.tables, self._gathered, self._area.data_ptr(),
             program.record_bytes, program.values_bytes, program.work_size,
         )  # fmt: skip
+
+
+def _make_states(model: Transformer, store: Store) -> None:
+    """Room for what recurrent layers carry on, in float32 as the step computes it."""
+    for layer in range(model.config.num_layers):
+        shapes = [(len(store.tables), *shape) for shape in state_shapes(model.config.block(layer).mixer)]
+        kept = store.states[layer]
+        if [tuple(state.shape) for state in kept] != shapes or any(s.dtype != torch.float32 for s in kept):
+            store.states[layer] = tuple(torch.zeros(shape) for shape in shapes)

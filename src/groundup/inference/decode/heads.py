@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from groundup.inference.decode.emit import (
+from groundup.native.emit import (
     F32,
     FLOATS,
     HALVES,
@@ -61,18 +61,18 @@ def head_loops(d_head: int, heads: int, in_bf16: bool) -> tuple[int, int, int]:
 
 def _scores(module: ir.Module, d_head: int, heads: int, in_bf16: bool) -> None:
     e, (queries, keys, stride, scores, length, ahead) = new_function(module, "scores", 6)
-    rows = [_channels(e, e.plus(queries, head, 4 * d_head), d_head, in_bf16=False) for head in range(heads)]
+    rows = [channels(e, e.plus(queries, head, 4 * d_head), d_head, in_bf16=False) for head in range(heads)]
     partial: list[list[Any]] = [[] for _ in range(heads)]
     for i in range(KEYS):
         place = e.b.mul(stride, I64(i))
         e.fetch(e.b.add(ahead, place), _size(d_head, in_bf16))
-        key = _channels(e, e.b.add(keys, place), d_head, in_bf16)
+        key = channels(e, e.b.add(keys, place), d_head, in_bf16)
         for row, sums in zip(rows, partial, strict=True):
             total = ir.Constant(FLOATS, None)
             for a, b in zip(row, key, strict=True):
                 total = e.fma(a, b, total)
             sums.append(total)
-            _add_neighbours(e, sums, i + 1)
+            add_neighbours(e, sums, i + 1)
     for head, (sums,) in enumerate(partial):
         e.store(sums, e.plus(scores, e.b.mul(I64(head), length), 4))
     e.b.ret_void()
@@ -89,7 +89,7 @@ def _fetch(module: ir.Module) -> None:
     e.b.ret_void()
 
 
-def _add_neighbours(e: Emitter, sums: list[Any], keys: int) -> None:
+def add_neighbours(e: Emitter, sums: list[Any], keys: int) -> None:
     """Go up the tree as far as it is known after so many keys: two vectors of as many keys each become one of both.
 
     Few of them wait for others at any time, so that they stay in registers.
@@ -109,23 +109,23 @@ def _add_values(module: ir.Module, d_head: int, heads: int, in_bf16: bool) -> No
     rows = [e.plus(out, head, 4 * d_head) for head in range(heads)]
     sums = [[e.variable(FLOATS) for _ in range(-(-d_head // LANES))] for _ in range(heads)]
     for row, vectors in zip(rows, sums, strict=True):
-        for vector, before in zip(vectors, _channels(e, row, d_head, in_bf16=False), strict=True):
+        for vector, before in zip(vectors, channels(e, row, d_head, in_bf16=False), strict=True):
             e.b.store(before, vector)
     with e.loop(count) as i:
         offset = e.b.mul(stride, i)
         e.fetch(e.b.add(ahead, offset), _size(d_head, in_bf16))
-        value = _channels(e, e.b.add(values, offset), d_head, in_bf16)
+        value = channels(e, e.b.add(values, offset), d_head, in_bf16)
         for head, vectors in enumerate(sums):
             place = e.b.add(i, e.b.mul(length, I64(head)))
             weight = e.repeat(e.load(e.plus(weights, place, 4), F32))
             for part, vector in zip(value, vectors, strict=True):
                 e.b.store(e.fma(weight, part, e.b.load(vector)), vector)
     for row, vectors in zip(rows, sums, strict=True):
-        _put(e, [e.b.load(vector) for vector in vectors], row, d_head)
+        put(e, [e.b.load(vector) for vector in vectors], row, d_head)
     e.b.ret_void()
 
 
-def _channels(e: Emitter, address: Any, d_head: int, in_bf16: bool) -> list[Any]:
+def channels(e: Emitter, address: Any, d_head: int, in_bf16: bool) -> list[Any]:
     """A head's channels as vectors of float32, the last one filled up with zeros."""
     whole, rest, size = d_head // LANES, d_head % LANES, 2 if in_bf16 else 4
     kind = HALVES if in_bf16 else FLOATS
@@ -139,7 +139,7 @@ def _channels(e: Emitter, address: Any, d_head: int, in_bf16: bool) -> list[Any]
     return [e.upper_half(vector) for vector in found] if in_bf16 else found
 
 
-def _put(e: Emitter, vectors: list[Any], address: Any, d_head: int) -> None:
+def put(e: Emitter, vectors: list[Any], address: Any, d_head: int) -> None:
     for i, vector in enumerate(vectors):
         if (i + 1) * LANES <= d_head:
             e.store(vector, e.plus(address, i, 4 * LANES))

@@ -36,6 +36,12 @@ def floats(address, count):
 
 
 @compiled
+def row_at(address, width, row):
+    """A row of float32 rows at an address."""
+    return floats(address + 4 * width * row, width)
+
+
+@compiled
 def shorts(address, count):
     """int16 numbers at an address."""
     return carray(_int16(address), (count,))

@@ -29,7 +29,7 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from groundup.inference.decode.emit import (
+from groundup.native.emit import (
     BYTES,
     F32,
     FLOATS,

@@ -21,7 +21,7 @@ from groundup.inference.scoring import score
 from groundup.inference.server import body
 from groundup.inference.server.choosing import Compile, Wanted, compiled, wanted
 from groundup.inference.server.errors import ApiError, field_error
-from groundup.inference.server.metrics import Metrics
+from groundup.inference.server.metrics import Metrics, outcome_of
 from groundup.inference.server.prompts import Prompts
 from groundup.inference.server.schemas import ChatRequest, CompletionRequest, Sampling, validated
 from groundup.inference.server.settings import Settings
@@ -58,14 +58,17 @@ class Answer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._answer(scope, receive, send))
         gone = asyncio.create_task(_disconnected(receive))
+        outcome = "cancelled"
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                outcome = "failed"  # unless it has a result
+                outcome = work.result()
         finally:
-            finished = work.done()
+            self.desk.metrics.count(self.endpoint, outcome)
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
-        self.desk.metrics.count(self.endpoint, work.result() if finished else "cancelled")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> str:
         """Returns the outcome for the metrics."""
@@ -86,9 +89,7 @@ class Answer(Response):
                 await send({"type": "http.response.body", "body": event(error.body())})
             else:
                 await error.response()(scope, receive, send)
-            if error.status in (429, 503):
-                return "rejected"
-            return "invalid" if error.status < 500 else "failed"
+            return outcome_of(error.status)
 
     async def _respond(self, send: Send) -> None:
         desk = self.desk
@@ -97,7 +98,7 @@ class Answer(Response):
             raise ApiError(404, f"there is no model {request.model[:80]!r} here; there is {desk.settings.model_name!r}",
                            "model", "model_not_found")  # fmt: skip
         want = wanted(request, desk.engine.context_length)
-        desk.service.admit(request.n)  # a full queue is told before anything is computed
+        self._admit(request.n)  # a full queue is told before anything is computed
         writer = await self._writer(request, want)
         with contextlib.ExitStack() as closing:
             streams = await self._open(writer, want, closing, request.stream)
@@ -111,6 +112,13 @@ class Answer(Response):
                     await _send_json(writer, pieces, send)
             for stream in streams:
                 self._note(stream)
+
+    def _admit(self, answers: int) -> None:
+        most = self.desk.service.max_waiting
+        if answers > most:  # to come again later would not help
+            raise field_error(f"n: {answers} answers in one request; here at most {most} may wait for their first "
+                              "token, so ask for fewer at a time", "n")  # fmt: skip
+        self.desk.service.admit(answers)
 
     async def _request(self) -> Sampling:
         kind = ChatRequest if self.endpoint == "chat" else CompletionRequest
@@ -141,7 +149,9 @@ class Answer(Response):
                                 request.echo, scores)  # fmt: skip
 
     async def _score(self, ids: list[int], top: int) -> list[Any]:
-        chunks = await self.desk.service.score(lambda engine: score(engine.model, ids, max(top, 1)))
+        chunks = await self.desk.service.score(
+            lambda engine: score(engine.model, ids, max(top, 1), engine.tokenizer.vocab_size)
+        )
         return [entry for chunk in chunks for entry in chunk]
 
     async def _open(self, writer: Writer, want: Wanted, closing: contextlib.ExitStack, at_once: bool) -> list[Stream]:
@@ -152,7 +162,7 @@ class Answer(Response):
             constraints = [await asyncio.to_thread(compiled, *arguments) for _ in pairs]
         if writer.nothing_to_generate:
             return []
-        service.admit(len(pairs))
+        self._admit(len(pairs))
         streams = []
         for (ids, params), constraint in zip(pairs, constraints, strict=True):
             stream = service.open(ids, params, salt=self.salt, constraint=constraint, at_once=at_once)

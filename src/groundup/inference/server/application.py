@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -45,13 +46,14 @@ def create_app(
     _add_facts(app, desk)
     _add_page(app, desk)
     _add_errors(app)
-    return Gate(app, keys or Keys([]), settings)
+    return Gate(app, keys or Keys([]), settings, desk.metrics)
 
 
 def _add_answers(app: FastAPI, desk: Desk) -> None:
     def answer(request: Request, endpoint: str) -> Response:
         types = request.headers.getlist("content-type")
         if [value.partition(";")[0].strip().lower() for value in types] != ["application/json"]:
+            desk.metrics.count(endpoint, "invalid")
             raise ApiError(415, "send JSON, with Content-Type: application/json")
         return Answer(desk, endpoint, request.scope["state"])
 
@@ -118,6 +120,7 @@ def statistics(desk: Desk) -> dict[str, Any]:
 
 def _add_page(app: FastAPI, desk: Desk) -> None:
     page, policy = chat_page()
+    explored = cache(lambda: explorer_page(desk.settings.model_name, desk.engine.tokenizer))
 
     @app.get("/")
     async def index() -> Response:
@@ -125,8 +128,10 @@ def _add_page(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/explorer")
     async def explorer() -> Response:
-        made = await desk.prompts.run(explorer_page, desk.settings.model_name, desk.engine.tokenizer)
-        return HTMLResponse(made)
+        try:
+            return HTMLResponse(await desk.prompts.run(explored))
+        except ValueError as error:
+            raise ApiError(404, f"no explorer here: {error}") from None
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from groundup.inference.server.errors import ApiError
 from groundup.inference.server.keys import Keys
+from groundup.inference.server.metrics import Metrics
 from groundup.inference.server.settings import Settings
 
 OPEN = frozenset({("GET", "/"), ("GET", "/health")})
@@ -32,8 +33,8 @@ POLICY = b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-act
 class Gate:
     """The outermost layer. Puts `state["salt"]` and `state["body"]` into the scope of what it lets through."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, settings: Settings) -> None:
-        self.app, self.keys, self.settings = app, keys, settings
+    def __init__(self, app: ASGIApp, keys: Keys, settings: Settings, metrics: Metrics) -> None:
+        self.app, self.keys, self.settings, self.metrics = app, keys, settings, metrics
         self._buckets: dict[int, tuple[float, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,6 +54,7 @@ class Gate:
             state["salt"] = "" if key is None else self.keys.salt(key)
             state["body"] = await self._body(headers, receive)
         except ApiError as error:
+            self.metrics.count_refusal(scope.get("method", ""), scope["path"], error.status)
             response = error.response()
             response.headers["connection"] = "close"  # what is left of a body is not read
             await response(scope, receive, guarded)

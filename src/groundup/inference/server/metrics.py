@@ -7,6 +7,7 @@ from typing import Any
 ENDPOINTS = ("completions", "chat")
 OUTCOMES = ("completed", "invalid", "rejected", "failed", "cancelled")
 """Answered; a mistake of the client; refused for want of room; an error here; the client went away."""
+PATHS = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -24,7 +25,9 @@ ENGINE_COUNTERS = {
     "generated_tokens": "tokens generated",
     "preemptions": "requests put back to free pages",
     "steps": "forward passes",
+    "requests_submitted": "answers that were asked of the engine: several for one request with n or a list of prompts",
 }
+REASONS = ("end", "stop", "length", "abort", "error")
 
 
 class Histogram:
@@ -67,6 +70,11 @@ class Metrics:
         """One request more that ended so."""
         self.requests[endpoint, outcome] += 1
 
+    def count_refusal(self, method: str, path: str, status: int) -> None:
+        """One request that did not get as far as its endpoint; nothing where the path is that of none."""
+        if method == "POST" and path in PATHS:
+            self.count(PATHS[path], outcome_of(status))
+
     def render(self, service: Any) -> str:
         """The text of /metrics."""
         return "\n".join([*self._own(), *_of_service(service), ""])
@@ -84,6 +92,13 @@ class Metrics:
             yield from histogram.lines(f"groundup_{name}_seconds")
 
 
+def outcome_of(status: int) -> str:
+    """What an error with this status counts as."""
+    if status in (429, 503):
+        return "rejected"
+    return "invalid" if status < 500 else "failed"
+
+
 def _of_service(service: Any) -> Iterator[str]:
     stats = service.stats()
     yield from _sample("groundup_queue", "gauge", "requests without a first token", service.waiting)
@@ -94,6 +109,9 @@ def _of_service(service: Any) -> Iterator[str]:
         yield from _sample(f"groundup_engine_{name}", "gauge", meaning, getattr(stats, name))
     for name, meaning in ENGINE_COUNTERS.items():
         yield from _sample(f"groundup_{name}_total", "counter", meaning, getattr(stats, name))
+    yield from _head("groundup_requests_ended_total", "counter", "answers of the engine by how they ended")
+    for reason in REASONS:
+        yield f'groundup_requests_ended_total{{reason="{reason}"}} {stats.requests_ended.get(reason, 0)}'
 
 
 def _sample(name: str, kind: str, meaning: str, value: float) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from groundup.config import nearest
 from groundup.inference.server.errors import ApiError, field_error
@@ -18,9 +18,15 @@ Choices = Annotated[list[Text], Field(min_length=1, max_length=4096)]
 
 
 class Strict(BaseModel):
-    """No conversions: "1" is no number, and 1 is no text."""
+    """No conversions: "1" is no number, and 1 is no text. A null is a field that is not there, as clients send back
+    what they were given."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class StreamOptions(Strict):

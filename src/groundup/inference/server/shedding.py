@@ -98,6 +98,7 @@ class Shedder:
             if plain is None:
                 return None
             if self._keys and (plain.authorization is None or self._keys.number_of(plain.authorization) is None):
+                self._metrics.count(plain.endpoint, "invalid")
                 return self._no_key
             endpoint = plain.endpoint
             _remember(self._heads, head, (endpoint, len(data)))

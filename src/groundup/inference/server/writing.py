@@ -46,7 +46,7 @@ class Writer:
         choice.pieces.append(output.text)
         choice.count += len(output.tokens)
         choice.logprobs += output.logprobs
-        choice.finish = shapes.FINISH[output.finish_reason] if output.finish_reason else None
+        choice.finish = shapes.FINISH.get(output.finish_reason)  # none with "error", which is raised next
         return choice
 
     def usage(self) -> dict[str, int]:
@@ -90,7 +90,8 @@ class CompletionWriter(Writer):
                  echo: bool, scores: list[list[TokenLogprob]] | None) -> None:  # fmt: skip
         super().__init__(tokenizer, model, streamed, want, prompts)
         self.scores = scores
-        self.echoed = [tokenizer.decode(ids) if echo else "" for ids in prompts]
+        known = tokenizer.vocab_size  # ids of a padded vocabulary have no text
+        self.echoed = [tokenizer.decode([i for i in ids if i < known]) if echo else "" for ids in prompts]
         self._sent = [0] * len(self.choices)
 
     def choice(self, index: int, choice: Choice) -> dict[str, Any]:

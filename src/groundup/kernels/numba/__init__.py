@@ -1,1 +1,4 @@
-"""What Numba compiles for the CPU. Import a module of this folder only where its functions are to run."""
+"""What Numba, or the LLVM that it brings, compiles for the CPU.
+
+Import a module of this folder only where its functions are to run.
+"""

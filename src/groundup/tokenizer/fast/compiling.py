@@ -5,7 +5,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from groundup.tokenizer.fast.processor import feature_list, processor_name
+from groundup.native.processor import target_machine
 
 
 def main() -> None:
@@ -72,20 +72,3 @@ def _drop_unused(module: Any) -> None:
     passes.add_global_dead_code_eliminate_pass()
     passes.add_strip_dead_prototype_pass()
     passes.run(module, builder)
-
-
-def target_machine() -> Any:
-    """LLVM's generator of code for this machine's processor (see processor.py). Each user needs one of its own."""
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_triple(llvm.get_process_triple())
-    return target.create_target_machine(
-        cpu=processor_name(),
-        features=feature_list(),
-        opt=3,
-        reloc="default",
-        codemodel="jitdefault",
-        jit=True,
-    )

@@ -14,7 +14,7 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, njit, types
 
-from groundup.tokenizer.fast.processor import processor_features
+from groundup.native.processor import processor_features
 
 kernel = njit(nogil=True, error_model="numpy", boundscheck=False)  # compiled when a unit of object code is made
 u64, i64 = np.uint64, np.int64

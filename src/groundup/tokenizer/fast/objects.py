@@ -23,8 +23,7 @@ from typing import Any
 
 from groundup.environ import cache_directory
 from groundup.files import write_atomic
-from groundup.tokenizer.fast.compiling import target_machine
-from groundup.tokenizer.fast.processor import feature_list, processor_name
+from groundup.native.processor import feature_list, processor_name, target_machine
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +35,7 @@ _IMPORT = re.compile(
 )
 _ENTRIES, _NAME = re.compile(r"^ENTRIES = \(([^)]*)\)", re.MULTILINE), re.compile(r'"(\w+)"')
 _PACKAGE = Path(__file__).parent
+_GENERATOR = _PACKAGE.parents[1] / "native" / "processor.py"  # with which options code is made
 _loaded: list[Any] = []  # engines own the memory that the code is in
 
 
@@ -167,6 +167,7 @@ def _version(unit: str) -> str:
     digest = hashlib.sha256()
     for name in sorted({*_sources(unit), *_sources("compiling")}):
         digest.update(name.encode() + b"\0" + (_PACKAGE / f"{name}.py").read_bytes())
+    digest.update(_GENERATOR.read_bytes())
     processor = f"{processor_name()} {feature_list()}"
     digest.update("\0".join([unit, processor, llvm.get_process_triple()]).encode())
     digest.update(_version_file("numba") + b"\0" + _version_file("llvmlite"))

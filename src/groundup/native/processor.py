@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from groundup.environ import env
 
@@ -25,3 +26,20 @@ def processor_features() -> Mapping[str, bool]:
 def feature_list() -> str:
     """The features as LLVM wants them to be written."""
     return ",".join(("+" if has else "-") + name for name, has in sorted(processor_features().items()))
+
+
+def target_machine() -> Any:
+    """LLVM's generator of code for this machine's processor . Each user needs one of its own."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    return target.create_target_machine(
+        cpu=processor_name(),
+        features=feature_list(),
+        opt=3,
+        reloc="default",
+        codemodel="jitdefault",
+        jit=True,
+    )

@@ -1,4 +1,4 @@
-"""Vectors for compiled decoding: what `tile` and `heads` write their loops with, and who compiles them.
+"""Vectors: what loops over registers are written with, and who compiles them.
 
 Numba has no vectors, so these loops are written in LLVM's language, which is compiled for any processor. One
 instruction has no portable name, the product of bfloat16 pairs; where a processor lacks it, pairs are widened.
@@ -11,8 +11,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from groundup.tokenizer.fast.compiling import target_machine
-from groundup.tokenizer.fast.processor import processor_features
+from groundup.native.processor import processor_features, target_machine
 
 LANES = 16
 LINE = 64
@@ -41,6 +40,11 @@ HALVES, PAIRS = ir.VectorType(I16, LANES), ir.VectorType(_BFloat(), 2 * LANES)
 def has_bf16_products() -> bool:
     """Whether this processor multiplies pairs of bfloat16, as it says of itself."""
     return bool(processor_features().get("avx512bf16", False))
+
+
+def has_byte_products() -> bool:
+    """Whether this processor sums products of four bytes in a step, 16 sums at a time."""
+    return bool(processor_features().get("avx512vnni", False))
 
 
 class Emitter:
@@ -126,6 +130,11 @@ class Emitter:
         for weight, value in zip(self.widened(weights), self.widened(x), strict=True):
             total = self.fma(weight, value, total)
         return total
+
+    def byte_product(self, total: Any, unsigned: Any, signed: Any) -> Any:
+        """total + the four products of bytes of each 32 bits, exactly. Needs `has_byte_products`."""
+        kind = ir.FunctionType(INTS, [INTS] * 3)
+        return self.call("llvm.x86.avx512.vpdpbusd.512", kind, total, unsigned, signed)
 
     def int16_product(self, total: Any, weights: Any, x: Any) -> Any:
         """total + both products of each pair of int16. Written out: LLVM knows the instructions for it."""
