@@ -21,6 +21,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from tests.thorough import one_in, times  # noqa: E402
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -44,7 +46,8 @@ def _check_unless_compiling(function=None, *, typechecker):
     return _bare_when_compiling(function, _jaxtyped(function, typechecker=typechecker))
 
 
-CHECKED_CALLS = 32  # of each function in each test; behind them one in as many, as a check takes longer than most calls
+CHECKED_CALLS = times(8)  # of each function in each test; behind them
+ONE_IN = one_in(32)  # of them is checked, as a check takes longer than most calls
 _tests = itertools.count()
 _test = next(_tests)
 
@@ -60,7 +63,7 @@ def _bare_when_compiling(bare, checked):
         if test != _test:
             test, calls = _test, 0
         calls += 1
-        return (bare if calls > CHECKED_CALLS and calls % CHECKED_CALLS else checked)(*args, **kwargs)
+        return (bare if calls > CHECKED_CALLS and calls % ONE_IN else checked)(*args, **kwargs)
 
     return call
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from groundup.cli import main
 from groundup.inference import Engine, SamplingParams
@@ -192,7 +192,8 @@ def agent(text, out, port: int) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_two_nodes_of_torchrun_save_on_sigterm_and_one_process_goes_on(text, tmp_path):
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the system gives a port that is free
+    # The system gives the store a port that is free.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     run, kept = tmp_path / "run", tmp_path / "run" / "checkpoints"
     agents = [agent(text, run, store.port) for _ in range(2)]
     try:

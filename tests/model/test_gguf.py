@@ -17,6 +17,7 @@ from groundup.tokenizer.gguf import to_metadata
 from groundup.tokenizer.template import ChatTemplate
 from tests.gguf.test_files import mutants
 from tests.model.models import llama_cpp, path_of, shaken
+from tests.thorough import times
 
 TEXT = "the cat in the hat sat on the mat, and the bat saw the rat. It's 12 o'clock now, and the cat isn't in the hat. "
 SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -310,7 +311,7 @@ def test_names_of_tensors():
     assert gguf_name("final_norm.weight") == "output_norm.weight"
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(3_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(times(1_000), marks=pytest.mark.slow)])
 def test_mutants_of_a_model_are_sound_or_refused(saved, count, unchecked):
     accepted = 0
     for mutant in mutants(saved.read_bytes(), count, seed=count):

@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from groundup.config import from_dict, to_dict
 from groundup.model import PLACEMENTS, DenseCache, ModelConfig, PagedCache, PagePool, Transformer
 
-from .variants import ENCODERS, EVERY_VARIANT, FFNS, KINDS, MIXERS, NORMS, VARIANTS, build, tokens
+from .variants import ENCODERS, EVERY_PAIR, EVERY_VARIANT, FFNS, KINDS, MIXERS, NORMS, VARIANTS, build, tokens
 
 variants = pytest.mark.parametrize("name", VARIANTS)
 
@@ -81,9 +81,9 @@ def test_saved_equals_loaded(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EVERY_VARIANT)
-def test_the_full_product(name):
-    config = EVERY_VARIANT[name]
+@pytest.mark.parametrize("name", EVERY_PAIR)
+def test_every_pair_of_slots(name):
+    config = EVERY_PAIR[name]
     check_cached_equals_uncached(config, "dense")
     check_cached_equals_uncached(config, "paged")
     check_causal(config)
@@ -124,3 +124,10 @@ def test_the_fast_selection_meets_what_it_promises():
 
 def test_the_full_product_is_one():
     assert {(m, f, p) for m, f, _, p in parts_of(EVERY_VARIANT)} == set(product(MIXERS, KINDS, PLACEMENTS))
+
+
+@pytest.mark.parametrize("slots", [(0, 1), (0, 3), (1, 3), (0, 2), (1, 2), (2, 3)])
+def test_a_part_of_it_meets_every_pair(slots):
+    known = {0: MIXERS, 1: KINDS, 2: NORMS, 3: PLACEMENTS}
+    met = {tuple(parts[slot] for slot in slots) for parts in parts_of(EVERY_PAIR)}
+    assert met == set(product(*(known[slot] for slot in slots)))

@@ -32,6 +32,7 @@ from groundup.model import (
     Transformer,
 )
 from groundup.model.rope_scaling import YarnScaling
+from tests.thorough import one_in
 
 VOCAB, D_MODEL = 50, 16
 
@@ -95,12 +96,17 @@ KINDS = [name for name in FFNS if name.endswith(("_silu", "_bias")) or name.star
 """Feed-forward layers that differ in more than their activation."""
 
 
-def _every_variant() -> dict[str, ModelConfig]:
-    """Every mixer with every kind of feed-forward layer in every placement; the norms alternate."""
+def _every_variant(distance: int = 1) -> dict[str, ModelConfig]:
+    """Every mixer with every kind of feed-forward layer in every placement; the norms alternate.
+
+    distance: as many as there are placements leave each mixer in one of them with each kind of feed-forward layer, so
+    that all pairs are still met.
+    """
     parts = product(enumerate(MIXERS), enumerate(KINDS), enumerate(PLACEMENTS))
     return dict(
-        _variant(mixer, ffn, NORMS[(i + j + k) % len(NORMS)], placement)
+        _variant(mixer, ffn, NORMS[(i + j + k) // len(PLACEMENTS) % len(NORMS)], placement)
         for (i, mixer), (j, ffn), (k, placement) in parts
+        if (i + j + k) % distance == 0
     )
 
 
@@ -135,7 +141,11 @@ WHOLE_MODELS = {
 }
 
 EVERY_VARIANT = _every_variant() | WHOLE_MODELS
-"""Every mixer with every kind of feed-forward layer in every placement, for tests marked slow."""
+"""Every mixer with every kind of feed-forward layer in every placement."""
+
+EVERY_PAIR = _every_variant(one_in(len(PLACEMENTS))) | WHOLE_MODELS
+"""Of these as many as meet every pair of a mixer, a kind of feed-forward layer and a placement, for tests marked slow;
+GROUNDUP_THOROUGH=6 has them all."""
 
 VARIANTS = _covering() | WHOLE_MODELS
 """Every mixer, and every feed-forward layer, with every norm and placement, but not with each other."""

@@ -69,14 +69,6 @@ def one_dies_at_first(place: Place, folder: Path) -> None:
     sums(place, folder)
 
 
-def counts_and_dies(place: Place, folder: Path) -> None:
-    dist.barrier()
-    if place.rank == 0:
-        (folder / f"attempt-{time.monotonic_ns()}").touch()
-        sys.exit(3)
-    time.sleep(60)
-
-
 def waits_for_a_signal(place: Place, folder: Path) -> None:
     def end(number: int, _: object) -> None:
         (folder / f"signal-{place.rank}").write_text(str(number))

@@ -12,6 +12,7 @@ import pytest
 from groundup.parallel import launch
 
 PROGRAMS = Path(__file__).with_name("rank_programs.py")
+BARE = Path(__file__).with_name("bare_programs.py")
 
 
 def command(name, folder, timeout=30.0):
@@ -82,8 +83,10 @@ def test_progress_gives_new_restarts_and_no_progress_ends_them(tmp_path):
     def attempts() -> int:
         return len(list(tmp_path.glob("attempt-*")))
 
-    code, said = run("counts_and_dies", tmp_path, restarts=1, progress=lambda: min(attempts(), 2))
-    assert code == 1 and "given up after 1 restarts without progress" in said
+    said: list[str] = []
+    program = [sys.executable, str(BARE), "counts_and_dies", str(tmp_path)]
+    code = launch(program, 2, restarts=1, progress=lambda: min(attempts(), 2), say=said.append)
+    assert code == 1 and "given up after 1 restarts without progress" in "\n".join(said)
     assert attempts() == 4  # two with progress, then one more, then the one that is allowed without
 
 

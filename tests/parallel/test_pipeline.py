@@ -12,6 +12,7 @@ from groundup.optim import AdamW
 from groundup.parallel import Pipeline, measured_bubble, split_blocks
 from groundup.parallel.messages import Mailbox
 from tests.distributed import RankFailed, run_ranks
+from tests.thorough import times
 
 VOCAB, SEQ, MICRO = 19, 6, 4
 SCHEDULES = (("gpipe", 1), ("1f1b", 1), ("interleaved", 2))
@@ -80,8 +81,8 @@ def train_in_stages(rank, size, dtype, steps, tied, schedules):
     [
         (2, torch.float64, False, 10),
         (4, torch.float64, True, 3),
-        pytest.param(4, torch.float32, False, 60, marks=pytest.mark.slow),
-        pytest.param(2, torch.float64, True, 30, marks=pytest.mark.slow),
+        pytest.param(4, torch.float32, False, times(20), marks=pytest.mark.slow),
+        pytest.param(2, torch.float64, True, times(10), marks=pytest.mark.slow),
     ],
 )
 def test_every_schedule_equals_accumulation(size, dtype, tied, steps):

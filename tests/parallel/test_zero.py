@@ -11,6 +11,7 @@ from tests.distributed import run_ranks
 from tests.parallel.counting import counting
 from tests.parallel.test_ddp import OPTIMIZERS
 from tests.parallel.training import Awkward, accumulated, backward, divide, tokens_of, weight_of
+from tests.thorough import times
 
 
 def trained(rank, size, stage, make, dtype, steps):
@@ -38,7 +39,7 @@ def elementwise(rank, size, steps):
             assert not torch.equal(expected["long.weight"], Awkward(dtype).long.weight), "the test trains too little"
 
 
-SIZES = [(2, 20), (4, 20), pytest.param(2, 60, marks=pytest.mark.slow)]
+SIZES = [(2, times(20)), (4, 20)]
 
 
 @pytest.mark.parametrize(("size", "steps"), SIZES)

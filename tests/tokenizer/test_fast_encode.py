@@ -23,7 +23,7 @@ from groundup.tokenizer.fast.bridge import Bridge
 from groundup.tokenizer.fast.encoder import EncodeContext, FastEncoder, Sizes
 from groundup.tokenizer.fast.merge import MERGE_MULTIPLIER
 from groundup.tokenizer.fast.vocabulary_tables import hash_of, pair_table
-from tests.thorough import one_in
+from tests.thorough import one_in, times
 from tests.tokenizer.awkward import FRAGMENTS as AWKWARD
 from tests.tokenizer.fuzzed import fuzzed_strings
 
@@ -207,7 +207,7 @@ def test_all_bytes_come_back():
 @pytest.mark.slow
 def test_strings_of_three_bytes_come_back():
     tokenizer = small_tokenizer()
-    for first in range(0, 256, one_in(20)):
+    for first in range(0, 256, one_in(50)):
         threes = np.array([[first, a, b] for a in range(256) for b in range(256)], np.uint8)
         addresses = threes.ctypes.data + 3 * np.arange(1 << 16)
         assert tokenizer._fast is not None
@@ -274,7 +274,7 @@ def test_special_tokens_that_overlap_are_cut_as_in_one_text(tmp_path, monkeypatc
     monkeypatch.setattr(ranges, "_WINDOW", 64)
     learned = Tokenizer.train_from_iterator(["<<<>>>||!!?? <<>> " * 500 + ">>>>>>!!! >>>>>>>!!!! ||>>>" * 100], 330, [])
     draw = random.Random(1)
-    for _ in range(300):
+    for _ in range(times(100)):
         left, right = "<" * (size := draw.randint(2, 8)), ">" * size
         tokenizer = Tokenizer(learned.vocab, learned.merges, [left + "|", "|" + right])
         pieces = [left + "|" + right, "!", ">", left, "|", ">>!!", "|" + right]

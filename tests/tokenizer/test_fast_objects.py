@@ -37,15 +37,15 @@ def test_a_unit_is_compiled_once(cache, monkeypatch, caplog):
     assert [path.suffix for path in sorted(cache.iterdir())] == [".lock", ".o"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"short", None])
-def test_damaged_code_never_runs(cache, damage):
+def test_damaged_code_never_runs(cache):
     assert works()
     (path,) = cache.glob("*.o")
     whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if damage is None else damage)
-    objects.addresses.cache_clear()
-    assert works()
-    assert path.read_bytes()[:32] == whole[:32]
+    for damaged in (b"", b"short", whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(damaged)
+        objects.addresses.cache_clear()
+        assert works()
+        assert path.read_bytes()[:32] == whole[:32]
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, caplog):

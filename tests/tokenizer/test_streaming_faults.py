@@ -23,7 +23,7 @@ def test_a_stream_cut_anywhere_has_the_ids_of_the_whole(trained_by, pattern, unc
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_long_stream_cut_anywhere_has_the_ids_of_the_whole(trained_by, pattern, unchecked):
-    check_random_cuts(trained_by(pattern), seed=1, strings=times(20_000), streams=5)
+    check_random_cuts(trained_by(pattern), seed=1, strings=times(7_000), streams=5)
 
 
 def check_random_cuts(tokenizer, seed, strings, streams):
@@ -54,7 +54,7 @@ def test_a_stream_holds_less_than_a_megabyte(trained_by, unchecked):
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_long_stream_holds_less_than_a_megabyte(trained_by, pattern, unchecked):
-    check_memory(trained_by(pattern), 5_000_000)
+    check_memory(trained_by(pattern), times(2_000_000))
 
 
 def check_memory(tokenizer, characters):
@@ -86,7 +86,7 @@ def test_random_ids(trained_by, unchecked):
 
 @pytest.mark.slow
 def test_many_random_sequences_of_ids(trained_by, unchecked):
-    check_random_ids(trained_by("o200k"), times(100_000))
+    check_random_ids(trained_by("o200k"), times(35_000))
 
 
 def check_random_ids(tokenizer, sequences):
@@ -153,7 +153,9 @@ needs_encode_bytes = pytest.mark.skipif(
 @needs_encode_bytes
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_all_strings_of_up_to_two_bytes_come_back(trained_by, pattern, unchecked):
-    check_bytes(trained_by(pattern), map(bytes, itertools.chain(*(product(n) for n in range(3)))))
+    """Each of the patterns takes others of those of two bytes, so that together they take all."""
+    twos = itertools.islice(product(2), list(PATTERNS).index(pattern), None, one_in(len(PATTERNS)))
+    check_bytes(trained_by(pattern), map(bytes, itertools.chain(product(0), product(1), twos)))
 
 
 @needs_encode_bytes
@@ -174,7 +176,7 @@ def test_all_strings_of_three_key_bytes_come_back(trained_by, unchecked):
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_many_random_and_truncated_bytes_come_back(trained_by, pattern, unchecked):
-    check_bytes(trained_by(pattern), random_bytes(1 + list(PATTERNS).index(pattern), times(34_000)))
+    check_bytes(trained_by(pattern), random_bytes(1 + list(PATTERNS).index(pattern), times(12_000)))
 
 
 def product(length):

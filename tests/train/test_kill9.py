@@ -10,7 +10,7 @@ from tests.thorough import times
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks, and this system cannot")
-@pytest.mark.parametrize("kills", [12, pytest.param(times(50), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [12, pytest.param(times(25), marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_if_nothing_had_happened(repository, kills):
     done = subprocess.run(
         [sys.executable, "-m", "tests.train.kill9", "--kills", str(kills)],

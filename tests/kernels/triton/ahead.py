@@ -3,21 +3,25 @@
     compiled = compile_ahead([Kernel("softmax", "_forward", {"x": "*bf16", ...}, {"BLOCK": 4096}, warps=8)])
     assert compiled[0].spilled_bytes == 0
 
-In a process of its own: in this one, Triton interprets.
+In a process of its own, forked from the server that ranks come from, which has torch and Triton loaded: in this one,
+Triton interprets.
 """
 
 import importlib
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+import traceback
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.distributed import process_server
 
 ARCHITECTURES = {80: "A100", 90: "H100, H200", 100: "B200"}
 
@@ -54,16 +58,31 @@ class Compiled:
 def compile_ahead(kernels: list[Kernel], architecture: int = 90) -> list[Compiled]:
     """A kernel takes 0.1 to 3 seconds: give many at once."""
     pytest.importorskip("triton")
-    source = json.dumps({"architecture": architecture, "kernels": [asdict(kernel) for kernel in kernels]})
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    root = Path(__file__).resolve().parents[3]
-    env["PYTHONPATH"] = os.pathsep.join([str(root / "src"), str(root)])
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name if __spec__ else __name__],
-        input=source, capture_output=True, text=True, env=env, cwd=root, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [Compiled(**found) for found in json.loads(done.stdout.splitlines()[-1])]
+    server = process_server()
+    heard, told = server.Pipe(duplex=False)
+    child = server.Process(target=_main, args=(told, str(Path(__file__).resolve().parents[3]), kernels, architecture))
+    child.start()
+    told.close()
+    try:
+        assert heard.poll(300), "the compiler has said nothing for 300 seconds"
+        made, error = heard.recv()
+    except EOFError:
+        made, error = [], "the compiler died"
+    finally:
+        child.kill()
+        child.join()
+    assert not error, error[-3000:]
+    return made
+
+
+def _main(told: Connection, root: str, kernels: list[Kernel], architecture: int) -> None:
+    """What the process does: (compiled kernels, "") or ([], what went wrong)."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    sys.path[:0] = [root, os.path.join(root, "src")]
+    try:
+        told.send(([_compile(kernel, architecture) for kernel in kernels], ""))
+    except BaseException:
+        told.send(([], traceback.format_exc()))
 
 
 def _compile(kernel: Kernel, architecture: int) -> Compiled:
@@ -106,8 +125,3 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack, local = re.findall(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", said)[-1]
     return int(registers), int(stack) + int(local)
-
-
-if __name__ == "__main__":
-    asked = json.load(sys.stdin)
-    print(json.dumps([asdict(_compile(Kernel(**kernel), asked["architecture"])) for kernel in asked["kernels"]]))
