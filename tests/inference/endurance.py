@@ -69,7 +69,7 @@ class Checksum(TorchRunner):
         if POISON in span.tokens:
             raise RuntimeError("poisoned")
         held = self.slots[slots]
-        self.states[span.slot] = torch.from_numpy(held[span.start :, None])
+        self.states[span.slot] = torch.from_numpy(held[span.start :, None]).double()
         for end in range(span.end - span.wanted + 1, span.end + 1):
             row = torch.zeros(VOCAB)
             row[next_token(visible(held[:end], self.look))] = 1e4
@@ -129,7 +129,12 @@ class Fuzz:
         self.got: dict[int, list[int]] = {}
         self.counts: Counter[str] = Counter()
         kind = type(proposer).__name__ if proposer else "no proposer"
-        for name in (kind, f"window {self.look is not None}", f"decoder {self.takes}", self.engine.core.execution.cache_format):
+        for name in (
+            kind,
+            f"window {self.look is not None}",
+            f"decoder {self.takes}",
+            self.engine.core.execution.cache_format,
+        ):
             self.counts[f"engines, {name}"] += 1
         self.beginnings = [[rng.randrange(POISON) for _ in range(30)] for _ in range(3)]
 
