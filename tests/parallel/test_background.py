@@ -1,7 +1,5 @@
-"""A job on a thread of its own: its error, its end, and its place behind the others."""
+"""A job on a thread of its own: its error, and its end."""
 
-import os
-import sys
 import threading
 
 import pytest
@@ -28,12 +26,3 @@ def test_what_a_job_raises_is_told_once():
     assert isinstance(background.wait(), ZeroDivisionError)
     background.start(lambda: None)
     assert background.wait() is None
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only here threads have priorities of their own")
-def test_a_job_gives_way_to_the_program_and_the_program_stays_as_it_was():
-    background, before, found = Background("test"), os.getpriority(os.PRIO_PROCESS, 0), []
-    background.start(lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
-    assert background.wait() is None
-    background.run(lambda: found.append(os.getpriority(os.PRIO_PROCESS, 0)))
-    assert found == [min(19, before + 10), before] and os.getpriority(os.PRIO_PROCESS, 0) == before

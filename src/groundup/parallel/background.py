@@ -1,19 +1,13 @@
 """One job at a time on a thread of its own, whose error is not lost."""
 
-import os
-import sys
 import threading
 from collections.abc import Callable
-
-LATER = 10
-"""How much nicer than the program a job's thread is, which then gets what is left of the processors."""
 
 
 class Background:
     """Runs jobs beside the program, one after the other.
 
-    On Linux a job gives way to the program, whose steps would else wait for the slowest of their threads. The thread is
-    no daemon: Python waits for it before it ends, also after an exception or `sys.exit`.
+    The thread is no daemon: Python waits for it before it ends, also after an exception or `sys.exit`.
     """
 
     def __init__(self, name: str) -> None:
@@ -24,7 +18,7 @@ class Background:
     def start(self, job: Callable[[], object]) -> None:
         """Begin; the job before must have been waited for."""
         assert self._thread is None, f"{self._name}: a job is still running"
-        self._thread = threading.Thread(target=self._run_later, args=(job,), name=self._name)
+        self._thread = threading.Thread(target=self._run, args=(job,), name=self._name)
         self._thread.start()
 
     def run(self, job: Callable[[], object]) -> None:
@@ -48,12 +42,6 @@ class Background:
     @property
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
-
-    def _run_later(self, job: Callable[[], object]) -> None:
-        if sys.platform == "linux":  # elsewhere a thread has no priority of its own
-            thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + LATER)
-        self._run(job)
 
     def _run(self, job: Callable[[], object]) -> None:
         try:
