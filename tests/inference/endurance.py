@@ -69,7 +69,7 @@ class Checksum(TorchRunner):
         if POISON in span.tokens:
             raise RuntimeError("poisoned")
         held = self.slots[slots]
-        self.states[span.slot] = torch.from_numpy(held[span.start :, None])
+        self.states[span.slot] = torch.from_numpy(held[span.start :, None]).double()
         for end in range(span.end - span.wanted + 1, span.end + 1):
             row = torch.zeros(VOCAB)
             row[next_token(visible(held[:end], self.look))] = 1e4
