@@ -104,7 +104,10 @@ def _run(job: Tensor, threads: int) -> None:
 @cache
 def _openmp() -> Callable[[int, int, int, int], None] | None:
     """`GOMP_parallel` of the OpenMP library that torch has loaded: a function of a job's address, on some threads."""
-    function = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    try:
+        function = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    except (OSError, TypeError):  # Windows has no library of all that is loaded
+        return None
     if function is not None:
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         function.restype = None
