@@ -70,7 +70,8 @@ def test_value_and_both_gradients_are_those_of_the_emulation(products, rows, d_i
     expected = emulated(x, w, g, products)
     for name, got, want, kept in zip(("y", "dx", "dw"), found, expected, (x, x, w), strict=True):
         assert got.dtype == kept.dtype, name
-        tolerance = (1e-5 if got.dtype == torch.float32 else 4e-3) * want.abs().max()
+        computed = x.dtype if products == "int8" else got.dtype  # its weight gradient is a product in x's type
+        tolerance = (1e-5 if computed == torch.float32 else 4e-3) * want.abs().max()
         assert (got.double() - want).abs().max() <= tolerance, name
     assert not torch.allclose(y.float(), (x.float() @ w.T), rtol=1e-4)  # it is no plain product
 

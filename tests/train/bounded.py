@@ -1,6 +1,7 @@
 """Train in a process that may not grow: `python -m tests.train.bounded RUN_DIR MORE_MIB STEPS MICRO_BATCHES OPTIMIZER`.
 
-One step is trained without a limit and saved; then MORE_MIB are all that the process may take beyond what it has.
+One step is trained without a limit and saved, and one rehearsed; then MORE_MIB are all that the process may take beyond
+what it has.
 """
 
 import resource
@@ -13,7 +14,7 @@ import torch
 from groundup import presets
 from groundup.model import Transformer
 from groundup.optim import AdamW
-from groundup.train import next_token, train
+from groundup.train import next_token, rehearse, train
 
 CONFIG = presets.llama(vocab_size=256, d_model=64, num_layers=4, num_heads=4, num_kv_heads=2, context_length=128)
 WIDE = presets.llama(vocab_size=256, d_model=512, num_layers=4, num_heads=8, num_kv_heads=8, context_length=128)
@@ -48,6 +49,7 @@ def main(run_dir, more_mib, steps, micro_batches, where):
     }  # a thread would take memory of its own
     if not wide:
         train(model, batches[:1], next_token, optimizer, 1, micro_batches=32, **options)
+    rehearse(model, next_token, optimizer, batches[0])  # the first one imports parts of torch, which take memory
     limit(more_mib)
     run = train(
         model, batches, next_token, optimizer, steps, resume=not wide, micro_batches=micro_batches, **options,
