@@ -8,6 +8,7 @@ import torch
 
 from groundup import kernels
 from groundup.kernels.int8_product import int8_product, multiplies_bytes, traced_int8_product
+from groundup.kernels.numba import _int8_code
 from groundup.kernels.numba import int8_product as compiled
 
 reference = int8_product.reference
@@ -75,8 +76,8 @@ def test_any_number_of_threads_has_the_same_bits():
 @needs_units
 def test_a_processor_without_products_of_bfloat16_rounds_alike(monkeypatch):
     x, w = matrices(50, 64, 96)
-    monkeypatch.setattr(compiled, "has_bf16_products", lambda: False)
-    monkeypatch.setattr(compiled, "_code", compiled._code.__wrapped__)
+    monkeypatch.setattr(_int8_code, "has_bf16_products", lambda: False)
+    monkeypatch.setattr(compiled, "work_address", _int8_code.work_address.__wrapped__)
     assert torch.equal(compiled.int8_product(x, w), reference(x, w))
 
 
