@@ -53,7 +53,7 @@ def test_nothing_prints_help_and_counts_as_wrong_use(capsys):
         (["build", "d_model=0"], "at least 1"),
         (["build", "d_modle=3"], "unknown setting 'd_modle'"),
         (["build", "d_modle=3"], "groundup build --help"),
-        (["build", "precision=fp17"], "precision: expected one of 'auto', 'fp32', 'bf16', not 'fp17'"),
+        (["build", "precision=fp17"], "precision: expected one of 'auto', 'fp32', 'bf16', 'int8', not 'fp17'"),
         (["build", "compile=maybe"], "compile: expected true or false, not 'maybe'"),
         (["build", "d_model=sixty"], "d_model: expected a whole number, not 'sixty'"),
         (["build", "*.txt"], "*.txt: this pattern matched nothing"),

@@ -47,7 +47,7 @@ def test_words_for_yes_and_no():
         ("kind=x", "unknown setting 'kind'"),
         ("compile=perhaps", "^compile: expected true or false, not 'perhaps'"),
         ("threads=many", "^threads: expected a whole number, not 'many'"),
-        ("precision=fp17", "^precision: expected one of 'auto', 'fp32', 'bf16', not 'fp17'"),
+        ("precision=fp17", "^precision: expected one of 'auto', 'fp32', 'bf16', 'int8', not 'fp17'"),
         ("precision=mxfp8", r"^precision=mxfp8: a build is planned with rates .* train.precision.apply"),
     ],
 )

@@ -38,14 +38,17 @@ def per_block(x):
 
 
 def per_row(x):
-    scale = x.abs().amax(-1, keepdim=True) / 127
-    return (x / scale).round() * scale
+    """Steps are found in float32: bfloat16 numbers are often right between two."""
+    amax = x.abs().amax(-1, keepdim=True).float()
+    return (x.float() * (torch.tensor(127.0) / amax)).round().double() * (amax.double() / 127)
 
 
 def emulated(x, w, g, products):
     x, w, g = (t.detach().double() for t in (x, w, g))
     if products == "int8":
-        return per_row(x) @ per_row(w).T, per_row(g) @ per_row(w.T).T, g.T @ x
+        blocks = zip(g.split(256), x.split(256), strict=True)
+        d_weight = sum(per_row(of_g.T) @ per_row(of_x.T).T for of_g, of_x in blocks)
+        return per_row(x) @ per_row(w).T, per_row(g) @ per_row(w.T).T, d_weight
     if products == "fp8":
         x, w, g = per_tensor(x, e4m3, 448.0), per_tensor(w, e4m3, 448.0), per_tensor(g, e5m2, 57_344.0)
         return x @ w.T, g @ w, g.T @ x
@@ -61,7 +64,7 @@ def inputs(rows, d_in, d_out, dtype):
 
 
 @pytest.mark.parametrize("products", ["fp8", "mxfp8", "int8"])
-@pytest.mark.parametrize(("rows", "d_in", "d_out"), [(1, 16, 32), (7, 32, 48), (41, 80, 16), (129, 64, 96)])
+@pytest.mark.parametrize(("rows", "d_in", "d_out"), [(1, 16, 32), (7, 32, 48), (41, 80, 16), (300, 64, 96)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_value_and_both_gradients_are_those_of_the_emulation(products, rows, d_in, d_out, dtype):
     x, w, g = inputs(rows, d_in, d_out, dtype)
@@ -70,8 +73,7 @@ def test_value_and_both_gradients_are_those_of_the_emulation(products, rows, d_i
     expected = emulated(x, w, g, products)
     for name, got, want, kept in zip(("y", "dx", "dw"), found, expected, (x, x, w), strict=True):
         assert got.dtype == kept.dtype, name
-        computed = x.dtype if products == "int8" else got.dtype  # its weight gradient is a product in x's type
-        tolerance = (1e-5 if computed == torch.float32 else 4e-3) * want.abs().max()
+        tolerance = (1e-5 if got.dtype == torch.float32 else 4e-3) * want.abs().max()
         assert (got.double() - want).abs().max() <= tolerance, name
     assert not torch.allclose(y.float(), (x.float() @ w.T), rtol=1e-4)  # it is no plain product
 

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -87,6 +87,7 @@ class TrainingPlan:
     by heart.
     learning_rate: of the hidden matrices (Muon); adam_rate: of embeddings, head and norms (AdamW).
     seconds_per_step, tokens, epochs, bits_per_byte: predictions.
+    products: what the blocks' linear layers multiply in training, where not the activations' type.
     """
 
     model: ModelConfig
@@ -108,6 +109,7 @@ class TrainingPlan:
     epochs: float
     bits_per_byte: float
     peak_bytes: int
+    products: Literal["int8"] | None = None
 
     @property
     def batch_tokens(self) -> int:
@@ -349,7 +351,8 @@ def describe(made: TrainingPlan, facts: TextFacts, runners_up: list[TrainingPlan
         f"vocabulary {model.vocab_size:,}, context {model.context_length}",
         f"training   {plural(made.steps, 'step')} of {made.batch_tokens:,} tokens at "
         f"{1e3 * made.seconds_per_step:.0f} ms: {made.tokens:,} tokens in {made.train_seconds:.0f} s, "
-        f"{made.epochs:.1f} passes over the text{f', dropout {made.dropout:g}' if made.dropout else ''}",
+        f"{made.epochs:.1f} passes over the text{f', dropout {made.dropout:g}' if made.dropout else ''}"
+        f"{f', products of blocks in {made.products}' if made.products else ''}",
         f"expected   {made.bits_per_byte:.3f} bits per byte (+- {error_of(made, facts):.3f}) on held-out text, "
         f"{made.nats_per_token:.2f} nats per token; peak memory {made.peak_bytes / 2**20:,.0f} MiB",
     ]

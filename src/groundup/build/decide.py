@@ -21,11 +21,13 @@ from groundup.accounting.plan import (
 )
 from groundup.accounting.utilization import mfu
 from groundup.build.pretrain import CURVE_POINTS, Session, prepare
+from groundup.build.products import choose_products
 from groundup.build.reserve import Reserve, reserve_for
 from groundup.build.settings import BuildSettings
 from groundup.build.trial import Trial, try_out
 from groundup.config import from_dict, to_dict
 from groundup.device import use_onednn_fp32
+from groundup.kernels.quantized_linear import real
 from groundup.train.checkpoint import SHARD_BYTES
 
 PROBE_SHARE, MOST_PROBE_SECONDS = 0.02, 3.0
@@ -146,6 +148,7 @@ def _try_plans(
         ranked = plan(facts, machine, TRAINING_SHARE * left(), settings, speed)
         if ranked[0].seconds_per_step > left():
             raise _too_little_time(settings, 0.0, costs)
+        ranked[0] = replace(ranked[0], products=choose_products(ranked[0], machine, settings))
         session = prepare(ranked[0], machine, settings.weights_seed, worth_compiling(settings))
         trial = try_out(session, ranked[0], settings.weights_seed, TRIAL_SHARE * settings.budget_seconds)
         surprise = ranked[0].seconds_per_step / trial.seconds
@@ -193,12 +196,17 @@ def worth_compiling(settings: BuildSettings) -> bool | None:
 
 def decision_from_json(stored: dict[str, Any], device: torch.device | None) -> Decision:
     """The decision of an interrupted run. Raises ValueError when the run was planned for another device, or by a
-    version whose plans had other fields."""
+    version whose plans had other fields, or with products that this processor does not have."""
     try:
         parts = [from_dict(kind, stored[name], f"plan.json: {name}") for name, kind in STORED.items()]
     except ValueError as error:
         raise ValueError(f"{error}; this version of groundup cannot go on with it, begin a new run") from error
     made, machine, facts, reserve = parts
+    if made.products is not None and not real(made.products, machine.device):
+        raise ValueError(
+            f"this run trains with products in {made.products}, for which this processor has no units; go on with it "
+            "where it began, or begin a new run"
+        )
     if device is not None and str(device) != machine.device:
         raise ValueError(f"this run was planned for {machine.device}, so it cannot go on on {device}")
     if machine.device == "cpu":
@@ -216,9 +224,12 @@ def decision_from_json(stored: dict[str, Any], device: torch.device | None) -> D
 
 
 def fixed(machine: Machine, settings: BuildSettings) -> Machine:
-    """The machine with the user's precision and thread count instead of the fastest ones."""
+    """The machine with the user's precision and thread count instead of the fastest ones.
+
+    With int8, which is for some products, activations and rates are those of bf16.
+    """
     threads = settings.threads or machine.threads
-    precision = machine.precision if settings.precision == "auto" else settings.precision
+    precision = {"auto": machine.precision, "int8": "bf16"}.get(settings.precision, settings.precision)
     key = f"{precision} x{threads}"
     rates = machine.gemm_flops
     if key not in rates:

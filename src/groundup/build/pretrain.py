@@ -73,7 +73,7 @@ def prepare(made: TrainingPlan, machine: Machine, seed: int, compile: bool | Non
     device = torch.device(machine.device)
     model = Transformer(made.model).to(device)
     initialise(model, seed)
-    precision.apply(model, machine.precision)
+    precision.apply(model, made.products or machine.precision)
     model.recompute, model.dropout = made.recompute, made.dropout
     compiled = compile is not False and compile_blocks(model, required=compile is True)
     return Session(model, Transformer(made.model).to(device), device, compiled)

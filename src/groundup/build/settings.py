@@ -9,7 +9,7 @@ from typing import Literal
 from groundup.accounting.plan import Wishes
 from groundup.config import near, override, parse_seconds
 
-UNPLANNED = ("fp16", "fp8", "mxfp8", "int8")  # what `train.precision` knows beside what a plan does
+UNPLANNED = ("fp16", "fp8", "mxfp8")  # what `train.precision` knows beside what a plan does
 SMALLEST_BUDGET_SECONDS = 30.0
 # 256 bytes, the end of a text, and the three tokens of a conversation.
 LEAST_VOCABULARY = 260
@@ -38,7 +38,7 @@ class BuildSettings(Wishes):
     deterministic: on a GPU, only algorithms that repeat to the bit (a CPU's do, for one number of threads)
     held_out_fraction: share of the text to measure on, at most 0.5
     text_field: field of .jsonl and .parquet records that holds the text (null: text, else content)
-    precision: auto (the fastest here), fp32 or bf16
+    precision: auto (the fastest here), fp32, bf16 or int8 (bf16, but the blocks' linear layers multiply int8)
     compile: torch.compile for the blocks, true or false
     z_loss: coefficient of log(sum of exp of logits)^2, which keeps logits from drifting; 0.0001 is usual, 0 is none
     threads: CPU threads
@@ -54,7 +54,7 @@ class BuildSettings(Wishes):
     deterministic: bool = False
     held_out_fraction: float = 0.05
     text_field: str | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     compile: bool | None = None
     z_loss: float = 0.0
     threads: int | None = None
@@ -128,8 +128,8 @@ def _refuse_unplanned(overrides: Sequence[str]) -> None:
     for value in (word.removeprefix("precision=") for word in overrides if word.startswith("precision=")):
         if value in UNPLANNED:
             raise ValueError(
-                f"precision={value}: a build is planned with rates that it measures, which are those of fp32 and bf16; "
-                f"give one of these or auto, or train in {value} from Python with train.precision.apply"
+                f"precision={value}: a build is planned with rates that it measures, which are those of fp32, bf16 "
+                f"and int8; give one of these or auto, or train in {value} from Python with train.precision.apply"
             )
 
 

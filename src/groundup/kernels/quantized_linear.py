@@ -11,9 +11,9 @@ mxfp8   e4m3 throughout, a power of two for each 32 numbers along the contractio
         arXiv:2310.10537): each operand is quantised anew for each product, from the type that it is kept in. Gradients
         are e4m3, too: with so few numbers to a scale they need resolution more than range (Mishra et al. 2025,
         arXiv:2506.08027).
-int8    for the forward product and dX, with a scale for each row that is contracted: of X and of W, of dY and of W^T.
-        dW stays in X's type: its sums go over all tokens, and the rounding of eight bits adds up in them (SwitchBack;
-        Wortsman et al. 2023, arXiv:2304.13013, section 2)
+int8    with a scale for each row that is contracted: of X and of W, of dY and of W^T (SwitchBack; Wortsman et al. 2023,
+        arXiv:2304.13013). dW, whose sums go over all tokens, has a scale for each column of dY and of X, anew in each
+        block of 256 tokens; SwitchBack leaves it in X's type
 
 Sums are in float32, of int8 exact. Rounding has the gradient of the identity ("straight through").
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from groundup.kernels._compiler import constant
-from groundup.kernels.int8_product import multiplies_bytes, traced_int8_product
+from groundup.kernels.int8_product import multiplies_bytes, traced_int8_product, traced_int8_transposed_product
 from groundup.kernels.quantize import E4M3, E5M2, Quantized, dequantize, quantize_blocks, quantize_tensor
 
 Products = Literal["fp8", "mxfp8", "int8"]
@@ -50,7 +50,7 @@ def quantized_linear(
         fits = all(size % MULTIPLES["fp8"] == 0 for size in weight.shape)
         y = _Float8.apply(rows, weight, fits and native(x.device.type))
     elif products == "int8":
-        y = _SwitchBack.apply(rows, weight)
+        y = _Int8.apply(rows, weight)
     else:
         y = _Microscaled.apply(rows, weight)
     return y.unflatten(0, x.shape[:-1])
@@ -128,7 +128,7 @@ class _Float8(torch.autograd.Function):
         return d_x, d_weight, None
 
 
-class _SwitchBack(torch.autograd.Function):
+class _Int8(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -139,7 +139,7 @@ class _SwitchBack(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         need_x, need_weight = ctx.needs_input_grad
         d_x = traced_int8_product(grad, weight.T) if need_x else None
-        d_weight = (grad.T @ x).to(weight.dtype) if need_weight else None
+        d_weight = traced_int8_transposed_product(grad, x).to(weight.dtype) if need_weight else None
         return d_x, d_weight
 
 

@@ -7,14 +7,20 @@ Lanes of a register are outputs. A sum starts at -128 times the sum of its outpu
 too much: so sums are exact, and in any order the same.
 """
 
-import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 from llvmlite import ir
 
+from groundup.kernels.numba._int8_parts import (
+    QUAD,
+    add_one,
+    inverse_and_scale,
+    larger,
+    nearest,
+    taking,
+    wait_for,
+)
 from groundup.native.emit import (
     F32,
     FLOATS,
@@ -33,11 +39,8 @@ from groundup.native.emit import (
     new_module,
 )  # fmt: skip
 
-ROWS, OUTPUTS, QUAD = 12, 32, 4
+ROWS, OUTPUTS = 12, 32
 VECTORS = OUTPUTS // LANES
-SMALLEST_AMAX = 2.0**-100  # as in kernels.quantize: any scale does for what is as good as zero
-NEAREST = 1.5 * 2**23
-"""Added to a small number it leaves the nearest integer, ties to even, in the low bits."""
 BYTES16, QUADS = ir.VectorType(I8, LANES), ir.VectorType(I32, QUAD)
 
 
@@ -68,10 +71,10 @@ def _write_work(module: ir.Module, parts: dict[str, ir.Function]) -> None:
     e, (job,) = new_function(module, "work", 1)
     places = {name: e.plus(job, i, 8) for i, name in enumerate(JOB)}
     f = {name: e.load(place, I64) for name, place in places.items() if name not in JOB[-COUNTERS:]}
-    thread = _add_one(e, places["threads"])
+    thread = add_one(e, places["threads"])
     values = e.b.add(f["values"], e.b.mul(thread, e.b.mul(f["chunk"], f["inner"])))
     row_scales = e.b.add(f["row_scales"], e.b.mul(thread, e.b.mul(f["chunk"], I64(4))))
-    with _taking(e, places["next_block"], e.b.udiv(f["outer"], I64(OUTPUTS))) as block:
+    with taking(e, places["next_block"], e.b.udiv(f["outer"], I64(OUTPUTS))) as block:
         first = e.b.mul(block, I64(OUTPUTS))
         source = e.b.add(f["matrix"], e.b.mul(first, f["row_stride"]))
         packed = [e.b.add(f["weights"], e.b.mul(first, f["inner"]))]
@@ -81,10 +84,10 @@ def _write_work(module: ir.Module, parts: dict[str, ir.Function]) -> None:
                 e.b.call(parts["pack_columns"], [source, f["column_stride"], f["inner"], *packed])
             with rows:
                 e.b.call(parts["pack_rows"], [source, f["row_stride"], f["inner"], *packed])
-        _add_one(e, places["blocks_done"])
-    _wait_for(e, places["blocks_done"], e.b.udiv(f["outer"], I64(OUTPUTS)))
+        add_one(e, places["blocks_done"])
+    wait_for(e, places["blocks_done"], e.b.udiv(f["outer"], I64(OUTPUTS)))
     chunks = e.b.udiv(e.b.sub(e.b.add(f["rows"], f["chunk"]), I64(1)), f["chunk"])
-    with _taking(e, places["next_chunk"], chunks) as chunk:
+    with taking(e, places["next_chunk"], chunks) as chunk:
         first = e.b.mul(chunk, f["chunk"])
         left = e.b.sub(f["rows"], first)
         count = e.b.select(e.b.icmp_signed("<", left, f["chunk"]), left, f["chunk"])
@@ -97,50 +100,20 @@ def _write_work(module: ir.Module, parts: dict[str, ir.Function]) -> None:
     e.b.ret_void()
 
 
-def _add_one(e: Emitter, address: Any) -> Any:
-    """The number at an address, which is one more from now on; no other thread gets the same."""
-    return e.b.atomic_rmw("add", e.b.inttoptr(address, I64.as_pointer()), I64(1), "acq_rel")
-
-
-@contextmanager
-def _taking(e: Emitter, counter: Any, count: Any) -> Iterator[Any]:
-    """Do what is written inside for each number below count that no other thread has taken."""
-    again, body, after = (e.b.append_basic_block() for _ in range(3))
-    e.b.branch(again)
-    e.b.position_at_end(again)
-    number = _add_one(e, counter)
-    e.b.cbranch(e.b.icmp_signed("<", number, count), body, after)
-    e.b.position_at_end(body)
-    yield number
-    e.b.branch(again)
-    e.b.position_at_end(after)
-
-
-def _wait_for(e: Emitter, counter: Any, count: Any) -> None:
-    """Until the counter has come to count. What is waited for is a block's microseconds, as nobody else takes one."""
-    again, after = (e.b.append_basic_block() for _ in range(2))
-    e.b.branch(again)
-    e.b.position_at_end(again)
-    e.call("llvm.x86.sse2.pause", ir.FunctionType(ir.VoidType(), []))
-    number = e.b.load_atomic(e.b.inttoptr(counter, I64.as_pointer()), "acquire", 8)
-    e.b.cbranch(e.b.icmp_signed("<", number, count), again, after)
-    e.b.position_at_end(after)
-
-
 def _write_quantize(module: ir.Module) -> ir.Function:
     """x, rows, inner, values, scales: rows of bfloat16 to tiles of bytes."""
     e, (x, rows, inner, values, scales) = new_function(module, "quantize", 5)
     with e.loop(rows) as row:
         source = e.b.add(x, e.b.mul(row, e.b.mul(inner, I64(2))))
         amax = _amax_of_halves(e, source, e.b.udiv(inner, I64(2 * LANES)))
-        inverse, scale = _inverse_and_scale(e, amax)
+        inverse, scale = inverse_and_scale(e, amax)
         e.store(scale, e.plus(scales, row, 4))
         tile, lane = e.b.udiv(row, I64(ROWS)), e.b.urem(row, I64(ROWS))
         target = e.plus(e.b.add(values, e.b.mul(tile, e.b.mul(inner, I64(ROWS)))), lane, QUAD)
         many = e.repeat(inverse)
         with e.loop(e.b.udiv(inner, I64(LANES))) as part:
             x16 = e.upper_half(e.load(e.plus(source, part, 2 * LANES), HALVES))
-            whole = e.b.xor(_nearest(e, x16, many), INTS([128] * LANES))
+            whole = e.b.xor(nearest(e, x16, many), INTS([128] * LANES))
             _store_quads(e, whole, e.plus(target, part, LANES * ROWS), ROWS * QUAD)
     e.b.ret_void()
     return e.b.function
@@ -201,12 +174,12 @@ def _write_pack_rows(module: ir.Module) -> ir.Function:
         e.b.store(ir.Constant(INTS, None), total)
         with e.loop(parts) as part:
             bits = e.b.and_(e.load(e.plus(own, part, 4 * LANES), INTS), INTS([0x7FFFFFFF] * LANES))
-            e.b.store(_larger(e, bits, e.b.load(largest)), largest)
+            e.b.store(larger(e, bits, e.b.load(largest)), largest)
         amax = e.b.bitcast(_reduced(e, "umax", e.b.load(largest)), F32)
-        inverse, scale = _inverse_and_scale(e, amax)
+        inverse, scale = inverse_and_scale(e, amax)
         many = e.repeat(inverse)
         with e.loop(parts) as part:
-            whole = _nearest(e, e.load(e.plus(own, part, 4 * LANES), FLOATS), many)
+            whole = nearest(e, e.load(e.plus(own, part, 4 * LANES), FLOATS), many)
             e.b.store(e.b.add(e.b.load(total), _signed(e, whole)), total)
             place = e.plus(e.plus(values, row, QUAD), part, LANES * OUTPUTS)
             _store_quads(e, whole, place, QUAD * OUTPUTS)
@@ -226,13 +199,13 @@ def _write_pack_columns(module: ir.Module) -> ir.Function:
         e.b.store(ir.Constant(INTS, None), total)
         with e.loop(inner) as row:
             bits = e.b.and_(e.load(e.b.add(own, e.b.mul(stride, row)), INTS), INTS([0x7FFFFFFF] * LANES))
-            e.b.store(_larger(e, bits, e.b.load(largest)), largest)
-        inverse, scale = _inverse_and_scale(e, e.b.bitcast(e.b.load(largest), FLOATS), FLOATS)
+            e.b.store(larger(e, bits, e.b.load(largest)), largest)
+        inverse, scale = inverse_and_scale(e, e.b.bitcast(e.b.load(largest), FLOATS), FLOATS)
         with e.loop(e.b.udiv(inner, I64(QUAD))) as quad:
             together: Any = ir.Constant(INTS, None)
             for j in range(QUAD):
                 place = e.b.add(own, e.b.mul(stride, e.b.add(e.b.mul(quad, I64(QUAD)), I64(j))))
-                whole = _nearest(e, e.load(place, FLOATS), inverse)
+                whole = nearest(e, e.load(place, FLOATS), inverse)
                 e.b.store(e.b.add(e.b.load(total), _signed(e, whole)), total)
                 byte = e.b.and_(whole, INTS([255] * LANES))
                 together = e.b.or_(together, e.b.shl(byte, INTS([8 * j] * LANES)))
@@ -249,34 +222,13 @@ def _amax_of_halves(e: Emitter, source: Any, parts: Any) -> Any:
     e.b.store(ir.Constant(SHORTS, None), largest)
     with e.loop(parts) as part:
         bits = e.b.and_(e.load(e.plus(source, part, 4 * LANES), SHORTS), SHORTS([0x7FFF] * 2 * LANES))
-        e.b.store(_larger(e, bits, e.b.load(largest)), largest)
+        e.b.store(larger(e, bits, e.b.load(largest)), largest)
     bits = e.b.zext(_reduced(e, "umax", e.b.load(largest)), I32)
     return e.b.bitcast(e.b.shl(bits, I32(16)), F32)
 
 
-def _inverse_and_scale(e: Emitter, amax: Any, kind: Any = F32) -> tuple[Any, Any]:
-    """127 / amax, and amax / 127."""
-
-    def constant(value: float) -> Any:
-        return kind([value] * LANES) if kind is FLOATS else kind(value)
-
-    small = e.b.fcmp_ordered("<", amax, constant(SMALLEST_AMAX))
-    amax = e.b.select(small, constant(1.0), amax)
-    return e.b.fdiv(constant(127.0), amax), e.b.fmul(amax, constant(_single(1 / 127)))
-
-
-def _single(value: float) -> float:
-    """The nearest float32, which is what LLVM takes for one."""
-    return ctypes.c_float(value).value
-
-
-def _nearest(e: Emitter, numbers: Any, inverse: Any) -> Any:
-    """The nearest integers of numbers * inverse, in the low bits of int32."""
-    return e.b.bitcast(e.b.fadd(e.b.fmul(numbers, inverse), FLOATS([NEAREST] * LANES)), INTS)
-
-
 def _signed(e: Emitter, whole: Any) -> Any:
-    """The integers of `_nearest` by themselves."""
+    """The integers of `nearest` by themselves."""
     return e.b.ashr(e.b.shl(whole, INTS([24] * LANES)), INTS([24] * LANES))
 
 
@@ -285,10 +237,6 @@ def _store_quads(e: Emitter, whole: Any, place: Any, stride: int) -> None:
     quads = e.b.bitcast(e.b.trunc(whole, BYTES16), QUADS)
     for i in range(LANES // QUAD):
         e.store(e.b.extract_element(quads, I32(i)), e.plus(place, i, stride))
-
-
-def _larger(e: Emitter, a: Any, b: Any) -> Any:
-    return e.b.select(e.b.icmp_unsigned(">", a, b), a, b)
 
 
 def _reduced(e: Emitter, how: str, vector: Any) -> Any:
