@@ -33,7 +33,13 @@ def entry_016() -> Any:
     return module
 
 
-def run(folder: Path, size: str, name: str, seed: int, tokenizer: Any, held_out: list[str]) -> dict[str, Any]:
+def adamw(model: Transformer, rate: float) -> optim.AdamW:
+    return optim.AdamW(model, rate)
+
+
+def run(
+    folder: Path, size: str, name: str, seed: int, tokenizer: Any, held_out: list[str], optimizer: Any = adamw
+) -> dict[str, Any]:
     layers, width, heads, rows, context, steps, rate = SIZES[size]
     model = Transformer(
         presets.llama(
@@ -44,7 +50,7 @@ def run(folder: Path, size: str, name: str, seed: int, tokenizer: Any, held_out:
     precision.apply(model, name)
     loader = data.Loader(folder / "shards", rows, context, seed=seed, document_masks=False)
     done = train(
-        model, loader, next_token, optim.AdamW(model, rate), steps, schedule=optim.warmup_stable_decay(50, steps),
+        model, loader, next_token, optimizer(model, rate), steps, schedule=optim.warmup_stable_decay(50, steps),
         progress=False,
     )  # fmt: skip
     precision.apply(model, "fp32")  # the weights alone, whatever they were trained in

@@ -159,6 +159,10 @@ def _write_pair(module: ir.Module, tile: ir.Function) -> ir.Function:
     arguments: Any
     e, arguments = new_function(module, "pair", 8)
     a, b, a_scales, b_scales, starts, blocks, y, y_stride = arguments
+    with e.loop(I64(STRIP)) as row:
+        for i in range(VECTORS):
+            zeros = ir.Constant(FLOATS, [0.0] * LANES)
+            e.store(zeros, e.plus(e.b.add(y, e.b.mul(y_stride, row)), i, 4 * LANES))
     with e.loop(blocks) as block:
         a_of, b_of = (e.plus(values, block, BLOCK * STRIP) for values in (a, b))
         of_a, of_b, start = (e.plus(numbers, block, NUMBERS) for numbers in (a_scales, b_scales, starts))

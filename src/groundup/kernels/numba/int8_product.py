@@ -85,7 +85,7 @@ def _rows_of_chunk(rows: int, inner: int, threads: int) -> int:
 def int8_transposed_product(a: Tensor, b: Tensor) -> Tensor:
     a, b = _whole_blocks(a), _whole_blocks(b)
     outer, inner, blocks = a.shape[1], b.shape[1], len(a) // BLOCK
-    y = a.new_zeros(outer, inner, dtype=torch.float32)
+    y = a.new_empty(outer, inner, dtype=torch.float32)
     columns = blocks * (outer + inner)
     room = [
         torch.empty(columns * BLOCK, dtype=torch.int8), torch.empty(columns), torch.empty(columns, dtype=torch.int32), y
