@@ -54,7 +54,8 @@ def test_torch_s_own_computes_the_same(name):
         outcome(entries[who], EXAMPLES[name][0](Draw("cpu", torch.float32), TINY)) for who in ("ours", "torch")
     )
     for place in (0, -1):  # the first output and the last gradient; a loss of ours comes with its weight
-        torch.testing.assert_close(ours[place], theirs[place], rtol=1e-4, atol=1e-4)
+        near = 0.02 * float(theirs[place].abs().max()) if name.startswith("int8") else 1e-4
+        torch.testing.assert_close(ours[place], theirs[place], rtol=1e-4, atol=near)
 
 
 def test_liger_is_found_in_the_environment_of_the_peers(tmp_path, monkeypatch):
@@ -114,6 +115,7 @@ def test_a_contender_that_fails_leaves_the_others_their_turn():
 
 def test_the_whole_benchmark_on_a_cpu(monkeypatch, capsys):
     monkeypatch.setattr(measured, "probe", lambda device, seconds: MACHINE)
+    monkeypatch.setattr(kernel_calls, "liger", dict)  # it may be among the peers, and needs a GPU
     arguments = ["--size", "tiny", "--device", "cpu", "--no-compile", "--seconds", "0", "--turn-seconds", "0"]
     assert bench.run("kernels", [*arguments, "--ops", "rmsnorm", "attention", "adamw_step"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[-1])

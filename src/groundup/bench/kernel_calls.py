@@ -29,8 +29,11 @@ TORCH: dict[str, Function] = {
     "log_softmax": lambda x: F.log_softmax(x, -1),
     "cross_entropy": lambda logits, targets: F.cross_entropy(logits, targets, reduction="sum"),
     "linear_cross_entropy": lambda h, w, targets: F.cross_entropy(h @ w.T, targets, reduction="sum"),
+    "int8_product": lambda x, w: x @ w.to(x.dtype).T,
+    "int8_transposed_product": lambda a, b: (a.T @ b).float(),
 }
-"""What a user of torch writes without this package. For what is not here the reference stands, which calls torch."""
+"""What a user of torch writes without this package; for int8, products in the type of what is multiplied. For what
+is not here the reference stands, which calls torch."""
 
 
 def liger() -> dict[str, Function]:
@@ -51,8 +54,12 @@ def liger() -> dict[str, Function]:
     }
 
 
-NOT_COMPILED = ("gated_linear_chunked", "gated_delta_chunked", "grouped_matmul", "adamw_step")
-"""Loops over chunks or experts, which a compiler unrolls for minutes or steps around; AdamW's is fused by hand."""
+NOT_COMPILED = (
+    "gated_linear_chunked", "gated_delta_chunked", "grouped_matmul", "adamw_step", "int8_product",
+    "int8_transposed_product",
+)  # fmt: skip
+"""Loops over chunks or experts, which a compiler unrolls for minutes or steps around; AdamW's is fused by hand; int8's
+references sum in double precision."""
 
 
 def _find_among_peers() -> bool:

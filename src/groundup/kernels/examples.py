@@ -189,6 +189,18 @@ def quantize_to_int8(draw: Draw, size: Size) -> Example:
     return Example((*quantize(draw, size).args, torch.int8))
 
 
+def int8_product(draw: Draw, size: Size) -> Example:
+    """Of a feed-forward layer; the matrix is a master weight, float32."""
+    x = draw.normal(size.tokens, size.d_model, grad=False)
+    weight = draw.normal(size.d_ff, size.d_model, grad=False, dtype=torch.float32)
+    return Example((x, weight), flops=(2.0 * size.tokens * size.d_model * size.d_ff, 0.0))
+
+
+def int8_transposed_product(draw: Draw, size: Size) -> Example:
+    a, b = (draw.normal(size.tokens, n, grad=False) for n in (size.d_ff, size.d_model))
+    return Example((a, b), flops=(2.0 * size.tokens * size.d_model * size.d_ff, 0.0))
+
+
 def adamw_step(draw: Draw, size: Size) -> Example:
     """Two tensors, at different steps. Updates in place, and returns nothing."""
     shapes = [(size.d_ff, size.d_model), (size.d_model,)]
@@ -227,6 +239,8 @@ EXAMPLES: dict[str, tuple[Builder, ...]] = {
     "gated_delta_recurrent": (gated_delta,),
     "gated_delta_chunked": (gated_delta,),
     "causal_convolution": (causal_convolution, causal_convolution_of_documents),
+    "int8_product": (int8_product,),
+    "int8_transposed_product": (int8_transposed_product,),
     "quantize_tensor": (quantize, quantize_to_int8),
     "quantize_rows": (quantize, quantize_to_int8),
     "quantize_blocks": (quantize,),
