@@ -126,6 +126,14 @@ def test_the_whole_benchmark_on_a_cpu(monkeypatch, capsys):
     assert all(r["ours"] > 0 and r["note"] == "" for r in line["rows"])
 
 
+def test_products_that_would_be_simulated_are_left_out(monkeypatch):
+    names = [case.name for case in measured.cases(torch.device("meta"), torch.bfloat16, list(EXAMPLES), {"tiny": TINY})]
+    assert "rmsnorm" in names and not any(name.startswith("int8") for name in names)
+    monkeypatch.setattr(measured, "real", lambda *_: True)
+    found = measured.cases(CPU, torch.bfloat16, ["int8_product"], {"tiny": TINY})
+    assert [case.name for case in found] == ["int8_product"]
+
+
 def test_what_was_left_out_is_counted(monkeypatch, capsys):
     monkeypatch.setattr(measured, "probe", lambda device, seconds: MACHINE)
     assert bench.run("kernels", ["--size", "tiny", "--device", "cpu", "--limit", "-1"]) == 1

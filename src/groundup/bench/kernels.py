@@ -26,6 +26,7 @@ from groundup.device import default_device, environment, require_device
 from groundup.kernels._dispatch import find_twin
 from groundup.kernels._table import TOLERANCE, apart, key_of, table_of
 from groundup.kernels.examples import EXAMPLES, Builder, Draw, Size
+from groundup.kernels.quantized_linear import real
 
 SIZES = {
     "cuda": {
@@ -44,6 +45,9 @@ SIZES = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DEFINITIONS = ("gated_linear_recurrent", "gated_linear_parallel", "gated_delta_recurrent")
 """Forms that say what is meant, token by token or all at once; training runs others."""
+
+SIMULATED = ("int8_product", "int8_transposed_product")
+"""Left out where the device has no units for them: nobody multiplies like that for speed."""
 
 MASTER = ("adamw_step",)
 """Operations on what is float32 in every precision."""
@@ -92,8 +96,9 @@ class Case:
 
 
 def cases(device: torch.device, dtype: torch.dtype, names: Sequence[str], sizes: dict[str, Size]) -> Iterator[Case]:
+    here = [name for name in names if name not in SIMULATED or real("int8", device.type)]
     for size_name, size in sizes.items():
-        for name in names:
+        for name in here:
             for build in EXAMPLES[name]:
                 yield Case(name, build, size_name, size, torch.float32 if name in MASTER else dtype, device)
 
