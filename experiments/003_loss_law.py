@@ -24,11 +24,12 @@ from groundup.accounting.hardware import probe
 from groundup.accounting.law import BUILD_LAW
 from groundup.accounting.plan import TextFacts, Wishes, plan
 from groundup.build.measure import baselines
-from groundup.build.pretrain import initialise, make_loader, make_optimizer, prepare
+from groundup.build.pretrain import make_loader, make_optimizer, prepare
 from groundup.build.text import _up_to, difficulty
 from groundup.corpus import read_documents, split_held_out
 from groundup.evaluation import bits_per_byte
 from groundup.model import Transformer
+from groundup.model.identity_start import start_as_identity
 from groundup.optim import warmup_stable_decay
 from groundup.tokenizer import Tokenizer
 from groundup.tokenizer.chat import CONTROL_TOKENS
@@ -129,7 +130,7 @@ def run_case(case: Case, training: list[str], scored: list[str], folder: Path, m
     wishes = Wishes(case.vocab_size, case.d_model, case.num_layers, 256, case.batch_tokens // 256)
     made = replace(plan(facts, machine, 600.0, wishes)[0], weight_decay=case.weight_decay)
     session = prepare(made, machine, 0, None)
-    initialise(session.model, 0)
+    start_as_identity(session.model, 0)
     session.model.dropout = case.dropout
     steps = max(1, case.tokens // case.batch_tokens)
     points: list[dict] = []

@@ -61,6 +61,16 @@ def run(folder: Path, name: str, seed: int, tokenizer: Tokenizer, held_out: list
     }  # fmt: skip
 
 
+def cells(mine: list[dict[str, Any]], base: dict[int, dict[str, Any]]) -> str:
+    """Mean and gap of both losses; base: the runs to compare with, by seed."""
+    found = []
+    for key in ("loss", "held_out"):
+        gaps = [r[key] - base[r["seed"]][key] for r in mine]
+        spread = f" +- {statistics.stdev(gaps):.4f}" if len(gaps) > 1 else ""
+        found += [f"{statistics.fmean(r[key] for r in mine):.4f}", f"{statistics.fmean(gaps):+.4f}{spread}"]
+    return " | ".join(found)
+
+
 def table(runs: list[dict[str, Any]]) -> str:
     """Gaps are differences to fp32 from the same seed; the number after +- is their standard deviation over seeds."""
     base = {r["seed"]: r for r in runs if r["precision"] == "fp32"}
@@ -69,12 +79,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         mine = [r for r in runs if r["precision"] == name and r["seed"] in base]
         if not mine:
             continue
-        cells = [name]
-        for key in ("loss", "held_out"):
-            gaps = [r[key] - base[r["seed"]][key] for r in mine]
-            spread = f" +- {statistics.stdev(gaps):.4f}" if len(gaps) > 1 else ""
-            cells += [f"{statistics.fmean(r[key] for r in mine):.4f}", f"{statistics.fmean(gaps):+.4f}{spread}"]
-        lines.append(f"| {' | '.join(cells)} | {max(r['overflows'] for r in mine)} |")
+        lines.append(f"| {name} | {cells(mine, base)} | {max(r['overflows'] for r in mine)} |")
     values = [r["loss"] for r in base.values()]
     if len(values) > 1:
         lines.append(f"\nfp32 over seeds: {statistics.stdev(values):.4f}")
@@ -82,23 +87,27 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def main(folder: Path) -> None:
-    kept = [json.loads(line) for line in OUT.read_text("utf-8").splitlines()] if OUT.exists() else []
+    kept = lines_of(OUT)
     runs = [line for line in kept if "precision" in line]
     tokenizer, held_out = prepare(folder)
     if not kept:
-        append({"environment": environment(), "steps": STEPS, "rows": ROWS, "context": CONTEXT, "rate": RATE})
+        append(OUT, {"environment": environment(), "steps": STEPS, "rows": ROWS, "context": CONTEXT, "rate": RATE})
     for seed in range(SEEDS):
         for name in PRECISIONS:
             if any((r["precision"], r["seed"]) == (name, seed) for r in runs):
                 continue
             runs.append(run(folder, name, seed, tokenizer, held_out))
-            append(runs[-1])
+            append(OUT, runs[-1])
             print({k: v for k, v in runs[-1].items() if k != "losses"}, file=sys.stderr, flush=True)
     print(table(runs))
 
 
-def append(line: dict[str, Any]) -> None:
-    with open(OUT, "a", encoding="utf-8") as file:
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -15,8 +15,9 @@ import itertools
 import json
 import statistics
 import time
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -33,6 +34,7 @@ from groundup.profiling.measure import with_threads
 OUT = Path(__file__).with_suffix(".jsonl")
 PAGE, STEPS, LAYERS = 16, 8, 4
 APART = 1.1
+Way = TypeVar("Way", bound=Hashable)
 
 HEADS = {"multi-head": 16, "grouped, 4 kv heads": 4, "multi-query": 1}
 MIXERS: dict[str, tuple[AttentionConfig | LatentAttentionConfig, ...]] = {
@@ -49,20 +51,44 @@ def model_of(mixers: tuple[AttentionConfig | LatentAttentionConfig, ...], contex
     return Transformer(ModelConfig(512, 512, LAYERS, blocks, context_length=context + STEPS)).eval()
 
 
-def new_store(model: Transformer, batch: int, context: int) -> PageStore:
-    pages = -(-(context + STEPS) // PAGE)
+def new_store(model: Transformer, batch: int) -> PageStore:
+    """Room for the model's context in every row."""
+    assert model.config.context_length is not None
+    pages = -(-model.config.context_length // PAGE)
     store = PageStore(model.config, batch * pages, PAGE, batch, pages)
     for row in range(batch):
         store.place(row, 0, range(row * pages, (row + 1) * pages))
     return store
 
 
-def step_ms(runner: Runner, batch: int, context: int) -> float:
-    """Of one step, as the mean of `STEPS`."""
+def step_ms(runner: Runner, batch: int, context: int, steps: int) -> float:
+    """Of one step, as the mean of so many."""
     started = time.perf_counter()
-    for step in range(STEPS):
+    for step in range(steps):
         runner.run([Span([step], context + step, [], row, 1) for row in range(batch)])
-    return 1e3 * (time.perf_counter() - started) / STEPS
+    return 1e3 * (time.perf_counter() - started) / steps
+
+
+def in_turns(
+    runners: Mapping[Way, Runner], batch: int, context: int, seconds: float, steps: int = STEPS
+) -> dict[Way, list[float]]:
+    """Milliseconds of a step in each turn of `steps`, by runner. The first turn compiles, and touches the memory."""
+    times: dict[Way, list[float]] = {way: [] for way in runners}
+    deadline = time.monotonic() + seconds
+    for turn in itertools.count():
+        for way, runner in runners.items():
+            taken = step_ms(runner, batch, context, steps)
+            if turn:
+                times[way].append(taken)
+        if turn > 2 and time.monotonic() > deadline:
+            break
+    return times
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Their median, and the distance of their quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return round(middle, 3), round(high - low, 3)
 
 
 def facts(name: str, model: Transformer, batch: int, context: int, machine: Ceiling) -> dict[str, Any]:
@@ -90,30 +116,19 @@ def ranked(rows: list[dict[str, Any]], measured: str) -> float:
 
 
 def measure(batch: int, context: int, seconds: float, threads: int, machine: Ceiling) -> list[dict[str, Any]]:
-    rows, runners = [], []
+    rows: dict[str, dict[str, Any]] = {}
+    runners: dict[tuple[str, str], Runner] = {}
     for name, mixers in MIXERS.items():
         model = model_of(mixers, context)
-        store = new_store(model, batch, context)
-        rows.append(facts(name, model, batch, context, machine))
+        store = new_store(model, batch)
+        rows[name] = facts(name, model, batch, context, machine)
         compiled = CompiledDecoder.build(model, store, "fp32", threads)
-        runners.append({"torch_ms": TorchRunner(model, store)})
+        runners[name, "torch_ms"] = TorchRunner(model, store)
         if isinstance(compiled, CompiledDecoder):
-            runners[-1]["compiled_ms"] = compiled
-    found: list[dict[str, list[float]]] = [{way: [] for way in each} for each in runners]
-    deadline = time.monotonic() + seconds
-    for turn in itertools.count():
-        for each, times in zip(runners, found, strict=True):
-            for way, runner in each.items():
-                taken = step_ms(runner, batch, context)
-                if turn:  # the first compiles, and touches the memory
-                    times[way].append(taken)
-        if turn > 2 and time.monotonic() > deadline:
-            break
-    for row, times in zip(rows, found, strict=True):
-        for way, values in times.items():
-            low, middle, high = statistics.quantiles(values, n=4)
-            row |= {way: round(middle, 3), f"{way}_iqr": round(high - low, 3)}
-    return rows
+            runners[name, "compiled_ms"] = compiled
+    for (name, way), values in in_turns(runners, batch, context, seconds).items():
+        rows[name][way], rows[name][f"{way}_iqr"] = spread(values)
+    return list(rows.values())
 
 
 def main() -> None:

@@ -6,8 +6,7 @@ Entry 016's comparison, with the same text, on two models: "small" is that of 01
 minutes on two CPU cores train. Appends a line per run to 042_int8.jsonl; runs that it already has are not repeated.
 """
 
-import importlib.util
-import json
+import importlib
 import statistics
 import sys
 from pathlib import Path
@@ -18,19 +17,15 @@ from groundup.device import environment
 from groundup.model import Transformer
 from groundup.train import next_token, precision, train
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+entry_016 = importlib.import_module("016_precision")
+
 OUT = Path(__file__).with_suffix(".jsonl")
 PRECISIONS = ("fp32", "bf16", "int8")
 SEEDS, LAST = 3, 50
 # layers, width, heads, rows, context, steps, rate
 SIZES = {"small": (4, 128, 4, 4, 64, 1000, 2e-3), "build": (4, 256, 4, 8, 128, 600, 2e-3)}
-
-
-def entry_016() -> Any:
-    spec = importlib.util.spec_from_file_location("entry_016", OUT.with_name("016_precision.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def adamw(model: Transformer, rate: float) -> optim.AdamW:
@@ -68,36 +63,25 @@ def table(runs: list[dict[str, Any]]) -> str:
         base = {r["seed"]: r for r in runs if (r["size"], r["precision"]) == (size, "fp32")}
         for name in PRECISIONS:
             mine = [r for r in runs if (r["size"], r["precision"]) == (size, name) and r["seed"] in base]
-            if not mine:
-                continue
-            cells = [size, name]
-            for key in ("loss", "held_out"):
-                gaps = [r[key] - base[r["seed"]][key] for r in mine]
-                spread = f" +- {statistics.stdev(gaps):.4f}" if len(gaps) > 1 else ""
-                cells += [f"{statistics.fmean(r[key] for r in mine):.4f}", f"{statistics.fmean(gaps):+.4f}{spread}"]
-            lines.append(f"| {' | '.join(cells)} |")
+            if mine:
+                lines.append(f"| {size} | {name} | {entry_016.cells(mine, base)} |")
     return "\n".join(lines)
 
 
 def main(folder: Path) -> None:
-    kept = [json.loads(line) for line in OUT.read_text("utf-8").splitlines()] if OUT.exists() else []
+    kept = entry_016.lines_of(OUT)
     runs = [line for line in kept if "precision" in line]
-    tokenizer, held_out = entry_016().prepare(folder)
+    tokenizer, held_out = entry_016.prepare(folder)
     if not kept:
-        append({"environment": environment(), "sizes": SIZES})
+        entry_016.append(OUT, {"environment": environment(), "sizes": SIZES})
     for size in SIZES:
         for seed in range(SEEDS):
             for name in PRECISIONS:
                 if not any((r["size"], r["precision"], r["seed"]) == (size, name, seed) for r in runs):
                     runs.append(run(folder, size, name, seed, tokenizer, held_out))
-                    append(runs[-1])
+                    entry_016.append(OUT, runs[-1])
                     print({k: v for k, v in runs[-1].items() if k != "losses"}, file=sys.stderr, flush=True)
     print(table(runs))
-
-
-def append(line: dict[str, Any]) -> None:
-    with open(OUT, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ is given, and the distance of their quartiles. A line of JSON for each run is ad
 """
 
 import argparse
+import importlib
 import itertools
 import json
-import statistics
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import torch
 
 from groundup.device import environment
 from groundup.files import write_atomic
-from groundup.inference.batch_cache import PageStore
 from groundup.inference.decode import CompiledDecoder
 from groundup.inference.runner import Runner, Span, TorchRunner
 from groundup.model import (
@@ -35,8 +34,12 @@ from groundup.model import (
 )
 from groundup.model.block import MixerConfig
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+variants = importlib.import_module("039_variants")
+
 OUT = Path(__file__).with_suffix(".jsonl")
-PAGE, STEPS, VOCAB, LAYERS, WIDTH = 16, 4, 4096, 8, 384
+STEPS, VOCAB, LAYERS, WIDTH = 4, 4096, 8, 384
 
 MIXERS: dict[str, MixerConfig] = {
     "latent": LatentAttentionConfig(12, kv_rank=128, d_nope=32, d_rope=16, d_value=32),
@@ -52,45 +55,20 @@ def model_of(mixer: MixerConfig, context: int) -> Transformer:
     return Transformer(ModelConfig(VOCAB, WIDTH, LAYERS, blocks, context_length=context + STEPS)).eval()
 
 
-def new_store(model: Transformer, batch: int, context: int) -> PageStore:
-    pages = -(-(context + STEPS) // PAGE)
-    store = PageStore(model.config, batch * pages, PAGE, batch, pages)
-    for row in range(batch):
-        store.place(row, 0, range(row * pages, (row + 1) * pages))
-    return store
-
-
-def step_ms(runner: Runner, batch: int, context: int) -> float:
-    """Of one step, as the mean of `STEPS`."""
-    started = time.perf_counter()
-    for step in range(STEPS):
-        runner.run([Span([step], context + step, [], row, 1) for row in range(batch)])
-    return 1e3 * (time.perf_counter() - started) / STEPS
-
-
 def measure(name: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
     context = options.context
     model = model_of(MIXERS[name], context)
-    store = new_store(model, batch, context)
+    store = variants.new_store(model, batch)
     runners: dict[str, Runner] = {"torch": TorchRunner(model, store)}
     for weights in options.weights.split(","):
         compiled = CompiledDecoder.build(model, store, weights, options.threads)
         assert isinstance(compiled, CompiledDecoder), compiled
         runners[weights] = compiled
     runners[options.weights.split(",")[0]].run([Span([3] * context, 0, [], row, 1) for row in range(batch)])
-    times: dict[str, list[float]] = {way: [] for way in runners}
-    deadline = time.monotonic() + options.seconds
-    for turn in itertools.count():
-        for way, runner in runners.items():
-            taken = step_ms(runner, batch, context)
-            if turn:
-                times[way].append(taken)
-        if turn > 2 and time.monotonic() > deadline:
-            break
+    times = variants.in_turns(runners, batch, context, options.seconds, STEPS)
     row: dict[str, Any] = {"model": name, "batch": batch, "millions": sum(p.numel() for p in model.parameters()) / 1e6}
     for way, values in times.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        row |= {f"{way}_ms": round(middle, 3), f"{way}_iqr": round(high - low, 3)}
+        row[f"{way}_ms"], row[f"{way}_iqr"] = variants.spread(values)
     return row | {"turns": len(times["torch"])}
 
 

@@ -161,6 +161,8 @@ def test_a_plan_that_is_no_table_is_refused(tmp_path, capsys):
         (["--ladder", "--seeds", "1"], "one run says nothing"),
         (["--ladder", "--budget", "soon"], "expected a time such as"),
         (["--resume", "nowhere", "--ladder"], "leave out 'ladder'"),
+        (["--resume", "nowhere", "--leave-one-out"], "leave out 'leave-one-out'"),
+        (["--resume", "nowhere", "--seeds", "0"], "leave out 'seeds'"),
         (["--resume", "nowhere"], "no config.json there"),
         (["--ladder", "steps=30", "--budget", "60s"], "steps= and --budget both say how long a run is"),
         (["--ladder", "steps=30", "budget_seconds=60"], "steps= and --budget both say how long a run is"),

@@ -63,6 +63,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch, begun):
         (["--budget", "soon"], "expected a time such as"),
         (["--workers", "0"], "--workers 0: must be at least 1"),
         (["--resume", "nowhere", "--seeds", "3"], "leave out 'seeds'"),
+        (["--resume", "nowhere", "--seeds", "0"], "leave out 'seeds'"),
         (["--resume", "nowhere"], "no sweep's config.json there"),
     ],
 )

@@ -2,20 +2,23 @@
 
 import json
 import signal
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from groundup.cli_ablate_plan import apply_plan
-from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, settings_lines, whole_number
+from groundup.cli_folder import refuse_beside_resume, stopped
+from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, say, settings_lines, whole_number
 from groundup.config import declared, near, override, parse_seconds, separate_overrides
 
 if TYPE_CHECKING:
     from groundup.scaling import AblationSettings, Variant
 
 MATCHES = ("parameters", "flops", "time")
-INTERRUPTED = 130
+BEGINNINGS = (
+    "files", "variants", "variant", "ladder", "leave_one_out", "more", "match", "seeds", "budget", "plan", "out",
+    "dry_run",
+)  # fmt: skip
+"""Options of a new comparison, and none of one that is gone on with."""
 
 
 def options(parser: Parser) -> None:
@@ -56,7 +59,7 @@ def run(options: Arguments) -> int:
     folder = options.resume
     try:
         if options.resume:
-            _refuse_beside_resume(options)
+            refuse_beside_resume(options, BEGINNINGS, "comparison")
             result = resume(folder, device=options.device, say=say)
         else:
             if options.plan:
@@ -70,11 +73,7 @@ def run(options: Arguments) -> int:
                 files, variants, settings, out=folder, device=options.device, say=say, started=started
             )  # fmt: skip
     except KeyboardInterrupt:
-        if folder and (Path(folder) / "config.json").is_file():
-            say(f"stopped; go on with: groundup ablate --resume {folder}")
-        else:
-            say("stopped before the first run: there is nothing to go on with; begin anew, in another folder")
-        return INTERRUPTED
+        return stopped("ablate", folder)
     page = write_ablation_report(folder)
     print(ablation_text(folder))
     print(f"\nreport  {page}")
@@ -83,23 +82,10 @@ def run(options: Arguments) -> int:
     return 0
 
 
-def say(line: str) -> None:
-    """A line for the person who waits."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def _short(result: dict[str, Any]) -> dict[str, Any]:
     """The result without the curves."""
     rows = [{k: v for k, v in row.items() if k not in ("losses", "gradient_norms")} for row in result["variants"]]
     return {**result, "variants": rows}
-
-
-def _refuse_beside_resume(options: Arguments) -> None:
-    given = [name for name in ("files", "variants", "variant", "ladder", "leave_one_out", "more", "match", "seeds",
-                               "budget", "plan", "out", "dry_run") if getattr(options, name)]  # fmt: skip
-    if given:
-        name = given[0].replace("_", "-")
-        raise ValueError(f"--resume goes on with the comparison's own settings: leave out {name!r}")
 
 
 def _settings(options: Arguments) -> tuple[list[str], "AblationSettings"]:

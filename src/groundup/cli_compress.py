@@ -5,8 +5,17 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from groundup.cli_ablate import INTERRUPTED, say
-from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, progress_line, settings_lines
+from groundup.cli_folder import INTERRUPTED
+from groundup.cli_parts import (
+    Arguments,
+    Parser,
+    add_device,
+    print_json,
+    print_table,
+    progress_line,
+    say,
+    settings_lines,
+)
 from groundup.config import declared, near, override
 
 if TYPE_CHECKING:

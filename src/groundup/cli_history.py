@@ -4,11 +4,11 @@ import itertools
 import json
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundup.cli_ablate import INTERRUPTED, MATCHES, say
-from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, settings_lines, whole_number
+from groundup.cli_ablate import MATCHES
+from groundup.cli_folder import refuse_beside_resume, stopped
+from groundup.cli_parts import Arguments, Parser, add_device, print_json, print_table, say, settings_lines, whole_number
 from groundup.config import declared, near, override, parse_seconds, separate_overrides
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run(options: Arguments) -> int:
     folder = options.resume
     try:
         if options.resume:
-            _refuse_beside_resume(options)
+            refuse_beside_resume(options, ("files", "match", "seeds", "budget", "out", "dry_run"), "history")
             result = resume_history(folder, device=options.device, say=say)
         else:
             files, settings, training = _settings(options)
@@ -67,26 +67,13 @@ def run(options: Arguments) -> int:
                 files, settings, training, out=folder, device=options.device, say=say, started=started
             )  # fmt: skip
     except KeyboardInterrupt:
-        if folder and (Path(folder) / "neural" / "config.json").is_file():
-            say(f"stopped; go on with: groundup history --resume {folder}")
-        else:
-            say("stopped before the first run: there is nothing to go on with; begin anew, in another folder")
-        return INTERRUPTED
+        return stopped("history", folder, "neural/config.json")
     page = write_history_report(folder)
     print(history_text(folder))
     print(f"\nreport  {page}")
     if options.json:
         print_json({**result, "run": str(folder)})
     return 0
-
-
-def _refuse_beside_resume(options: Arguments) -> None:
-    names = ("files", "match", "seeds", "budget", "out", "dry_run")
-    given = [
-        name for name in names if (value := getattr(options, name)) is not None and value is not False and value != []
-    ]
-    if given:
-        raise ValueError(f"--resume goes on with the history's own settings: leave out {given[0].replace('_', '-')!r}")
 
 
 def _settings(options: Arguments) -> tuple[list[str], "HistorySettings", "AblationSettings"]:

@@ -52,6 +52,11 @@ def wrong_use(command: str, message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def say(line: str) -> None:
+    """A line for the person who waits."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def describe(error: BaseException) -> str:
     """The error as a sentence for the person who ran the command."""
     if isinstance(error, OSError):

@@ -1,11 +1,10 @@
 """`groundup profile`: where the time of a step goes, against where its FLOPs are."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from groundup.cli_parts import Arguments, Parser, add_device, count, print_json, print_table, settings_lines
+from groundup.cli_parts import Arguments, Parser, add_device, count, print_json, print_table, say, settings_lines
 from groundup.config import declared, override, plural, separate_overrides
 
 if TYPE_CHECKING:
@@ -88,11 +87,6 @@ def _check_out(options: Arguments) -> None:
         raise ValueError(f"--out {out}: it already holds something; choose another")
     if out:
         out.mkdir(parents=True, exist_ok=True)
-
-
-def say(line: str) -> None:
-    """A line for the person who waits."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _words(options: Arguments) -> tuple[str | None, list[str], "ProfileSettings"]:

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from groundup.cli_ablate import INTERRUPTED, say
-from groundup.cli_parts import Arguments, Parser, add_device, print_json, settings_lines, whole_number, wrong_use
+from groundup.cli_folder import refuse_beside_resume, stopped
+from groundup.cli_parts import Arguments, Parser, add_device, print_json, say, settings_lines, whole_number, wrong_use
 from groundup.config import declared, near, override, parse_seconds, separate_overrides
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(options: Arguments) -> int:
     folder = options.resume
     try:
         if options.resume:
-            _refuse_beside_resume(options)
+            refuse_beside_resume(options, ("files", "optimizer", "seeds", "budget", "out", "dry_run"), "sweep")
             result = resume_sweep(folder, device=options.device, at_once=_workers(options, _seeds(folder)), say=say)
         else:
             files, settings = _settings(options)
@@ -65,11 +65,7 @@ def run(options: Arguments) -> int:
             result = sweep_lr(files, settings, out=folder, device=options.device,
                               at_once=_workers(options, settings.seeds), say=say, started=started)  # fmt: skip
     except KeyboardInterrupt:
-        if folder and (Path(folder) / "config.json").is_file():
-            say(f"stopped; go on with: groundup sweep lr --resume {folder}")
-        else:
-            say("stopped before the first run: there is nothing to go on with; begin anew, in another folder")
-        return INTERRUPTED
+        return stopped("sweep lr", folder)
     page = write_sweep_report(folder)
     print(sweep_text(folder))
     print(f"\nreport  {page}")
@@ -96,13 +92,6 @@ def _seeds(folder: str) -> int:
     from groundup.scaling import is_sweep
 
     return read_json(Path(folder) / "config.json")["sweep"]["seeds"] if is_sweep(folder) else 1
-
-
-def _refuse_beside_resume(options: Arguments) -> None:
-    names = ("files", "optimizer", "seeds", "budget", "out", "dry_run")
-    given = [name for name in names if (value := getattr(options, name)) is not None and value not in (False, [])]
-    if given:
-        raise ValueError(f"--resume goes on with the sweep's own settings: leave out {given[0].replace('_', '-')!r}")
 
 
 def _settings(options: Arguments) -> tuple[list[str], "SweepSettings"]:

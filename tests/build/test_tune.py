@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from groundup import data
-from groundup.build.pretrain import initialise
 from groundup.build.tune import documents_of, tune_for_chat
 from groundup.model import Transformer
+from groundup.model.identity_start import start_as_identity
 from groundup.tokenizer import Tokenizer
 from groundup.train import objectives
 from tests.build.conftest import story
@@ -48,12 +48,12 @@ def test_tuning_lowers_the_loss_on_answers():
     documents = [story(i) for i in range(8)]
     tokenizer = Tokenizer.train_from_iterator(documents, 300, SPECIAL)
     model = Transformer(PLAN.model)
-    initialise(model, 0)
+    start_as_identity(model, 0)
     run = tune_for_chat(model, tokenizer, [], PLAN, seed=0, deadline=time.monotonic() + 60)
     assert run is None
     roomy = type(PLAN)(**{**vars(PLAN), "model": type(PLAN.model)(**{**vars(PLAN.model), "context_length": 256})})
     model = Transformer(roomy.model)
-    initialise(model, 0)
+    start_as_identity(model, 0)
     run = tune_for_chat(model, tokenizer, documents, roomy, seed=0, deadline=time.monotonic() + 60)
     assert run is not None
     assert run.losses[-1] < run.losses[0]

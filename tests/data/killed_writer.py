@@ -1,6 +1,6 @@
 """What the processes run that `test_shard_writing` kills."""
 
-from groundup.data import shard_writing, write_shards
+from groundup.data import shard_progress, shard_writing, write_shards
 from groundup.tokenizer import Tokenizer
 
 
@@ -11,6 +11,6 @@ def texts():
 
 def write(tokenizer, folder, told):
     """All texts, in small batches, each saved and told of."""
-    shard_writing._BATCH, shard_writing._SECONDS_BETWEEN_SAVES = 200, 0.0
+    shard_writing._BATCH, shard_progress.SECONDS_BETWEEN_SAVES = 200, 0.0
     tokenizer = Tokenizer.load(tokenizer)
     write_shards(texts(), tokenizer, folder, shard_tokens=5000, resume=True, progress=lambda _: told.send(None))

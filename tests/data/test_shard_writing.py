@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from groundup.data import shard_writing, write_shards
+from groundup.data import shard_progress, shard_writing, write_shards
 from groundup.tokenizer import Tokenizer
 from tests.data.killed_writer import write
 from tests.distributed import process_server
@@ -50,7 +50,7 @@ def interrupted_after(count):
 def test_what_was_interrupted_goes_on(tmp_path, trained, monkeypatch, counts):
     write_shards(TEXTS, trained, tmp_path / "whole", shard_tokens=700)
     monkeypatch.setattr(shard_writing, "_BATCH", 60)
-    monkeypatch.setattr(shard_writing, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(shard_progress, "SECONDS_BETWEEN_SAVES", 0.0)
     for count in counts:
         with pytest.raises(KeyboardInterrupt):
             write_shards(interrupted_after(count), trained, tmp_path / "set", shard_tokens=700, resume=True)
@@ -65,7 +65,7 @@ def test_what_was_interrupted_goes_on(tmp_path, trained, monkeypatch, counts):
 @pytest.mark.parametrize("change", ["texts", "tokenizer", "state", "shard", "shard_tokens"])
 def test_anything_that_changed_meanwhile_is_noticed(tmp_path, trained, monkeypatch, change):
     monkeypatch.setattr(shard_writing, "_BATCH", 60)
-    monkeypatch.setattr(shard_writing, "_SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(shard_progress, "SECONDS_BETWEEN_SAVES", 0.0)
     with pytest.raises(KeyboardInterrupt):
         write_shards(interrupted_after(100), trained, tmp_path / "set", resume=True)
     texts, tokenizer, partial, size = TEXTS, trained, tmp_path / ".set.partial", 2**30

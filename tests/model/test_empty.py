@@ -25,7 +25,7 @@ def test_it_leaves_what_torch_leaves():
         assert not any(p.is_meta for p in ours.parameters())
 
 
-def test_a_shared_parameter_stays_one():
+def test_a_shared_parameter_becomes_what_torch_makes_of_it():
     with torch.device("meta"):
         first, second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     second.weight = first.weight

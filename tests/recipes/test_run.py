@@ -12,7 +12,8 @@ from groundup.inference import Engine, SamplingParams
 from groundup.model import Transformer
 from groundup.presets import llama
 from groundup.recipes import RECIPES, run
-from groundup.recipes.run import first_tokens, make_model, make_optimizer, schedule, score
+from groundup.recipes.curve import first_tokens, score
+from groundup.recipes.run import make_model, make_optimizer, schedule
 
 TINY = [
     "model.num_layers=1", "model.d_model=16", "model.context_length=16", "batch_size=4", "compile=false",

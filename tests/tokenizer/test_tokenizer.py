@@ -129,7 +129,7 @@ def test_encoding_in_parts_equals_encoding_the_whole(trained, pattern, text, siz
     allowed = "all" if special else ()
     parts = (text[i : i + size] for i in range(0, len(text), size))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("groundup.tokenizer.tokenizer"), "_STREAM_CHARACTERS", 5)
+        patch.setattr(importlib.import_module("groundup.tokenizer.encoding"), "_STREAM_CHARACTERS", 5)
         assert list(tokenizer.encode_iterable(parts, allowed)) == tokenizer.encode(text, allowed)
 
 

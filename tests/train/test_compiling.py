@@ -23,6 +23,12 @@ def asked(monkeypatch):
     return notes
 
 
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    """This user's own cache is not looked at."""
+    monkeypatch.setattr(compiling, "remove_halves", lambda: [])
+
+
 def test_every_block_and_the_final_norm_are_compiled_in_place_and_nothing_else(asked):
     model = tiny_model()
     names = list(model.state_dict())
@@ -31,6 +37,12 @@ def test_every_block_and_the_final_norm_are_compiled_in_place_and_nothing_else(a
     assert owners == [*model.blocks, model.final_norm] and len(asked) == len(owners) + 1  # and one tiny trial
     assert all(options == {"dynamic": False} for _, options in asked)
     assert list(model.state_dict()) == names
+
+
+def test_halves_are_removed_from_the_cache_once_and_before_anything_is_compiled(asked, monkeypatch):
+    monkeypatch.setattr(compiling, "remove_halves", lambda: asked.append("removed"))
+    assert compile_blocks(tiny_model(), required=True)
+    assert asked[0] == "removed" and asked.count("removed") == 1
 
 
 def test_a_model_without_blocks_stays_as_it_is_and_that_is_said_once(asked, monkeypatch, caplog):

@@ -46,6 +46,17 @@ KEPT_PLANS = 3
 # fp32 weights and gradients, Muon's moment, and the twin that is scored: below this no micro-batch helps.
 BYTES_PER_PARAMETER, TWIN_BYTES = 16, 4
 FREE_MEMORY_SHARE = 0.7
+FRESH_EPOCHS, LEAST_DROPOUT = 6.0, 0.15
+DROPOUTS = ((FRESH_EPOCHS, 0.0), (14.0, LEAST_DROPOUT), (math.inf, 0.3))
+"""(passes up to, dropout)."""
+
+# Drawing random numbers takes time: the share of the speed that is left, on a CPU.
+DROPOUT_SPEED = 0.7
+MUON_RATE = 0.03
+ADAM_RATE = 0.02
+WEIGHT_DECAY = 0.05
+WARMUP_STEPS = 20
+DECAY_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -202,19 +213,6 @@ def _plan_shape(
 def dropout_for(epochs: float) -> float:
     """0 while the text is fresh; the more often it is read, the more (experiment 003)."""
     return next(dropout for most, dropout in DROPOUTS if epochs <= most)
-
-
-FRESH_EPOCHS, LEAST_DROPOUT = 6.0, 0.15
-DROPOUTS = ((FRESH_EPOCHS, 0.0), (14.0, LEAST_DROPOUT), (math.inf, 0.3))
-"""(passes up to, dropout)."""
-
-# Drawing random numbers takes time: the share of the speed that is left, on a CPU.
-DROPOUT_SPEED = 0.7
-MUON_RATE = 0.03
-ADAM_RATE = 0.02
-WEIGHT_DECAY = 0.05
-WARMUP_STEPS = 20
-DECAY_FRACTION = 0.5
 
 
 def model_config(d_model: int, num_layers: int, vocab_size: int, context_length: int) -> ModelConfig:

@@ -17,6 +17,7 @@ from groundup.device import set_seed
 from groundup.evaluation import Perplexity, bits_per_byte
 from groundup.evaluation.perplexity import token_nats
 from groundup.model import Transformer
+from groundup.model.identity_start import start_as_identity
 from groundup.optim.groups import split_for_muon
 from groundup.tokenizer import Tokenizer
 from groundup.train import objectives, precision
@@ -24,8 +25,6 @@ from groundup.train.compiling import compile_blocks
 
 Hook = Callable[[int, Any, train.Run], None]
 SINKS = {"tensorboard": train.TensorBoard, "wandb": train.WeightsAndBiases}
-EMBEDDING_STD = 0.1
-HEAD_STD = 0.02
 VECTOR_RATE = 0.01
 # Documents shorter than this many contexts are kept apart by the attention mask; in longer ones a boundary is
 # rare, and the plain causal mask is faster.
@@ -72,20 +71,11 @@ def prepare(made: TrainingPlan, machine: Machine, seed: int, compile: bool | Non
     """
     device = torch.device(machine.device)
     model = Transformer(made.model).to(device)
-    initialise(model, seed)
+    start_as_identity(model, seed)
     precision.apply(model, made.products or machine.precision)
     model.recompute, model.dropout = made.recompute, made.dropout
     compiled = compile is not False and compile_blocks(model, required=compile is True)
     return Session(model, Transformer(made.model).to(device), device, compiled)
-
-
-@torch.no_grad()
-def initialise(model: Transformer, seed: int) -> None:
-    """Every block starts as the identity; embeddings and head start small, so the first loss is log(vocabulary)."""
-    model.init_weights(seed, residual="zero")
-    model.embed.weight.mul_(EMBEDDING_STD / model.embed.weight.std())
-    if model.head is not None:
-        model.head.weight.mul_(HEAD_STD / model.head.weight.std())
 
 
 def make_optimizer(model: Transformer, made: TrainingPlan, share: float = 1.0) -> optim.Optimizers:

@@ -11,8 +11,9 @@ import torch
 
 from groundup import train
 from groundup.accounting.plan import TrainingPlan
-from groundup.build.pretrain import Session, initialise, make_optimizer
+from groundup.build.pretrain import Session, make_optimizer
 from groundup.device import peak_memory_bytes, release_memory, reset_peak_memory, resident_bytes, synchronize
+from groundup.model.identity_start import start_as_identity
 from groundup.train import objectives
 
 # The first two steps compile and warm up.
@@ -56,7 +57,7 @@ def try_out(session: Session, made: TrainingPlan, seed: int, patience: float = m
     scoring = time.perf_counter() - start
     peak = peak_memory_bytes(session.device)
     steps.close()  # not before: while training is scored, its optimizer is in memory, too
-    initialise(session.model, seed)
+    start_as_identity(session.model, seed)
     release_memory()
     steady = seconds[WARMUP:] or seconds[-1:]
     return Trial(typical(steady), spread_of(steady), seconds[0], scoring, peak, resident_bytes())

@@ -1,29 +1,28 @@
-"""Writing token shards: documents to ids, by the batch, and to files that are hashed as they are written."""
+"""Writing token shards: documents to ids, by the batch, and to files with a manifest."""
 
-import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from groundup.corpus import Document, read_documents
+from groundup.data.shard_files import STATE, ShardFiles
+from groundup.data.shard_progress import Counts, Keeper
 from groundup.data.shards import FORMAT, MANIFEST, SHARD_NAME, ShardSet, fingerprint_of
-from groundup.files import atomic_directory, naming, read_json, resumable_directory, write_json
+from groundup.files import atomic_directory, resumable_directory, write_json
 from groundup.tokenizer import Tokenizer
 
-STATE = "state.json"
 _BATCH = 2**23
 _LONG_TEXT = 2**22
 _PART = 2**18
 _LONGEST_PATH = 512
-_SECONDS_BETWEEN_SAVES = 10.0
 log = logging.getLogger("groundup.data")
 
 
@@ -76,9 +75,9 @@ def write_shards(
     began = time.perf_counter()
     folder_of: Callable[..., AbstractContextManager[Path]] = resumable_directory if resume else atomic_directory
     with folder_of(out_dir) as folder:
-        writer = _Writer(folder, _dtype(tokenizer.vocab_size), shard_tokens)
+        writer = ShardFiles(folder, _dtype(tokenizer.vocab_size), shard_tokens)
         job = {"tokenizer": tokenizer.fingerprint, "shard_tokens": shard_tokens}
-        keeper = _Keeper(folder, job, writer) if resume else None
+        keeper = Keeper(folder, job, writer) if resume else None
         counts = _encode_all(_documents(texts), tokenizer, writer, keeper, workers, progress)
         writer.close()
         manifest = {
@@ -97,15 +96,6 @@ def write_shards(
     rate = counts.text_bytes / seconds / 1e6
     log.info("%s bytes -> %s tokens, %.1f MB/s", f"{counts.text_bytes:,}", f"{writer.tokens:,}", rate)
     return ShardSet.open(out_dir, verify=False)
-
-
-@dataclass
-class _Counts:
-    """What the manifest says of the documents."""
-
-    documents: int = 0
-    empty_documents: int = 0
-    text_bytes: int = 0
 
 
 def _dtype(vocab_size: int) -> np.dtype:
@@ -149,13 +139,13 @@ def _is_file(text: str) -> bool:
 def _encode_all(
     texts: Iterator[str],
     tokenizer: Tokenizer | Encoder,
-    writer: "_Writer",
-    keeper: "_Keeper | None",
+    writer: ShardFiles,
+    keeper: Keeper | None,
     workers: int | None,
     progress: Callable[[int], None] | None,
-) -> _Counts:
+) -> Counts:
     """Encode and write everything; the counts of the manifest."""
-    counts = _Counts()
+    counts = Counts()
     if keeper:
         texts, counts = keeper.go_on(texts)
     for batch in _batches(texts):
@@ -224,131 +214,3 @@ def _checked(ids: list[int], tokenizer: Encoder, number: int) -> np.ndarray:
         wrong = low if low < 0 else high
         raise ValueError(f"document {number}: token id {wrong}, outside 0..{tokenizer.vocab_size - 1:,}")
     return array
-
-
-class _Writer:
-    """Appends ids to the current file, begins the next when it is full, and hashes what it writes."""
-
-    def __init__(self, folder: Path, dtype: np.dtype, shard_tokens: int):
-        self.folder, self.dtype, self.shard_tokens = folder, dtype, shard_tokens
-        self.shards: list[dict[str, Any]] = []
-        self.tokens = 0
-        self._file, self._hash, self._written = None, hashlib.sha256(), 0
-
-    def write(self, ids: np.ndarray) -> None:
-        while len(ids):
-            if self._file is None:
-                self._file = open(self.folder / f"shard-{len(self.shards):05d}.bin", "wb")  # noqa: SIM115
-                self._hash, self._written = hashlib.sha256(), 0
-            part = ids[: self.shard_tokens - self._written]
-            data = part.astype(self.dtype).tobytes()
-            with naming(self._file.name):
-                self._file.write(data)
-            self._hash.update(data)
-            self._written += len(part)
-            self.tokens += len(part)
-            ids = ids[len(part) :]
-            if self._written == self.shard_tokens:
-                self.close()
-
-    def close(self) -> None:
-        if self._file is None:
-            return
-        with naming(self._file.name):
-            self._file.close()
-        size = self._written * self.dtype.itemsize
-        name = Path(self._file.name).name
-        self.shards.append({"name": name, "bytes": size, "sha256": self._hash.hexdigest()})
-        self._file = None
-
-    def position(self) -> dict[str, Any]:
-        """Where the writing is, with everything so far on the disk."""
-        if self._file is not None:
-            with naming(self._file.name):
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        return {"shards": self.shards, "tokens": self.tokens, "open": self._file is not None, "written": self._written}
-
-    def has(self, position: dict[str, Any]) -> bool:
-        """Whether the files reach as far as a position says."""
-        sizes = [(self.folder / shard["name"], shard["bytes"]) for shard in position["shards"]]
-        if position["open"]:
-            sizes.append(self._open_file(position))
-        return all(path.is_file() and path.stat().st_size >= size for path, size in sizes)
-
-    def _open_file(self, position: dict[str, Any]) -> tuple[Path, int]:
-        path = self.folder / f"shard-{len(position['shards']):05d}.bin"
-        return path, position["written"] * self.dtype.itemsize
-
-    def go_to(self, position: dict[str, Any]) -> None:
-        """Go on at a position that is there, dropping what was written after it."""
-        self.shards, self.tokens = list(position["shards"]), position["tokens"]
-        path, size = self._open_file(position)
-        known = {shard["name"] for shard in self.shards} | {STATE} | ({path.name} if position["open"] else set())
-        for stray in self.folder.iterdir():
-            if stray.name not in known:
-                stray.unlink()
-        if not position["open"]:
-            return
-        os.truncate(path, size)
-        with open(path, "rb") as file:
-            self._hash = hashlib.file_digest(file, "sha256")
-        self._file, self._written = open(path, "ab"), position["written"]  # noqa: SIM115 closed by close()
-
-
-class _Keeper:
-    """Keeps in a file how far the writing is, and which texts that was."""
-
-    def __init__(self, folder: Path, job: dict[str, Any], writer: _Writer):
-        self._path, self._job, self._writer = folder / STATE, job, writer
-        self._digest = hashlib.sha256()
-        self._due = time.monotonic() + _SECONDS_BETWEEN_SAVES
-
-    def go_on(self, texts: Iterator[str]) -> tuple[Iterator[str], _Counts]:
-        """The texts that are not written yet, and the counts of those that are; all of them if anything changed."""
-        state = self._state()
-        if state is None:
-            self._start_afresh()
-            return texts, _Counts()
-        counts = _Counts(**{field.name: state[field.name] for field in fields(_Counts)})
-        if not self._writer.has(state["position"]):
-            log.warning("%s: files are missing or shorter; writing starts afresh", self._path.parent)
-            self._start_afresh()
-            return texts, _Counts()
-        for text in islice(texts, counts.documents + counts.empty_documents):
-            self._add(text)
-        if self._digest.hexdigest() != state["digest"]:
-            raise ValueError(f"{self._path.parent}: holds the ids of other texts; remove it to start afresh")
-        self._writer.go_to(state["position"])
-        log.info("going on after %d documents", counts.documents)
-        return texts, counts
-
-    def saw(self, batch: list[str], counts: _Counts) -> None:
-        """Note that these texts are written; save, every now and then."""
-        for text in batch:
-            self._add(text)
-        if time.monotonic() >= self._due:
-            state = {"job": self._job, **asdict(counts), "digest": self._digest.hexdigest()}
-            write_json(self._path, {**state, "position": self._writer.position()})
-            self._due = time.monotonic() + _SECONDS_BETWEEN_SAVES
-
-    def _add(self, text: str) -> None:
-        data = text.encode("utf-8", "surrogatepass")
-        self._digest.update(len(data).to_bytes(8, "little") + data)
-
-    def _state(self) -> dict[str, Any] | None:
-        try:
-            state = read_json(self._path)
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            log.warning("%s; writing starts afresh", error)
-            return None
-        if state.get("job") == self._job:
-            return state
-        log.warning("%s: of another tokenizer or size of files; writing starts afresh", self._path.parent)
-        return None
-
-    def _start_afresh(self) -> None:
-        for path in self._path.parent.iterdir():
-            path.unlink()

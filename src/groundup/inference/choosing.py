@@ -1,5 +1,6 @@
 """The next token of each row, with what can go wrong kept to the row where it does."""
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from groundup.inference.adjust import adjust_logits
 from groundup.inference.request import Request
 from groundup.inference.sampling import TokenLogprob, sample, token_logprobs
+
+log = logging.getLogger(__name__)
 
 
 class Chosen(NamedTuple):
@@ -29,8 +32,8 @@ def choose(
     if len(requests) > 1 and not one_by_one:
         try:
             return list(_choose(logits, requests))
-        except Exception:  # the fault of some rows: find out which
-            pass
+        except Exception as failure:  # of some row: a constraint may raise anything, before a token is drawn
+            log.debug("choosing row by row: %s", failure)
     rows = logits.split(1) if len(requests) > 1 else [logits]
     return [_choose_one(row, request) for row, request in zip(rows, requests, strict=True)]
 

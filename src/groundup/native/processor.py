@@ -29,7 +29,7 @@ def feature_list() -> str:
 
 
 def target_machine() -> Any:
-    """LLVM's generator of code for this machine's processor . Each user needs one of its own."""
+    """LLVM's generator of code for this machine's processor. Each user needs one of its own."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()

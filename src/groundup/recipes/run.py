@@ -1,11 +1,7 @@
 """Running a recipe: train by its numbers and its clock, score, and leave everything that a reader needs to check it."""
 
-import json
-import math
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +13,23 @@ from groundup.accounting import training_flops_per_token
 from groundup.accounting.hardware import gemm_rate
 from groundup.config import to_dict
 from groundup.device import default_device, environment, rank, require_device, set_seed, world_size
-from groundup.evaluation import token_nats
 from groundup.files import read_json, write_json
 from groundup.model import Transformer
+from groundup.model.identity_start import start_as_identity
 from groundup.model.pretrained import save_pretrained
 from groundup.optim.groups import split_for_muon
 from groundup.parallel import joined, orthogonalize_on_ranks
 from groundup.parallel.engine import Engine
 from groundup.parallel.plan import ParallelPlan
+from groundup.recipes.curve import Curve, scores
 from groundup.recipes.ranks import check_plan_of, divide, whole_model
 from groundup.recipes.recipe import Recipe
-from groundup.recipes.text import Files, Ids, Prepared, await_prepared, prepare
+from groundup.recipes.text import Files, Prepared, await_prepared, prepare
 from groundup.train import checkpoint, objectives, precision
 from groundup.train.compiling import compile_blocks
-from groundup.train.ranks import largest_over_ranks, texts_of_ranks
+from groundup.train.ranks import texts_of_ranks
 
-EMBEDDING_STD, HEAD_STD = 0.1, 0.02
 VECTOR_RATE = 0.01
-CURVE_TOKENS = 50_000
 LOOK_EVERY = 10
 PROBE_SECONDS = 0.1
 
@@ -97,9 +92,26 @@ def run(
         model = model if ranks is None else whole_model(recipe, model, ranks)
     if place.rank != 0:
         return {"rank": place.rank, "stopped_by": ran.stopped_by}
-    seconds = time.monotonic() - began
-    result = {
-        "seconds": seconds,
+    result = _facts(recipe, model, ran) | {
+        "seconds": time.monotonic() - began,
+        "seed": seed,
+        "device": where.type,
+        "rank": 0,
+        "ranks": place.size,
+        "plan": None if plan is None else plan.text,
+        "engine": None if plan is None else engine,
+    }
+    if ran.stopped_by == "interrupt" and checkpoint_every is not None:
+        return result
+    save_pretrained(model, prepared.folder, out)
+    result = scores(model, prepared, recipe) | result
+    write_json(out / "result.json", result)
+    return result
+
+
+def _facts(recipe: Recipe, model: Transformer, ran: train.Run) -> dict[str, Any]:
+    """Of the training, whatever it ran on."""
+    return {
         "clock": recipe.clock,
         "steps": ran.step,
         "tokens": ran.tokens,
@@ -107,20 +119,8 @@ def run(
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_loss": float(np.mean(ran.losses[-50:])) if ran.losses else None,
         "target": recipe.target,
-        "seed": seed,
-        "device": where.type,
-        "rank": 0,
-        "ranks": place.size,
-        "plan": None if plan is None else plan.text,
-        "engine": None if plan is None else engine,
         "stopped_by": ran.stopped_by,
     }
-    if ran.stopped_by == "interrupt" and checkpoint_every is not None:
-        return result
-    save_pretrained(model, prepared.folder, out)
-    result = {**_scores(model, prepared, recipe), **result}
-    write_json(out / "result.json", result)
-    return result
 
 
 def _prepared(recipe: Recipe, files: Files, validation: Files, folder: Path) -> Prepared:
@@ -136,13 +136,9 @@ def seconds_trained(out: Path) -> float:
 
 
 def make_model(recipe: Recipe, device: torch.device, seed: int) -> Transformer:
-    """Every block starts as the identity; embeddings and head start small, so the first loss is log(vocabulary)."""
+    """The recipe's model as training begins with it, on its device and in its precision."""
     model = Transformer(recipe.model)
-    model.init_weights(seed, residual="zero")
-    with torch.no_grad():
-        model.embed.weight.mul_(EMBEDDING_STD / model.embed.weight.std())
-        if model.head is not None:
-            model.head.weight.mul_(HEAD_STD / model.head.weight.std())
+    start_as_identity(model, seed)
     model = model.to(device)
     precision.apply(model, _precision(recipe, device))
     model.dropout = recipe.dropout
@@ -211,88 +207,6 @@ def _train(
         engine=engine,
         **keeping,
     )
-
-
-@dataclass
-class Curve:
-    """Scores on the beginning of the validation text, at equal parts of the run; their time is the run's."""
-
-    path: Path
-    recipe: Recipe
-    prepared: Prepared
-    began: float
-    deadline: float | None
-    engine: Engine | None = None
-    points: list[dict[str, float]] = field(default_factory=list)
-    twin: Transformer | None = None
-
-    def __post_init__(self) -> None:
-        if self.path.exists():  # a run that is gone on with
-            self.points = [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
-
-    def look(self, step: int, model: Any, ran: train.Run) -> None:
-        """The trainer's hook: score if the next part of the run is over."""
-        self.points = [point for point in self.points if point["step"] < step]
-        due = len(self.points) + 1
-        if due > self.recipe.curve_points or not self.is_time(step, due, model.device):
-            return
-        if self.twin is None:  # the trained one is compiled, for batches of one shape
-            self.twin = Transformer(self.recipe.model).to(model.device)
-        self.twin.load_state_dict(model.state_dict() if self.engine is None else self.engine.full_state_dict())
-        self.twin.compute_dtype = model.compute_dtype
-        loss = score(self.twin, first_tokens(self.prepared.validation, CURVE_TOKENS), self.prepared.begin)
-        self.points.append({"step": step, "seconds": time.monotonic() - self.began, "tokens": ran.tokens, "loss": loss})
-        if rank() == 0:  # all ranks score, as none could go on meanwhile: nobody waits in a collective
-            self.path.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
-
-    def is_time(self, step: int, due: int, device: torch.device) -> bool:
-        """Whether the run is so far; where weights are gathered for it, all ranks go by the fastest clock."""
-        reached = self.share(step) * (self.recipe.curve_points + 1) >= due
-        return reached if self.engine is None else largest_over_ranks([float(reached)], device)[0] > 0
-
-    def share(self, step: int) -> float:
-        """How much of the run is over."""
-        if self.deadline is None:
-            return step / (self.recipe.steps or math.inf)
-        return (time.monotonic() - self.began) / (self.deadline - self.began)
-
-
-def first_tokens(documents: Sequence[Ids], most: int) -> list[Ids]:
-    """The documents from the first on, as many whole ones as fit, and at least a part of the first."""
-    kept: list[Ids] = [documents[0][:most]]
-    room = most - len(kept[0])
-    for document in documents[1:]:
-        if len(document) > room:
-            break
-        kept.append(document)
-        room -= len(document)
-    return kept
-
-
-def score(model: Transformer, documents: Sequence[Ids], begin: int, stride: int | None = None) -> float:
-    """Mean nats per token. Windows advance by `stride` (default: the context, so that they share no target)."""
-    context = model.config.context_length
-    nats = token_nats(model, documents, begin=begin, context_length=context, stride=stride or context)
-    return float(np.concatenate(nats).mean())
-
-
-def _scores(model: Transformer, prepared: Prepared, recipe: Recipe) -> dict[str, Any]:
-    """Losses on the whole validation text, by a model that is not compiled.
-
-    Of a text that was cut, which is short, also with windows that advance by a quarter of the context.
-    """
-    twin = Transformer(recipe.model).to(model.device)
-    twin.load_state_dict(model.state_dict())
-    twin.compute_dtype = model.compute_dtype
-    text, context = (prepared.validation, prepared.begin), recipe.model.context_length
-    loss = score(twin, *text)
-    return {
-        "loss": loss,
-        "loss_sliding": score(twin, *text, max(1, context // 4)) if recipe.tail else None,
-        "nats_per_character": loss * prepared.tokens / prepared.characters,
-        "validation_tokens": prepared.tokens,
-        "context_length": context,
-    }
 
 
 def _precision(recipe: Recipe, device: torch.device) -> str:

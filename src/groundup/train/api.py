@@ -103,12 +103,12 @@ def train(
     bad steps do not end (see `Guard`), and OutOfMemory, which says what held the memory and what would fit. The last
     checkpoint is then as it was.
     """
-    _check(model, schedule, run_dir, checkpoint_every, resume, deadline)
-    if save_in_background and (world_size() > 1 or engine is not None):
-        raise ValueError(
-            "train: save_in_background is for one process, as other ranks would not know which checkpoints are whole; "
-            "from many ranks, `parallel.ShardedSaver` saves in the background"
-        )
+    if isinstance(schedule, ClockDecay) and deadline is None:
+        raise ValueError("train: a ClockDecay schedule decays towards a deadline; give one")
+    if (resume is True or checkpoint_every is not None) and run_dir is None:
+        raise ValueError("train: resume=True and checkpoint_every need a run_dir")
+    if save_in_background:
+        _refuse_many_ranks(engine)
     if engine is not None:
         divided.refuse(engine, model, optimizer, micro_batches, recorder)
     if compile:
@@ -118,14 +118,12 @@ def train(
         keep_memory()
     feed = Feed(source, device, vocabularies(model) if engine is None else divided.vocabularies(engine))
     facts = fingerprint(model, optimizer if engine is None else engine.inner(), source, config)
-    memory = Memory(micro_batches)
-    if scaler is None and getattr(model, "compute_dtype", None) == torch.float16:
-        scaler = LossScaler()
-    scaler = None if scaler is None else scaler.to(device)
+    parts = Resumable(
+        model, optimizer, schedule, feed, guard or Guard(), facts, Run(), NoiseScale(), Memory(micro_batches),
+        _scaler(scaler, model, device), engine,
+    )  # fmt: skip
     training = Training(
-        parts=Resumable(
-            model, optimizer, schedule, feed, guard or Guard(), facts, Run(), NoiseScale(), memory, scaler, engine
-        ),
+        parts=parts,
         saver=Saver(run_dir, checkpoint_every, keep, save_in_background),
         pace=Pace(deadline),
         objective=objective,
@@ -142,14 +140,8 @@ def train(
     )
     training.continue_from(training.saver.find(resume))
     log_dir = run_dir if is_main() else None
-    training.log = MetricsLog(log_dir, from_step=training.run.step, sinks=sinks if is_main() else ())
     able = engine is None or divided.has_whole_gradients(engine)
-    training.recorder = _recorder(recorder, run_dir) if able else None
-    if training.recorder is not None:
-        training.recorder.open(log_dir, log_every, training.run.step)
-    if world_size() > 1 and engine is None and device.type == "cpu":  # elsewhere the host only launches the work
-        training.stragglers = Stragglers(SLOW_WINDOW)
-    training.progress = ProgressLine() if progress and is_main() else None
+    _follow(training, log_dir, _recorder(recorder, run_dir) if able else None, sinks, progress)
     if log_dir is None or watch_seconds is None:
         return training.loop()
     with resources.Monitor(
@@ -158,18 +150,33 @@ def train(
         return training.loop()
 
 
-def _check(
-    model: nn.Module,
-    schedule: Any,
-    run_dir: str | Path | None,
-    checkpoint_every: int | None,
-    resume: bool | str | Path,
-    deadline: float | None,
+def _refuse_many_ranks(engine: Engine | None) -> None:
+    if world_size() > 1 or engine is not None:
+        raise ValueError(
+            "train: save_in_background is for one process, as other ranks would not know which checkpoints are whole; "
+            "from many ranks, `parallel.ShardedSaver` saves in the background"
+        )
+
+
+def _scaler(wanted: LossScaler | None, model: nn.Module, device: torch.device) -> LossScaler | None:
+    if wanted is None and getattr(model, "compute_dtype", None) == torch.float16:
+        wanted = LossScaler()
+    return None if wanted is None else wanted.to(device)
+
+
+def _follow(
+    training: Training, log_dir: str | Path | None, recorder: Recorder | None, sinks: Sequence[Sink], progress: bool
 ) -> None:
-    if isinstance(schedule, ClockDecay) and deadline is None:
-        raise ValueError("train: a ClockDecay schedule decays towards a deadline; give one")
-    if (resume is True or checkpoint_every is not None) and run_dir is None:
-        raise ValueError("train: resume=True and checkpoint_every need a run_dir")
+    """Give the run what tells of it. The first rank writes; on CPUs the ranks' times are compared."""
+    step = training.run.step
+    training.log = MetricsLog(log_dir, from_step=step, sinks=sinks if is_main() else ())
+    training.recorder = recorder
+    if recorder is not None:
+        recorder.open(log_dir, training.log_every, step)
+    # On a GPU the host only launches the work.
+    if world_size() > 1 and training.engine is None and training.device.type == "cpu":
+        training.stragglers = Stragglers(SLOW_WINDOW)
+    training.progress = ProgressLine() if progress and is_main() else None
 
 
 def _recorder(wanted: Recorder | bool, run_dir: str | Path | None) -> Recorder | None:

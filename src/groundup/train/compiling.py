@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from groundup.train.compiler_cache import remove_halves
+
 logger = logging.getLogger("groundup.train")
 _said: set[str] = set()
 
@@ -52,6 +54,7 @@ def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
 def _why_not(model: nn.Module) -> str | None:
     """Compile something tiny: no other question answers whether a compiler is there and works."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    remove_halves()
     try:
         torch.compile(_tiny, dynamic=False)(torch.ones(8, device=device))
     except (RuntimeError, OSError, ImportError) as error:

@@ -1,48 +1,24 @@
 """The engine over the compiled decode step: the answers of torch's runner, and of itself in any company."""
 
 import functools
+from dataclasses import replace
 
 import pytest
-import torch
 
 from groundup.inference import Engine
 from groundup.inference.decode import CompiledDecoder
-from groundup.model import (
-    AttentionConfig,
-    BlockConfig,
-    GatedDeltaConfig,
-    GatedLinearConfig,
-    LatentAttentionConfig,
-    Mamba2Config,
-    MLPConfig,
-    ModelConfig,
-    Transformer,
-)
+from groundup.model import AttentionConfig, LatentAttentionConfig
 from groundup.tokenizer import Tokenizer
+from tests.inference.decode.test_decoder import MIXERS, config, shaken
 
 PROMPTS = ["the cat", "a bat and a rat sat on the mat, and the cat sat on the hat of the bat " * 2, "that was", "x"]
-
-
-MIXERS = {
-    "gqa": AttentionConfig(4, 2, 8),
-    "latent": LatentAttentionConfig(4, kv_rank=24, d_nope=8, d_rope=4, d_value=8, q_rank=20),
-    "mamba-2": Mamba2Config(4, d_head=8, d_state=12),
-    "gated delta": GatedDeltaConfig(4, 8, 8, num_key_heads=2),
-    "gated linear": GatedLinearConfig(2, 8, 12),
-}
 
 
 @pytest.fixture(scope="module", params=MIXERS)
 def model(request):
     tokenizer = Tokenizer.train_from_iterator([" ".join(PROMPTS)], 290, special_tokens=["<|endoftext|>"])
-    block = BlockConfig(MIXERS[request.param], MLPConfig(88))
-    config = ModelConfig(tokenizer.vocab_size, 32, 2, (block,), context_length=256)
-    built = Transformer(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return built.eval(), tokenizer
+    small = config(MIXERS[request.param])
+    return shaken(replace(small, vocab_size=tokenizer.vocab_size, context_length=256)), tokenizer
 
 
 def engine(model, weights, **options):

@@ -105,24 +105,32 @@ def add_neighbours(e: Emitter, sums: list[Any], keys: int) -> None:
 
 
 def _add_values(module: ir.Module, d_head: int, heads: int, in_bf16: bool) -> None:
-    e, (weights, length, values, stride, count, out, ahead) = new_function(module, "add_values", 7)
-    rows = [e.plus(out, head, 4 * d_head) for head in range(heads)]
-    sums = [[e.variable(FLOATS) for _ in range(-(-d_head // LANES))] for _ in range(heads)]
-    for row, vectors in zip(rows, sums, strict=True):
-        for vector, before in zip(vectors, channels(e, row, d_head, in_bf16=False), strict=True):
-            e.b.store(before, vector)
-    with e.loop(count) as i:
-        offset = e.b.mul(stride, i)
-        e.fetch(e.b.add(ahead, offset), _size(d_head, in_bf16))
-        value = channels(e, e.b.add(values, offset), d_head, in_bf16)
-        for head, vectors in enumerate(sums):
-            place = e.b.add(i, e.b.mul(length, I64(head)))
-            weight = e.repeat(e.load(e.plus(weights, place, 4), F32))
-            for part, vector in zip(value, vectors, strict=True):
-                e.b.store(e.fma(weight, part, e.b.load(vector)), vector)
-    for row, vectors in zip(rows, sums, strict=True):
-        put(e, [e.b.load(vector) for vector in vectors], row, d_head)
+    e, arguments = new_function(module, "add_values", 7)
+    add_channels(e, arguments, d_head, heads, in_bf16, I64(0), d_head)
     e.b.ret_void()
+
+
+def add_channels(
+    e: Emitter, arguments: list[Any], width: int, heads: int, in_bf16: bool, offset: Any, count: int
+) -> None:
+    """The part of `add_values` for `count` of a value's `width` channels, from `offset` on."""
+    weights, length, values, stride, keys, out, ahead = arguments
+    rows = [e.plus(e.plus(out, head, 4 * width), offset, 4) for head in range(heads)]
+    sums = [[e.variable(FLOATS) for _ in range(-(-count // LANES))] for _ in rows]
+    for row, own in zip(rows, sums, strict=True):
+        for total, before in zip(own, channels(e, row, count, in_bf16=False), strict=True):
+            e.b.store(before, total)
+    with e.loop(keys) as i:
+        place = e.plus(e.b.mul(stride, i), offset, _size(1, in_bf16))
+        e.fetch(e.b.add(ahead, place), _size(count, in_bf16))
+        value = channels(e, e.b.add(values, place), count, in_bf16)
+        for head, own in enumerate(sums):
+            at = e.b.add(i, e.b.mul(length, I64(head)))
+            weight = e.repeat(e.load(e.plus(weights, at, 4), F32))
+            for part, total in zip(value, own, strict=True):
+                e.b.store(e.fma(weight, part, e.b.load(total)), total)
+    for row, own in zip(rows, sums, strict=True):
+        _put(e, [e.b.load(total) for total in own], row, count)
 
 
 def channels(e: Emitter, address: Any, d_head: int, in_bf16: bool) -> list[Any]:
@@ -139,7 +147,7 @@ def channels(e: Emitter, address: Any, d_head: int, in_bf16: bool) -> list[Any]:
     return [e.upper_half(vector) for vector in found] if in_bf16 else found
 
 
-def put(e: Emitter, vectors: list[Any], address: Any, d_head: int) -> None:
+def _put(e: Emitter, vectors: list[Any], address: Any, d_head: int) -> None:
     for i, vector in enumerate(vectors):
         if (i + 1) * LANES <= d_head:
             e.store(vector, e.plus(address, i, 4 * LANES))

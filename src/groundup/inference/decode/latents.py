@@ -13,8 +13,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from groundup.inference.decode.heads import KEYS, add_neighbours, channels, put
-from groundup.native.emit import F32, FLOATS, I64, LANES, addresses, new_function, new_module
+from groundup.inference.decode.heads import KEYS, add_channels, add_neighbours, channels
+from groundup.native.emit import FLOATS, I64, LANES, addresses, new_function, new_module
 
 HEADS, LATENTS = 4, 4
 CHANNELS = 4 * LANES
@@ -86,30 +86,11 @@ class _Loops:
                 e.b.store(e.fma(query, latent, e.b.load(total)), total)
 
     def add_values(self) -> None:
-        whole, rest = self.width // CHANNELS, self.width % CHANNELS
+        e, whole, rest = self.e, self.width // CHANNELS, self.width % CHANNELS
+        shape = (self.width, self.heads, self.in_bf16)
         if whole:
-            with self.e.loop(I64(whole)) as i:
-                self._add_channels(self.e.b.mul(i, I64(CHANNELS)), CHANNELS)
+            with e.loop(I64(whole)) as i:
+                add_channels(e, self.arguments, *shape, e.b.mul(i, I64(CHANNELS)), CHANNELS)
         if rest:
-            self._add_channels(I64(whole * CHANNELS), rest)
-        self.e.b.ret_void()
-
-    def _add_channels(self, offset: Any, count: int) -> None:
-        """The sums of so many channels from `offset` on, over all latents."""
-        e, (weights, length, values, stride, latents, out, ahead) = self.e, self.arguments
-        rows = [e.plus(e.plus(out, head, 4 * self.width), offset, 4) for head in range(self.heads)]
-        sums = [[e.variable(FLOATS) for _ in range(-(-count // LANES))] for _ in rows]
-        for row, own in zip(rows, sums, strict=True):
-            for total, before in zip(own, channels(e, row, count, in_bf16=False), strict=True):
-                e.b.store(before, total)
-        with e.loop(latents) as i:
-            place = e.b.add(e.b.mul(stride, i), e.b.mul(offset, I64(self.size)))
-            e.fetch(e.b.add(ahead, place), self.size * count)
-            value = channels(e, e.b.add(values, place), count, self.in_bf16)
-            for head, own in enumerate(sums):
-                at = e.b.add(i, e.b.mul(length, I64(head)))
-                weight = e.repeat(e.load(e.plus(weights, at, 4), F32))
-                for part, total in zip(value, own, strict=True):
-                    e.b.store(e.fma(weight, part, e.b.load(total)), total)
-        for row, own in zip(rows, sums, strict=True):
-            put(e, [e.b.load(total) for total in own], row, count)
+            add_channels(e, self.arguments, *shape, I64(whole * CHANNELS), rest)
+        e.b.ret_void()

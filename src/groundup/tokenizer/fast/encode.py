@@ -6,8 +6,7 @@ entries, as long as a cache line, fetched while other misses are being prepared.
 each of them and branch on none, since what comes next in a text cannot be predicted.
 """
 
-from groundup.tokenizer.fast.byte_strings import hash_bytes, same_bytes
-from groundup.tokenizer.fast.classify import ALL, ONE
+from groundup.tokenizer.fast.classify import ALL
 from groundup.tokenizer.fast.context import (
     DONE,
     HAS_ZERO,
@@ -23,72 +22,53 @@ from groundup.tokenizer.fast.context import (
 from groundup.tokenizer.fast.encode_context import (
     BATCH,
     GROUP,
-    LANE_BITS,
     LINES,
     LINES_USED,
-    LONG_TEXT,
     LONG_TEXT_SIZE,
     LONG_TEXT_USED,
     LONGEST_KEPT,
-    LONGS,
     LONGS_USED,
     MISSES,
-    MOST_PROBES,
     NEEDS_LINES,
     NEEDS_LONG_TEXT,
     NEEDS_LONGS,
     NEEDS_SPILL,
     NUM_LINES,
     NUM_LONGS,
-    OLD_SIZE,
-    OLD_TABLE,
-    OUTPUT,
     OUTPUT_COUNT,
     OUTPUT_SIZE,
     PROBES,
     QUICK,
     QUICK_SHIFT,
-    SCRATCH,
     SCRATCH_PER_BYTE,
     SCRATCH_SIZE,
-    SPILL,
     SPILL_SIZE,
     SPILL_USED,
     UNRESOLVED,
     VALUES,
     WORDS_DONE,
 )
+from groundup.tokenizer.fast.encode_output import write
+from groundup.tokenizer.fast.encode_tables import LINE_BYTES, MULTIPLIER, line_of, line_value, long_value
+from groundup.tokenizer.fast.encode_tables import refill_lines as refill_lines
+from groundup.tokenizer.fast.encode_tables import refill_longs as refill_longs
 from groundup.tokenizer.fast.machine import (
-    HAS_COMPRESS,
     call,
-    copy,
-    count_ones,
     i32_at,
     i64,
     i64_at,
     kernel,
-    leading_zeros,
     load_u64,
     low_bytes,
-    pack_lanes_16,
-    pack_lanes_32,
     prefetch,
     select,
-    store_u64,
-    u16_at,
-    u32_at,
     u64,
     u64_at,
 )
-from groundup.tokenizer.fast.merge import merge
 
 ENTRIES = ("encode_text", "refill_lines", "refill_longs")
 
-_MULTIPLIER = u64(0x9E37_79B9_7F4A_7C15)
-_HIGH_MULTIPLIER = u64(0xC2B2_AE3D_27D4_EB4F)
-# The lanes that hold the first ids of eight values, of four lanes each or of two.
-_FIRST_OF_4, _FIRST_OF_2 = u64(0x1111_1111), u64(0x5555)
-_LINE_BYTES, _PROBE_BYTES, _LONG_FIELDS = 64, 32, 4
+_PROBE_BYTES = 32
 
 
 @kernel
@@ -120,7 +100,7 @@ def encode_words(context):
         places = fields[PLACES] + 4 * first
         missed = _look_up(context, places, count) if fields[HAS_ZERO] == 0 else _miss_all(context, count)
         _look_up_missed(context, places, missed)
-        _write(context, places, count)
+        write(context, places, count)
         fields[WORDS_DONE] = first + count
     return i64(DONE)
 
@@ -162,7 +142,7 @@ def _look_up(context, places_address, count):
         end = i64(places[word + 1])
         length = end - start
         key = low_bytes(load_u64(stage + start), length)
-        entry = u64_at(quick + i64(((key * _MULTIPLIER) >> shift) << u64(4)))
+        entry = u64_at(quick + i64(((key * MULTIPLIER) >> shift) << u64(4)))
         values[word] = entry[1]
         misses[missed] = word
         missed += i64(entry[0] != key) | i64(length > 8)
@@ -203,16 +183,10 @@ def _prepare(context, places_address, first, count):
         long = length > 8
         low = select(long, low, low_bytes(low, length))
         high = select(long, low_bytes(high, length - 8), u64(0)) | (u64(min(length, 16)) << u64(56))
-        line = lines + i64(line_of(low, high) & mask) * _LINE_BYTES
+        line = lines + i64(line_of(low, high) & mask) * LINE_BYTES
         prefetch(line)
         probe = u64_at(fields[PROBES] + number * _PROBE_BYTES)
         probe[0], probe[1], probe[2], probe[3] = low, high, u64(line), u64(word)
-
-
-@kernel
-def line_of(low, high):
-    """The hash of a key."""
-    return ((low ^ (high * _HIGH_MULTIPLIER)) * _MULTIPLIER) >> u64(32)
 
 
 @kernel
@@ -235,7 +209,7 @@ def _probe(context, first, count):
         length = i64(high >> u64(56))
         found = (in_first | in_second) & (length <= 15)
         values[i64(word)] = value
-        target = select(found & (length <= quick_length), ((low * _MULTIPLIER) >> shift) << u64(4), nowhere)
+        target = select(found & (length <= quick_length), ((low * MULTIPLIER) >> shift) << u64(4), nowhere)
         entry = u64_at(quick + i64(target))
         entry[0], entry[1] = low, value
         others[left] = number
@@ -254,205 +228,6 @@ def _resolve(context, places_address, number):
     if length > LONGEST_KEPT:
         values[word] = ALL
     elif length > 15:
-        values[word] = _long_value(context, address, length)
+        values[word] = long_value(context, address, length)
     else:
-        values[word] = _line_value(context, low, high, address, length)
-
-
-@kernel
-def _line_value(context, low, high, address, length):
-    """The value of a pre-token of up to 15 bytes, from the lines or new.
-
-    Words can be made whose hashes collide: after MOST_PROBES lines the value is that of one merged when written.
-    """
-    fields = i64_at(context)
-    mask = fields[NUM_LINES] - 1
-    number = i64(line_of(low, high)) & mask
-    for _ in range(MOST_PROBES):
-        line = u64_at(fields[LINES] + number * _LINE_BYTES)
-        for entry in (0, 4):
-            if line[entry] == low and line[entry + 1] == high:
-                return line[entry + 2]
-            if line[entry + 1] == u64(0):
-                line[entry], line[entry + 1] = low, high
-                line[entry + 2] = _encode_new(context, address, length)
-                fields[LINES_USED] += 1
-                return line[entry + 2]
-        number = (number + 1) & mask
-    return ALL
-
-
-@kernel
-def _encode_new(context, address, length):
-    """Merge a pre-token and make its ids a value, with the help of SPILL if there are many."""
-    fields = i64_at(context)
-    count = merge(context, address, length)
-    ids = u32_at(fields[SCRATCH])
-    lane_bits = fields[LANE_BITS]
-    if count * lane_bits <= 64:  # none at all, as of bytes without a token, looks like a long one and is found out then
-        value = ALL
-        for place in range(count - 1, -1, -1):
-            value = (value << u64(lane_bits)) | u64(ids[place])
-        return value
-    place = fields[SPILL_USED]
-    u32_at(fields[SPILL])[place] = count
-    copy(fields[SPILL] + 4 * (place + 1), fields[SCRATCH], 4 * count)
-    fields[SPILL_USED] = place + 1 + count
-    return (u64(place) << u64(lane_bits)) | ((ONE << u64(lane_bits)) - ONE)
-
-
-@kernel
-def _long_value(context, address, length):
-    """The value of a pre-token of 16 to LONGEST_KEPT bytes, from the table of long ones or new."""
-    fields = i64_at(context)
-    mask = fields[NUM_LONGS] - 1
-    hashed = hash_bytes(address, length) | u64(1)
-    slot = i64(hashed >> u64(16)) & mask
-    probes = i64(0)
-    while True:
-        row = u64_at(fields[LONGS] + slot * 8 * _LONG_FIELDS)
-        if row[0] == u64(0):
-            break
-        probes += 1
-        if probes > MOST_PROBES:
-            return ALL
-        if row[0] == hashed and i64(row[1]) == length and same_bytes(fields[LONG_TEXT] + i64(row[2]), address, length):
-            return row[3]
-        slot = (slot + 1) & mask
-    value = _encode_new(context, address, length)
-    copy(fields[LONG_TEXT] + fields[LONG_TEXT_USED], address, length)
-    row[0], row[1], row[2], row[3] = hashed, u64(length), u64(fields[LONG_TEXT_USED]), value
-    fields[LONG_TEXT_USED] += length
-    fields[LONGS_USED] += 1
-    return value
-
-
-@kernel
-def refill_lines(context):
-    """Move the pre-tokens of OLD_TABLE to the lines, which are empty and more."""
-    fields = i64_at(context)
-    fields[LINES_USED] = 0
-    for place in range(2 * fields[OLD_SIZE]):
-        old = u64_at(fields[OLD_TABLE] + place * (_LINE_BYTES // 2))
-        if old[1] != u64(0):
-            _put_into_lines(context, old)
-    return i64(DONE)
-
-
-@kernel
-def _put_into_lines(context, old):
-    """Put an entry into the first free place, or forget it."""
-    fields = i64_at(context)
-    mask = fields[NUM_LINES] - 1
-    number = i64(line_of(old[0], old[1])) & mask
-    for _ in range(MOST_PROBES):
-        line = u64_at(fields[LINES] + number * _LINE_BYTES)
-        for entry in (0, 4):
-            if line[entry + 1] == u64(0):
-                line[entry], line[entry + 1], line[entry + 2] = old[0], old[1], old[2]
-                fields[LINES_USED] += 1
-                return
-        number = (number + 1) & mask
-
-
-@kernel
-def refill_longs(context):
-    """Move the pre-tokens of OLD_TABLE to the table of long ones, which is empty and larger."""
-    fields = i64_at(context)
-    mask = fields[NUM_LONGS] - 1
-    for place in range(fields[OLD_SIZE]):
-        old = u64_at(fields[OLD_TABLE] + place * 8 * _LONG_FIELDS)
-        if old[0] != u64(0):
-            slot = i64(old[0] >> u64(16)) & mask
-            while u64_at(fields[LONGS] + slot * 8 * _LONG_FIELDS)[0] != u64(0):
-                slot = (slot + 1) & mask
-            copy(
-                fields[LONGS] + slot * 8 * _LONG_FIELDS, fields[OLD_TABLE] + place * 8 * _LONG_FIELDS, 8 * _LONG_FIELDS
-            )
-    return i64(DONE)
-
-
-@kernel
-def _write(context, places, count):
-    """The ids of a batch, to the output."""
-    fields = i64_at(context)
-    if fields[LANE_BITS] == 16:
-        fields[OUTPUT_COUNT] = _write_narrow(context, places, count)
-    else:
-        fields[OUTPUT_COUNT] = _write_wide(context, places, count)
-
-
-@kernel
-def _write_narrow(context, places, count):
-    """Ids of 16 bits. Eight pre-tokens at a time, where the processor can do that and none has many ids."""
-    fields = i64_at(context)
-    written, word = fields[OUTPUT_COUNT], i64(0)
-    while HAS_COMPRESS and word + 8 <= count:
-        present = pack_lanes_16(fields[VALUES] + 8 * word, fields[OUTPUT] + 2 * written)
-        if present & _FIRST_OF_4 == _FIRST_OF_4:
-            written += count_ones(present)
-        else:
-            written = _write_narrow_one_by_one(context, places, word, word + 8, written)
-        word += 8
-    return _write_narrow_one_by_one(context, places, word, count, written)
-
-
-@kernel
-def _write_narrow_one_by_one(context, places, word, end, written):
-    fields = i64_at(context)
-    values, output, lanes = u64_at(fields[VALUES]), u16_at(fields[OUTPUT]), fields[OUTPUT]
-    while word < end:
-        value = values[word]
-        store_u64(lanes + 2 * written, value)
-        ids = 4 - (leading_zeros(~value) >> 4)
-        if value & u64(0xFFFF) == u64(0xFFFF):
-            ids, source = _many_ids(context, value, places, word)
-            many = u32_at(source)
-            for number in range(ids):
-                output[written + number] = many[number]
-        written += ids
-        word += 1
-    return written
-
-
-@kernel
-def _write_wide(context, places, count):
-    """Ids of 32 bits, in the same two ways."""
-    fields = i64_at(context)
-    written, word = fields[OUTPUT_COUNT], i64(0)
-    while HAS_COMPRESS and word + 8 <= count:
-        present = pack_lanes_32(fields[VALUES] + 8 * word, fields[OUTPUT] + 4 * written)
-        if present & _FIRST_OF_2 == _FIRST_OF_2:
-            written += count_ones(present)
-        else:
-            written = _write_wide_one_by_one(context, places, word, word + 8, written)
-        word += 8
-    return _write_wide_one_by_one(context, places, word, count, written)
-
-
-@kernel
-def _write_wide_one_by_one(context, places, word, end, written):
-    fields = i64_at(context)
-    values, lanes = u64_at(fields[VALUES]), fields[OUTPUT]
-    while word < end:
-        value = values[word]
-        store_u64(lanes + 4 * written, value)
-        ids = 2 - (leading_zeros(~value) >> 5)
-        if value & u64(0xFFFF_FFFF) == u64(0xFFFF_FFFF):
-            ids, source = _many_ids(context, value, places, word)
-            copy(lanes + 4 * written, source, 4 * ids)
-        written += ids
-        word += 1
-    return written
-
-
-@kernel
-def _many_ids(context, value, places_address, word):
-    """How many ids a value stands for that does not hold them itself, and their address (uint32)."""
-    fields = i64_at(context)
-    if value == ALL:
-        places = i32_at(places_address)
-        start = i64(places[word])
-        return merge(context, fields[STAGE] + start, i64(places[word + 1]) - start), fields[SCRATCH]
-    place = fields[SPILL] + 4 * i64(value >> u64(fields[LANE_BITS]))
-    return i64(u32_at(place)[0]), place + 4
+        values[word] = line_value(context, low, high, address, length)

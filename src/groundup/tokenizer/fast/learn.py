@@ -13,7 +13,6 @@ pairs are counted anew with a lower threshold.
 from groundup.tokenizer.fast.learn_context import (
     BUDGET,
     COUNT,
-    CURSOR,
     DONE,
     FIRST,
     GO_ON,
@@ -22,7 +21,6 @@ from groundup.tokenizer.fast.learn_context import (
     KEY,
     LEFT_SEEN,
     LEFT_TALLIES,
-    LENGTH,
     MAX_HEAP,
     MAX_OCCURRENCES,
     MERGES,
@@ -38,19 +36,17 @@ from groundup.tokenizer.fast.learn_context import (
     PAIR,
     RIGHT_SEEN,
     RIGHT_TALLIES,
-    SEPARATOR,
     SYMBOLS,
     TALLY_RECORD,
-    TEXT,
     THRESHOLD,
     TIMES,
     WANTED_TOKENS,
     WEIGHT,
     WEIGHTS,
-    WORD_COUNTS,
-    WORD_ENDS,
-    WORDS,
 )
+from groundup.tokenizer.fast.learn_counting import count_pairs as count_pairs
+from groundup.tokenizer.fast.learn_counting import lay_out as lay_out
+from groundup.tokenizer.fast.learn_counting import list_pairs as list_pairs
 from groundup.tokenizer.fast.learn_heap import drop_top, pop_most_frequent, push
 from groundup.tokenizer.fast.learn_pairs import (
     add_pair,
@@ -62,117 +58,12 @@ from groundup.tokenizer.fast.learn_pairs import (
     token_size,
 )
 from groundup.tokenizer.fast.learn_pairs import fill_slots as fill_slots
-from groundup.tokenizer.fast.machine import i32_at, i64, i64_at, kernel, prefetch, u8_at, u64, u64_at
+from groundup.tokenizer.fast.machine import i32_at, i64, i64_at, kernel, prefetch, u64, u64_at
 
 ENTRIES = ("lay_out", "count_pairs", "list_pairs", "fill_slots", "merge_pairs")
 
 _HALF = u64(0xFFFFFFFF)
 _AHEAD = 12  # occurrences between asking for memory and using it
-
-
-@kernel
-def lay_out(context_address):
-    """Fill symbols and weights from the words, and the records of the tokens that are bytes."""
-    context = i64_at(context_address)
-    symbols, weights = i32_at(context[SYMBOLS]), i64_at(context[WEIGHTS])
-    text, ends, counts = u8_at(context[TEXT]), i64_at(context[WORD_ENDS]), i64_at(context[WORD_COUNTS])
-    for byte in range(256):
-        symbols[byte] = SEPARATOR
-        describe_token(context_address, byte, byte, 1)
-    place = 256
-    for word in range(context[WORDS]):
-        while place < ends[word]:
-            symbols[place] = text[place]
-            weights[place] = counts[word]
-            place += 1
-        symbols[place] = SEPARATOR
-        place += 1
-    context[NUM_TOKENS] = 256
-    return DONE
-
-
-# --- counting from the beginning
-
-
-@kernel
-def count_pairs(context_address):
-    """Count all pairs of the text, from CURSOR on."""
-    context = i64_at(context_address)
-    symbols, weights = i32_at(context[SYMBOLS]), i64_at(context[WEIGHTS])
-    place = context[CURSOR]
-    while place < context[LENGTH]:
-        left = symbols[place]
-        if left < 0:
-            place += 1
-            continue
-        after = place + token_size(context, left)
-        if symbols[after] >= 0:
-            if not has_room_for_pairs(context, 1):
-                context[CURSOR] = place
-                return NEED_PAIRS
-            record = i64_at(add_pair(context, pair_key(left, symbols[after])))
-            record[COUNT] += weights[place]
-            record[OCCURRENCES] += 1
-        place = after
-    context[CURSOR] = place
-    return DONE
-
-
-@kernel
-def list_pairs(context_address):
-    """List the places of the pairs that reach the threshold, and put these into the heap."""
-    context = i64_at(context_address)
-    total, listed = _share_out(context)
-    if total > context[MAX_OCCURRENCES]:
-        context[NEEDED] = total
-        return NEED_OCCURRENCES
-    if listed > context[MAX_HEAP]:
-        context[NEEDED] = listed
-        return NEED_HEAP
-    context[NUM_OCCURRENCES] = total
-    _write_places(context)
-    context[HEAP_SIZE] = 0
-    for number in range(context[NUM_PAIRS]):
-        if i64_at(pair_record(context, number))[COUNT] >= context[THRESHOLD]:
-            push(context, i64_at(pair_record(context, number))[COUNT], number)
-    return DONE
-
-
-@kernel
-def _share_out(context):
-    """Give each frequent pair its part of the list; returns the sizes of all parts and of the heap."""
-    total = listed = 0
-    for number in range(context[NUM_PAIRS]):
-        record = i64_at(pair_record(context, number))
-        if record[COUNT] >= context[THRESHOLD]:
-            record[FIRST] = total
-            total += record[OCCURRENCES]
-            listed += 1
-    return total, listed
-
-
-@kernel
-def _write_places(context):
-    """Write the places of the frequent pairs, each to its part of the list."""
-    symbols, occurrences = i32_at(context[SYMBOLS]), i32_at(context[OCCURRENCES_AT])
-    for number in range(context[NUM_PAIRS]):
-        i64_at(pair_record(context, number))[OCCURRENCES] = 0
-    place = 256
-    while place < context[LENGTH]:
-        left = symbols[place]
-        if left < 0:
-            place += 1
-            continue
-        after = place + token_size(context, left)
-        if symbols[after] >= 0:
-            record = i64_at(find_pair(context, pair_key(left, symbols[after])))
-            if record[COUNT] >= context[THRESHOLD]:
-                occurrences[record[FIRST] + record[OCCURRENCES]] = place
-                record[OCCURRENCES] += 1
-        place = after
-
-
-# --- merging
 
 
 @kernel
