@@ -9,6 +9,7 @@ or takes the processor for one without vectors.
     table of sections     the end of the file: a file that ends before it, or has no header yet, is not whole
 """
 
+import importlib
 import logging
 import struct
 import sys
@@ -59,9 +60,8 @@ def is_whole(path: Path) -> bool:
 
 
 def _cache_folder() -> Path:
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return Path(cache_dir())
+    """torch's. Its compiler takes long to import, and is about to be."""
+    return Path(importlib.import_module("torch._inductor.runtime.cache_dir_utils").cache_dir())
 
 
 @contextmanager
