@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 MOST_ROWS = 192
 """Rows of a step; more are done in several steps. Enough for the arithmetic to outweigh the reading of weights."""
 TILE = 12
+SMALL_BYTES = 1 << 20
+"""Weights of a model whose step one thread takes as fast as two, who would have to meet; others can use the core."""
 ROWS, IS_APART, WANTED, SEARCHED = map(IN_STEP.index, ("rows", "is_apart", "wanted", "searched"))
 Piece = tuple[list[int], list[int], list[int], list[int]]
 """Of the rows of a step: tokens, positions, rows of the page tables; and the numbers of those that are wanted."""
@@ -72,9 +74,9 @@ class CompiledDecoder:
     """Runs spans of tokens in a compiled step.
 
     The weights are packed when it is built: build it again after they have changed. It writes keys and values to the
-    store's pages in place. `threads` is torch's number of threads by default. What a row gives depends neither on the
-    other rows of the call nor on the number of threads, bit for bit; so an engine gives it prompts, too, and in its
-    batch-invariant mode.
+    store's pages in place. `threads` is torch's number of threads by default, and 1 for a small model. What a row gives
+    depends neither on the other rows of the call nor on the number of threads, bit for bit; so an engine gives it
+    prompts, too, and in its batch-invariant mode.
     """
 
     takes_prompts = True
@@ -88,7 +90,8 @@ class CompiledDecoder:
             _make_states(model, store)
             self.program = Program(model, store.streams, store.states, store.page_size, weights, MOST_ROWS, context)
         self.config, self.store = model.config, store
-        self.threads = threads or min(torch.get_num_threads(), physical_cores())
+        most = 1 if self.program.weight_bytes < SMALL_BYTES else physical_cores()
+        self.threads = threads or min(torch.get_num_threads(), most)
         team = importlib.import_module("groundup.inference.decode.team")
         self._team, self._board = team.Team(self.threads), team.new_board(self.threads)
         self._step = importlib.import_module("groundup.inference.decode.step").step
