@@ -10,7 +10,7 @@ from torch import Tensor
 
 from groundup.inference.adjust import adjust_logits
 from groundup.inference.request import Request
-from groundup.inference.sampling import TokenLogprob, sample, token_logprobs
+from groundup.inference.sampling import TokenLogprob, broken_logits, sample, token_logprobs
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,16 @@ def choose(
             log.debug("choosing row by row: %s", failure)
     rows = logits.split(1) if len(requests) > 1 else [logits]
     return [_choose_one(row, request) for row, request in zip(rows, requests, strict=True)]
+
+
+def takes_most_likely(request: Request) -> bool:
+    """Whether nothing of the logits is asked for but where the largest is."""
+    return request.params.temperature == 0 and not request.params.logprobs and not _asks(request)
+
+
+def chosen(token: int) -> Chosen | Exception:
+    """A token that was found without its logits, which for -1 were NaN or infinite."""
+    return Chosen(token, None) if token >= 0 else broken_logits([0])
 
 
 def _choose_one(logits: Float[Tensor, "1 vocab"], request: Request) -> Chosen | Exception:

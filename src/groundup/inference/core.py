@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from groundup.inference.batch_cache import is_recurrent, reach
-from groundup.inference.choosing import Chosen, choose
+from groundup.inference.choosing import Chosen, choose, chosen, takes_most_likely
 from groundup.inference.drafting import Drafting, Proposer
 from groundup.inference.execution import DecoderBuilder, Execution
 from groundup.inference.pages import Pages
@@ -27,6 +27,7 @@ from groundup.model import Transformer
 
 log = logging.getLogger(__name__)
 
+NO_LOGITS = torch.empty(0)
 CACHE_BYTES = 4 * 2**30
 """Size of the page store where `cache_tokens` does not say otherwise; never less than one full context."""
 
@@ -152,8 +153,7 @@ class Core:
         self._steps += 1
         failed = [] if self.drafting is None else self._draft(self.drafting, self.scheduler)
         work = self.scheduler.schedule()
-        results = self.execution.run([each.span for each in work])
-        return [*outputs, *self._take(work, results), *failed]
+        return [*outputs, *self._take(work, self._run(work)), *failed]
 
     def stats(self) -> EngineStats:
         """Counts as of now."""
@@ -193,19 +193,29 @@ class Core:
             scheduler.remove(request)
         return [self._output(request, request.release(), [], []) for request in failed]
 
-    def _take(self, work: list[Work], results: list[Tensor | Exception]) -> list[Output]:
+    def _run(self, work: list[Work]) -> list[Tensor | Chosen | Exception]:
+        """What each span gives: its logits, or the token itself where nobody asks for more than the most likely."""
+        spans = [each.span for each in work]
+        if all(span.wanted <= 1 and takes_most_likely(each.request) for span, each in zip(spans, work, strict=True)):
+            found = self.execution.most_likely(spans, self.vocab_size)
+            if found is not None:
+                tokens = iter(found)
+                return [chosen(next(tokens)) if span.wanted else NO_LOGITS for span in spans]
+        return [*self.execution.run(spans)]
+
+    def _take(self, work: list[Work], results: list[Tensor | Chosen | Exception]) -> list[Output]:
         """Choose tokens from the logits, hand them to their requests, and say what came of it."""
         plain = [i for i, each in enumerate(work) if each.span.wanted == 1 and isinstance(results[i], Tensor)]
-        chosen: dict[int, Chosen | Exception] = {}
+        picked: dict[int, Chosen | Exception] = {}
         if plain:
             rows = _joined([r for i in plain if isinstance(r := results[i], Tensor)])
             self._mask_padding(rows)
             picks = choose(rows, [work[i].request for i in plain], self.batch_invariant)
-            chosen = dict(zip(plain, picks, strict=True))
+            picked = dict(zip(plain, picks, strict=True))
         return [
             output
             for i, (each, result) in enumerate(zip(work, results, strict=True))
-            if (output := self._apply(each, chosen.get(i, result))) is not None
+            if (output := self._apply(each, picked.get(i, result))) is not None
         ]
 
     def _apply(self, work: Work, result: Chosen | Tensor | Exception) -> Output | None:

@@ -34,7 +34,8 @@ DecoderBuilder = Callable[[Transformer, PageStore], Any]
 
 Where none is given, steps are recorded on a GPU, see `graphs`. A runner with `takes_prompts` true gets all spans, and
 has weights of its own: nobody tells the modules that it is inference. One with `batch_invariant` true as well promises
-that a token's logits depend on nothing but the tokens before it, bit for bit.
+that a token's logits depend on nothing but the tokens before it, bit for bit. One that also has a method
+`most_likely` finds these tokens itself, see `Execution.most_likely`.
 """
 
 
@@ -114,6 +115,18 @@ class Execution:
                 for i, result in zip(part, _attempt(runner, [spans[i] for i in part]), strict=True):
                     results[i] = result
         return results
+
+    def most_likely(self, spans: list[Span], vocab_size: int) -> list[int] | None:
+        """The most likely of the first `vocab_size` tokens at each wanted place, where a decoder finds it itself: -1
+        for logits that are NaN or infinite. None where `run` has to be asked."""
+        fast = self.fast_decoder()
+        search = getattr(fast, "most_likely", None)
+        if search is None or not getattr(fast, "takes_prompts", False):
+            return None
+        try:
+            return search(spans, vocab_size)
+        except Exception:  # whose fault it is, `run` finds out
+            return None
 
     def states(self, slot: int) -> Float[Tensor, "seq d_model"] | None:
         """What the head read of the newest span of this slot, where that is kept."""

@@ -224,8 +224,13 @@ def most_likely(logits: Float[Tensor, "batch vocab"]) -> list[int]:
         best, values = places.flatten().tolist(), logits.gather(-1, places).flatten().tolist()
     broken = [row for row, value in enumerate(values) if not math.isfinite(value)]
     if broken:
-        raise ValueError(f"the model's logits are NaN or infinite (rows {broken}): its weights are broken")
+        raise broken_logits(broken)
     return best
+
+
+def broken_logits(rows: list[int]) -> ValueError:
+    """What is raised for rows whose largest logit is no number."""
+    return ValueError(f"the model's logits are NaN or infinite (rows {rows}): its weights are broken")
 
 
 def sample(

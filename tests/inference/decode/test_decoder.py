@@ -250,6 +250,36 @@ def test_a_row_gets_the_same_bits_in_any_company_in_any_cut_and_on_any_number_of
         assert torch.equal(alone.run([Span(ids[-1:], len(ids) - 1, i)])[0], batch[i])
 
 
+@pytest.mark.parametrize("name", ["gqa", "latent", "qk-norm, whole", "gpt-2", "wide heads", "gated delta"])
+def test_the_most_likely_tokens_are_those_of_the_logits(name):
+    model = shaken(VARIANTS[name])
+    asked, told = (CompiledDecoder(model, new_store(model.config, rows=6), "bf16", threads=2) for _ in range(2))
+    generator = torch.Generator().manual_seed(5)
+    texts = [torch.randint(VOCAB, (n,), generator=generator).tolist() for n in (9, 1, 30, 17, 16, 2)]
+    for step in range(4):
+        spans = [Span(ids[-1:] if step else ids, len(ids) - 1 if step else 0, i) for i, ids in enumerate(texts)]
+        logits = told.run(spans)
+        vocab = VOCAB if step % 2 else 40
+        assert asked.most_likely(spans, vocab) == logits[:, :vocab].argmax(-1).tolist()
+        for ids, token in zip(texts, logits.argmax(-1).tolist(), strict=True):
+            ids.append(token)
+
+
+def test_the_most_likely_tokens_of_more_rows_than_a_step_has():
+    model = shaken(VARIANTS["gqa"])
+    decoder = CompiledDecoder(model, new_store(model.config, rows=8), "fp32")
+    ids = torch.randint(VOCAB, (8, 60), generator=torch.Generator().manual_seed(4)).tolist()
+    spans = [Span(row, 0, i, wanted=i % 3) for i, row in enumerate(ids)]
+    assert decoder.most_likely(spans, VOCAB) == decoder.run(spans).argmax(-1).tolist()
+    assert decoder.most_likely([], VOCAB) == [] and decoder.run([]).shape == (0, VOCAB)
+
+
+def test_where_a_soft_cap_may_make_logits_equal_they_are_asked():
+    model = shaken(VARIANTS["soft caps"])
+    decoder = CompiledDecoder(model, new_store(model.config), "fp32")
+    assert decoder.most_likely([Span([1, 2], 0, 0)], VOCAB) is None
+
+
 def test_a_thread_that_is_late_reads_nothing_of_the_next_step():
     """After a step without logits it has only operations without rows left, while another one begins anew."""
     model, draw = shaken(config(layers=1)), np.random.default_rng(0)

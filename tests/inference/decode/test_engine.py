@@ -1,11 +1,12 @@
 """The engine over the compiled decode step: the answers of torch's runner, and of itself in any company."""
 
+import copy
 import functools
 from dataclasses import replace
 
 import pytest
 
-from groundup.inference import Engine
+from groundup.inference import Engine, SamplingParams
 from groundup.inference.decode import CompiledDecoder
 from groundup.model import AttentionConfig, LatentAttentionConfig
 from groundup.tokenizer import Tokenizer
@@ -64,3 +65,27 @@ def test_an_answer_has_the_same_bits_in_any_company(model, weights):
         dict(batch_invariant=True, step_tokens=11),
     ):
         assert engine(model, weights, **settings).generate(PROMPTS, **options) == alone
+
+
+def test_greedy_answers_are_the_same_without_their_logits(model):
+    options = dict(max_tokens=20, temperature=0)
+    asked = engine(model, "bf16", step_tokens=50)
+    asked.end_ids = set()
+    plain = asked.generate(PROMPTS, **options)
+    told = asked.generate(PROMPTS, **options, logprobs=1)
+    assert [c.tokens for c in plain] == [c.tokens for c in told]
+    mixed = asked.generate(PROMPTS, [SamplingParams(**options), SamplingParams(max_tokens=20, seed=1)] * 2)
+    assert [c.tokens for c in mixed[::2]] == [c.tokens for c in plain[::2]]
+
+
+def test_a_broken_model_is_told_as_with_logits(model):
+    built = copy.deepcopy(model[0])
+    with torch.no_grad():
+        built.final_norm.weight.fill_(torch.nan)
+    broken = engine((built, model[1]), "bf16")
+    for options in (dict(logprobs=0), dict(logprobs=1)):
+        requests = [broken.submit(prompt, SamplingParams(max_tokens=3, temperature=0, **options)) for prompt in PROMPTS]
+        while broken.has_work:
+            broken.step()
+        assert [r.finish_reason for r in requests] == ["error"] * 4
+        assert all("NaN or infinite (rows [0])" in str(r.error) for r in requests)

@@ -11,11 +11,12 @@ from groundup.inference.decode.rows import (
     exponential,
     floats,
     halves,
+    largest_of,
     norm,
     tanh,
     to_bf16,
 )
-from groundup.inference.decode.team import compiled, compiled_ignoring_nan, intrinsic
+from groundup.inference.decode.team import compiled, intrinsic
 
 KEYS = 16  # of a group, as in heads
 
@@ -73,14 +74,14 @@ def norm_heads(heads, width, gain, eps):
 
 
 @compiled
-def remember(values, address, slot, in_bf16):
-    """Write the keys, or the values, of all heads of one token to its slot."""
+def remember(values, address, place, in_bf16):
+    """Write the keys, or the values, of some heads of one token, from number `place` on."""
     if in_bf16:
-        out = halves(address + 2 * slot * values.size, values.size)
+        out = halves(address + 2 * place, values.size)
         for i in range(values.size):
             out[i] = to_bf16(values[i])
     else:
-        stored = floats(address + 4 * slot * values.size, values.size)
+        stored = floats(address + 4 * place, values.size)
         for i in range(values.size):
             stored[i] = values[i]
 
@@ -152,13 +153,6 @@ def _bend(op, scores, distance, slope):
             scores[i] -= slope * np.float32(distance - i)
 
 
-@compiled_ignoring_nan  # or the loop is no vectors; NaN stays in the scores themselves
-def _largest(scores, largest):
-    for i in range(scores.size):
-        largest = max(largest, scores[i])
-    return largest
-
-
 @compiled
 def _exponentials(scores, largest):
     """Each score becomes e^(score - largest); their sum."""
@@ -206,7 +200,7 @@ def _softmax(op, head, row, position, first, sinks):
     near, far = row[first:], row[:sinks]
     _bend(op, near, position - first, slope)
     _bend(op, far, position, slope)
-    largest = _largest(far, _largest(near, sink))
+    largest = largest_of(far, largest_of(near, sink))  # NaN stays in the scores themselves
     total = _exponentials(near, largest) + _exponentials(far, largest)
     if op.sinks:
         total += exponential(sink - largest)

@@ -31,13 +31,14 @@ def attention(builder: Builder, norm: nn.Module, mixer: Attention, streams: Sequ
     builder.round(builder.x, builder.d_model, matrix, norm)
     bias = builder.address(torch.cat(biases)) if biases else 0
     builder.product(matrix, mode=WRITE, bias=bias, **qkv.as_target())
-    shape = _heads(builder, mixer, streams)
-    builder.add(REMEMBER, **shape, **_before_keys(builder, mixer), **qkv.as_source())
+    shape = _heads(builder, mixer, streams) | _before_keys(builder, mixer)
+    shape["remembers"] = shape["part_heads"] * shape["kv_heads"] == shape["heads"] and not shape.get("whole_norm")
+    builder.add(REMEMBER, **shape, **qkv.as_source())
     builder.add(ATTEND, **shape, **_scoring(builder, mixer), **qkv.as_source(), **out.as_target())
     return builder.branch_end(out, mixer.wo)
 
 
-def _heads(builder: Builder, mixer: Attention, streams: Sequence[Tensor]) -> dict[str, int]:
+def _heads(builder: Builder, mixer: Attention, streams: Sequence[Tensor]) -> dict[str, Any]:
     config, (keys, values) = mixer.config, streams
     loops = importlib.import_module("groundup.inference.decode.heads")
     together = loops.heads_at_once(config.d_head, config.num_heads // config.num_kv_heads)

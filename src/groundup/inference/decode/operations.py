@@ -2,13 +2,15 @@
 
 import numpy as np
 
-EMBED, GATHER, NORM, ROUND, PRODUCT, REMEMBER, REMEMBER_LATENT, ATTEND, CONVOLVE, RECUR, GATE = range(11)
+EMBED, GATHER, NORM, ROUND, PRODUCT, REMEMBER, REMEMBER_LATENT, ATTEND, CONVOLVE, RECUR, GATE, LARGEST = range(12)
 FP32, BF16, INT8, INT4 = range(4)
 FORMATS = {"fp32": FP32, "bf16": BF16, "int8": INT8, "int4": INT4}
 WRITE, ADD = 0, 1
 PRIVATE_ROWS = 4
 """Up to so many rows are rounded by every thread for itself, which is quicker than to wait for one that does it."""
 NO_WINDOW = 1 << 40
+PIECES = 4
+"""In which a row of logits is searched for the largest."""
 ADDING, CORRECTING = range(2)
 """Rules of a recurrence: the gated linear one, and the gated delta rule."""
 FIXED_DECAY, RATE_DECAY, HEAD_DECAY, CHANNEL_DECAY = range(4)
@@ -17,7 +19,7 @@ _ADDRESSES = ("gain", "norm_bias", "weights", "scales", "bias", "up_bias", "tabl
 _COUNTS = (
     "kind", "wanted", "mode", "norm_kind", "format", "groups", "outputs", "block_bytes", "scale_bytes", "activation",
     "gated", "heads", "kv_heads", "d_head", "half", "whole_norm", "in_bf16", "window", "sink_tokens", "page_size",
-    "part_heads", "next_product", "diagonal", "source_step", "d_rope", "second_width",
+    "part_heads", "remembers", "next_product", "diagonal", "source_step", "d_rope", "second_width",
 )  # fmt: skip
 _OF_ATTENTION = ("q_gain", "k_gain", "keys", "values", "slopes", "sinks", "scores", "add_values", "fetch")
 _OF_LATENTS = ("second", "rope_keys", "rope_scores")
@@ -33,7 +35,7 @@ OPERATION = np.dtype(
 )
 """kind: one of the above; the rest is zero where the operation has no use for it.
 
-wanted          1: on the rows whose logits are wanted, 0: on all rows
+wanted          0: on all rows, 1: on those whose logits are wanted, 2: on those whose most likely token is
 source, target  addresses of float32 rows that are `source_width` and `target_width` numbers apart; `width` are read
 mode            WRITE to the target or ADD to what is there
 groups          of 32 inputs, the last filled up with zeros; `outputs`: of a product (per gate, where it is `gated`)
@@ -41,6 +43,7 @@ half            pairs of channels that a rotary embedding turns; `cos` and `sin`
 whole_norm      1: QK-norm over all heads together; `q_gain` 0: none
 
 part_heads      query heads that `scores` and `add_values` take at once; both, and `fetch`, are from `heads`
+remembers       1: where no row sees another one, ATTEND does for its heads what REMEMBER does, which is left out
 
 diagonal        matrices of a product, each of which reads its own part of a row: the next one's begins `source_step`
                 numbers behind; `outputs` are then of one matrix, and `width` and `groups` of its part
@@ -62,4 +65,23 @@ norm_groups     of a row, each with its own norm; `gate_first`: the gate comes b
 next_product    number of the first product after this operation, of the last product in its own case
 
 All others that are not counts are addresses: of float32 vectors and tables, of packed weights, of pages.
+"""
+
+IN_STEP = (
+    "threads", "board", "operations", "count", "tiles", "tile_formats", "tile_sizes", "most_rows", "rows", "is_apart",
+    "wanted", "searched", "tokens", "positions", "table_rows", "gathered", "tables", "tables_rows", "tables_width",
+    "found", "area", "record_bytes", "values_bytes", "work", "work_size",
+)  # fmt: skip
+STEP = np.dtype([(name, np.int64) for name in IN_STEP])
+"""What a whole step is told: one record, as each argument of a compiled function costs the caller some time.
+
+operations      address of `count` records; tiles: of int64 (tile_formats, tile_sizes), see `tile`
+rows            of the step, at most `most_rows`; `wanted` of them need logits, and of the first `searched` of these the
+                most likely token is searched; is_apart: 1 where no two of them are of one sequence
+tokens          address of a token for each row, with `positions` and `table_rows`: row i is the token tokens[i] at
+                positions[i] of the sequence with page table tables[table_rows[i]]; `gathered`: the rows that are wanted
+tables          address of page tables (tables_rows, tables_width); found: of int64 (rows, PIECES), see `largest`
+area            address of rounded rows of `record_bytes` each, which begin with values of up to `values_bytes`: first
+                `most_rows` and a tile that all threads share, then PRIVATE_ROWS for each thread
+work            address of `work_size` float32 for each thread for itself
 """

@@ -3,7 +3,7 @@
 import numpy as np
 
 from groundup.inference.decode.attend import call_7
-from groundup.inference.decode.operations import ADD, BF16, FP32, INT8
+from groundup.inference.decode.operations import ADD, BF16, FP32, INT4, INT8
 from groundup.inference.decode.rows import activate, floats, norm, round_bf16, round_fp32, round_int16, row_at
 from groundup.inference.decode.team import compiled
 from groundup.inference.decode.tile import INPUTS, OUTPUTS
@@ -29,7 +29,7 @@ def round_row(op, row, record, values_bytes, work):
     elif op.format == BF16:
         round_bf16(padded, record)
     else:
-        scale = round_int16(padded, record, record + values_bytes + 4 * OUTPUTS)
+        scale = round_int16(padded, record, record + values_bytes + 4 * OUTPUTS if op.format == INT4 else 0)
         floats(record + values_bytes, 1)[0] = scale
 
 

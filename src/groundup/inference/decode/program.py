@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from groundup.inference.decode.building import Builder, Finish
 from groundup.inference.decode.mixing import attention, latent_attention
-from groundup.inference.decode.operations import EMBED, GATHER, NORM, PRODUCT, WRITE
+from groundup.inference.decode.operations import EMBED, GATHER, LARGEST, NORM, PRODUCT, WRITE
 from groundup.inference.decode.recurring import recurrence
 from groundup.model import (
     Attention,
@@ -59,7 +59,6 @@ class Program(Builder):
             self._block(block, streams[layer], states[layer])
         self._head(model)
         self.operations = self.finished()
-        self._head_target = self.operations["target"][-1:].reshape(())
         self._look_ahead()
 
     def _look_ahead(self) -> None:
@@ -91,10 +90,14 @@ class Program(Builder):
         matrix = self.matrix(model.head_weight, kind=HEAD_KINDS.get(self.kind, self.kind))
         self.round(wanted, width, matrix, model.final_norm, wanted=1)
         self.product(matrix, wanted=1, target_width=model.config.vocab_size)
+        self.add(LARGEST, wanted=2, source_width=model.config.vocab_size)
 
-    def set_logits(self, address: int) -> None:
-        """Where the head writes: float32 (wanted, vocab), of which the caller takes care."""
-        self._head_target[()] = address
+    def set_logits(self, address: int, searched: int) -> None:
+        """Where the head writes: float32 (wanted, vocab), of which the caller takes care. Of the first `searched`
+        tokens the most likely is searched."""
+        head, search = self.operations[-2:]
+        head["target"] = search["source"] = address
+        search["width"] = searched
 
     def _block(self, block: Block, streams: Sequence[Tensor], states: Sequence[Tensor]) -> None:
         mlp = block.ffn

@@ -15,7 +15,9 @@ INPUTS = 32  # of a group, as in tile
 LARGEST = 32767.0  # of int16
 
 
-def _pointer(kind: Any) -> Any:
+def pointer_to(kind: Any) -> Any:
+    """For compiled code: an address as that of numbers, or records, of a kind."""
+
     @intrinsic
     def pointer(typing: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -26,13 +28,26 @@ def _pointer(kind: Any) -> Any:
     return pointer
 
 
-_float32, _int16, _uint16 = _pointer(types.float32), _pointer(types.int16), _pointer(types.uint16)
+_float32, _int16 = pointer_to(types.float32), pointer_to(types.int16)
+_uint16, _int64 = pointer_to(types.uint16), pointer_to(types.int64)
 
 
 @compiled
 def floats(address, count):
     """float32 numbers at an address."""
     return carray(_float32(address), (count,))
+
+
+@compiled
+def integers(address, count):
+    """int64 numbers at an address."""
+    return carray(_int64(address), (count,))
+
+
+@compiled
+def table(address, rows, width):
+    """Rows of int64 numbers at an address."""
+    return carray(_int64(address), (rows, width))
 
 
 @compiled
@@ -188,17 +203,27 @@ def _largest_size(x):
     return largest
 
 
+@compiled_ignoring_nan  # or the loop is no vectors
+def largest_of(x, largest):
+    """The largest of the numbers of a row and one more."""
+    for i in range(x.size):
+        largest = max(largest, x[i])
+    return largest
+
+
 @compiled
 def round_int16(x, address, sums):
-    """x as scale * int16: the scale is returned, the sums of each group of 32 go to address `sums`."""
+    """x as scale * int16: the scale is returned, the sums of each group of 32 go to address `sums` (0: nowhere)."""
     largest = _largest_size(x)
-    out, of_groups = shorts(address, x.size), floats(sums, x.size // INPUTS)
+    out = shorts(address, x.size)
     inverse = np.float32(LARGEST) / largest if largest > 0 else np.float32(0)
     for i in range(x.size):
         out[i] = np.int16(np.rint(x[i] * inverse))
-    for group in range(of_groups.size):
-        total = np.int32(0)
-        for i in range(INPUTS):
-            total += np.int32(out[group * INPUTS + i])
-        of_groups[group] = np.float32(total)
+    if sums:
+        of_groups = floats(sums, x.size // INPUTS)
+        for group in range(of_groups.size):
+            total = np.int32(0)
+            for i in range(INPUTS):
+                total += np.int32(out[group * INPUTS + i])
+            of_groups[group] = np.float32(total)
     return largest / np.float32(LARGEST)

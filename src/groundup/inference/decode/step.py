@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import carray, from_dtype, njit  # pyright: ignore[reportPrivateImportUsage]
 
 from groundup.inference.decode.attend import (
     attend,
@@ -27,6 +27,7 @@ from groundup.inference.decode.attend import (
     slot_of,
     turn_latent,
 )
+from groundup.inference.decode.largest import choose_pieces, search_piece
 from groundup.inference.decode.operations import (
     ADD,
     ATTEND,
@@ -34,21 +35,26 @@ from groundup.inference.decode.operations import (
     EMBED,
     GATE,
     GATHER,
+    LARGEST,
     NORM,
+    OPERATION,
+    PIECES,
     PRIVATE_ROWS,
     PRODUCT,
     RECUR,
     REMEMBER,
     REMEMBER_LATENT,
     ROUND,
+    STEP,
 )  # fmt: skip
 from groundup.inference.decode.products import TILE, blocks, blocks_at_once, product_block, round_row
 from groundup.inference.decode.recur import convolve, gate_row, length_of_run, recur
-from groundup.inference.decode.rows import floats, norm, row_at
-from groundup.inference.decode.team import FAST_MATH, arrive, call, compiled, is_called, meet, next_part
+from groundup.inference.decode.rows import floats, integers, norm, pointer_to, row_at, table
+from groundup.inference.decode.team import FAST_MATH, LINE, OWN, arrive, call, compiled, is_called, meet, next_part
 from groundup.inference.decode.tile import OUTPUTS
 
 AHEAD_BYTES = 32 << 10
+_step_at, _operations_at = pointer_to(from_dtype(STEP)), pointer_to(from_dtype(OPERATION))
 
 
 @compiled
@@ -73,23 +79,26 @@ def _norm(op, row, work):
 
 
 @compiled
-def _remember(op, row, table, position):
-    """Norms and turns queries and keys of a token, scales the queries, and stores keys and values."""
-    d_q, d_kv = op.heads * op.d_head, op.kv_heads * op.d_head
+def _remember(op, row, head, heads, table, position):
+    """Norms and turns queries and keys of `heads` query heads of a token from `head` on, whole groups, scales the
+    queries, and stores keys and values."""
+    group, d_head = op.heads // op.kv_heads, op.d_head
+    d_q, d_kv, first, count = op.heads * d_head, op.kv_heads * d_head, head // group * d_head, heads // group * d_head
     qkv = row_at(op.source, op.source_width, row)
-    queries, keys, values = qkv[:d_q], qkv[d_q : d_q + d_kv], qkv[d_q + d_kv : d_q + 2 * d_kv]
+    queries = qkv[head * d_head : (head + heads) * d_head]
+    keys, values = qkv[d_q + first : d_q + first + count], qkv[d_q + d_kv + first : d_q + d_kv + first + count]
     if op.q_gain:
-        norm_heads(queries, d_q if op.whole_norm else op.d_head, op.q_gain, op.eps)
-        norm_heads(keys, d_kv if op.whole_norm else op.d_head, op.k_gain, op.eps)
+        norm_heads(queries, d_q if op.whole_norm else d_head, op.q_gain, op.eps)
+        norm_heads(keys, d_kv if op.whole_norm else d_head, op.k_gain, op.eps)
     if op.half:
         cos, sin = row_at(op.cos, op.half, position), row_at(op.sin, op.half, position)
-        rotate(queries, op.heads, op.d_head, cos, sin, op.half)
-        rotate(keys, op.kv_heads, op.d_head, cos, sin, op.half)
-    for i in range(d_q):
+        rotate(queries, heads, d_head, cos, sin, op.half)
+        rotate(keys, heads // group, d_head, cos, sin, op.half)
+    for i in range(queries.size):
         queries[i] *= op.scale
-    slot = slot_of(table, op.page_size, position)
-    remember(keys, op.keys, slot, op.in_bf16)
-    remember(values, op.values, slot, op.in_bf16)
+    place = slot_of(table, op.page_size, position) * d_kv + first
+    remember(keys, op.keys, place, op.in_bf16)
+    remember(values, op.values, place, op.in_bf16)
 
 
 @compiled
@@ -100,8 +109,8 @@ def _remember_latent(op, row, table, position):
     cos, sin = row_at(op.cos, op.half, position), row_at(op.sin, op.half, position)
     turn_latent(op, latent, row_at(op.second, op.second_width, row), turned, cos, sin)
     slot = slot_of(table, op.page_size, position)
-    remember(latent[: op.d_head], op.keys, slot, op.in_bf16)
-    remember(latent[op.d_head :], op.rope_keys, slot, op.in_bf16)
+    remember(latent[: op.d_head], op.keys, slot * op.d_head, op.in_bf16)
+    remember(latent[op.d_head :], op.rope_keys, slot * op.d_rope, op.in_bf16)
 
 
 @compiled
@@ -112,9 +121,11 @@ def _heads_at_once(op, rows, threads):
 
 
 @compiled
-def _attend(op, part, heads, tables, table_rows, positions, work):
+def _attend(op, part, heads, tables, table_rows, positions, work, is_apart):
     of_row = op.heads // heads
     row, head = part // of_row, part % of_row * heads
+    if op.remembers and is_apart:
+        _remember(op, row, head, heads, tables[table_rows[row]], positions[row])
     channels = slice(head * op.d_head, (head + heads) * op.d_head)
     query, out = row_at(op.source, op.source_width, row)[channels], row_at(op.target, op.target_width, row)[channels]
     rope_query = op.source + 4 * (op.source_width * row + op.heads * op.d_head + head * op.d_rope)
@@ -142,6 +153,8 @@ def _parts(op, rows, threads):
         return (blocks(op) + size - 1) // size
     if op.kind == RECUR:
         return rows * op.heads
+    if op.kind == LARGEST:
+        return rows * PIECES
     return rows * (op.heads // _heads_at_once(op, rows, threads)) if op.kind == ATTEND else rows
 
 
@@ -153,28 +166,28 @@ def _fetch_ahead(op, fetch, thread, threads):
 
 
 @compiled
-def _walk(
-    thread, threads, board, program, tiles, counts, tokens, positions, table_rows, tables, gathered, area, record, kept,
-    work_size,
-):  # fmt: skip
-    """Walk once through `program` as one of `threads`.
-
-    counts: rows, and rows whose logits are wanted (`gathered`). tiles: by format, see `tile`.
-    Row i is token tokens[i] at positions[i] of the sequence with page table tables[table_rows[i]]. area: address of
-    rounded rows of `record` bytes each, which begin with values of up to `kept` bytes: first those that all
-    threads share, then PRIVATE_ROWS for each thread. work_size: numbers that a thread needs for itself.
-    """
-    work = np.empty(work_size, np.float32)
+def _walk(thread, address):
+    """Walk once through the operations as one of the threads of a step, whose record lies at an address: see STEP."""
+    # All of it is read before the first meeting: behind the last one thread 0 may have begun to write the next step's.
+    given = carray(_step_at(address), (1,))[0]
+    threads, area, record, kept = given.threads, given.area, given.record_bytes, given.values_bytes
+    board = integers(given.board, OWN + LINE * threads)
+    program = carray(_operations_at(given.operations), (given.count,))
+    tiles = table(given.tiles, given.tile_formats, given.tile_sizes)
+    tables = table(given.tables, given.tables_rows, given.tables_width)
+    tokens, positions = integers(given.tokens, given.rows), integers(given.positions, given.rows)
+    table_rows, gathered = integers(given.table_rows, given.rows), integers(given.gathered, given.wanted)
+    found = table(given.found, given.most_rows, PIECES)
+    work = floats(given.work + 4 * given.work_size * thread, given.work_size)
     y = np.empty((2 * TILE, OUTPUTS), np.float32)
-    private_area = area + record * (tokens.size + TILE + thread * PRIVATE_ROWS)
-    # Read here, before the first meeting: behind the last one thread 0 may have begun to write the next step's.
-    counted = (counts[0], counts[1])
+    private_area = area + record * (given.most_rows + TILE + thread * PRIVATE_ROWS)
+    counted, is_apart = (given.rows, given.wanted, given.searched), given.is_apart != 0
     for number in range(program.size):
         op = program[number]
         rows = counted[op.wanted]
         private = rows <= PRIVATE_ROWS
         records = private_area if private else area
-        if rows == 0:
+        if rows == 0 or (op.kind == REMEMBER and op.remembers and is_apart):
             continue
         if op.kind == ROUND and private:
             for row in range(rows):
@@ -190,9 +203,9 @@ def _walk(
             elif op.kind == ROUND:
                 round_row(op, part, records + part * record, kept, work)
             elif op.kind == ATTEND:
-                _attend(op, part, _heads_at_once(op, rows, threads), tables, table_rows, positions, work)
+                _attend(op, part, _heads_at_once(op, rows, threads), tables, table_rows, positions, work, is_apart)
             elif op.kind == REMEMBER:
-                _remember(op, part, tables[table_rows[part]], positions[part])
+                _remember(op, part, 0, op.heads, tables[table_rows[part]], positions[part])
             elif op.kind == REMEMBER_LATENT:
                 _remember_latent(op, part, tables[table_rows[part]], positions[part])
             elif op.kind == CONVOLVE or op.kind == RECUR:
@@ -203,12 +216,16 @@ def _walk(
                 _norm(op, part, work)
             elif op.kind == EMBED:
                 _embed(op, part, tokens, positions)
+            elif op.kind == LARGEST:
+                search_piece(op, part, found)
             elif op.kind == GATHER:
                 row_at(op.target, op.target_width, part)[:] = row_at(op.source, op.source_width, gathered[part])
             part = next_part(board, thread, threads)
         arrive(board, thread)
         _fetch_ahead(program[op.next_product], op.fetch, thread, threads)
         meet(board, thread, threads)
+    if thread == 0:
+        choose_pieces(program[program.size - 1], counted[2], found)
 
 
 def _digest() -> str:
@@ -220,15 +237,17 @@ def _digest() -> str:
 def _compiled_step(digest: str) -> Any:
     """The step; `digest` is part of the key under which Numba keeps it, since the function has it from outside."""
 
-    def step(thread, threads, board, *others):
+    def step(thread, address):
         """Walk as in `_walk`; a helper does it again as long as it is called soon after. How many times it did."""
         if not digest:
             return 0
+        given = carray(_step_at(address), (1,))[0]
+        board = integers(given.board, OWN + LINE * given.threads)
         if thread == 0:
             call(board)
         walks, called = 0, True
         while called:
-            _walk(thread, threads, board, *others)
+            _walk(thread, address)
             walks += 1
             called = thread > 0 and is_called(board, thread)
         return walks
