@@ -11,24 +11,24 @@ few milliseconds, and so do pieces of streams. The engine does not wait: it has 
 import selectors
 import time
 from collections.abc import Callable
-from typing import Any
 
 PAUSE_SECONDS = 0.005
+Events = list[tuple[selectors.SelectorKey, int]]
 
 
 class PatientSelector(selectors.DefaultSelector):
     """What an event loop waits with, which takes a pause before it looks, as long as `is_full()`.
 
-    Callbacks that are due are never held up.
+    Callbacks that are due are never held up. `answered` gets what happened, and gives what the loop still has to do.
     """
 
-    def __init__(self, is_full: Callable[[], bool]) -> None:
+    def __init__(self, is_full: Callable[[], bool], answered: Callable[[Events], Events]) -> None:
         super().__init__()
-        self._is_full = is_full
+        self._is_full, self._answered = is_full, answered
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, Any]]:
+    def select(self, timeout: float | None = None) -> Events:
         if (timeout is None or timeout > 0) and self._is_full():
             pause = PAUSE_SECONDS if timeout is None else min(timeout, PAUSE_SECONDS)
             time.sleep(pause)
             timeout = None if timeout is None else timeout - pause
-        return super().select(timeout)
+        return self._answered(super().select(timeout))
