@@ -38,7 +38,7 @@ def pair():
     ],
 )
 def test_it_pauses_while_full_and_never_where_a_callback_is_due(pair, slept, full, timeout, expected):
-    with PatientSelector(lambda: full, lambda events: events) as selector:
+    with PatientSelector(lambda: full) as selector:
         selector.register(pair, patience.selectors.EVENT_READ, "ours")
         ((key, _),) = selector.select(timeout)
     assert key.data == "ours" and slept == expected

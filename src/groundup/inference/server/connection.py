@@ -51,12 +51,12 @@ class BoundedConnection(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._refused = -math.inf  # when a request was last refused from its bytes
+        self._is_as_refused = False  # and nothing has come since
         self._ticket = self.shed.new_ticket()
         self.app_state = {**app_state, "ticket": self._ticket}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._lingering = LingeringTransport(transport, self._is_unread)
-        self._number = transport.get_extra_info("socket").fileno()
         super().connection_made(self._lingering)  # pyright: ignore[reportArgumentType]
         if len(self.connections) > 2 * self.bounds.max_connections:
             self._lingering.close_now()
@@ -70,7 +70,6 @@ class BoundedConnection(H11Protocol):
             if timer is not None:
                 timer.cancel()
         self._ticket.release()
-        self.shed.repeats.remove(self._number)
         self._lingering.end()
         super().connection_lost(exc)
 
@@ -82,13 +81,12 @@ class BoundedConnection(H11Protocol):
         if self._lingering.lingers:
             self._lingering.discard(data)
             return
-        if self._is_between_requests() and (refusal := self.shed(data, self._ticket)):
+        if (self._is_as_refused or self._is_between_requests()) and (refusal := self.shed(data, self._ticket)):
             self.transport.write(refusal)
             self._await_next_request()
-            if self._ticket.refused == data:
-                self.shed.repeats.add(self._number, self, data)
+            self._is_as_refused = True
             return
-        self.shed.repeats.remove(self._number)
+        self._is_as_refused = False
         super().data_received(data)
         if self.transport.is_closing():
             return
@@ -98,16 +96,6 @@ class BoundedConnection(H11Protocol):
             self._headers_are_here()
         if self._is_answering() and self.conn.their_state is h11.DONE and self.conn.trailing_data[0].strip(b"\r\n"):
             self.transport.abort()  # while a second request waits unread, nobody would see the client leave
-
-    def is_writable(self) -> bool:
-        """See `repeating.Refusable`."""
-        return not self._lingering.is_closing() and not self._lingering.get_write_buffer_size()
-
-    def note_refusal(self, unsent: bytes) -> None:
-        """See `repeating.Refusable`."""
-        if unsent:
-            self.transport.write(unsent)
-        self._await_next_request()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered in JSON too."""

@@ -11,24 +11,24 @@ few milliseconds, and so do pieces of streams. The engine does not wait: it has 
 import selectors
 import time
 from collections.abc import Callable
+from typing import Any
 
 PAUSE_SECONDS = 0.005
-Events = list[tuple[selectors.SelectorKey, int]]
 
 
 class PatientSelector(selectors.DefaultSelector):
     """What an event loop waits with, which takes a pause before it looks, as long as `is_full()`.
 
-    Callbacks that are due are never held up. `answered` gets what happened, and gives what the loop still has to do.
+    Callbacks that are due are never held up.
     """
 
-    def __init__(self, is_full: Callable[[], bool], answered: Callable[[Events], Events]) -> None:
+    def __init__(self, is_full: Callable[[], bool]) -> None:
         super().__init__()
-        self._is_full, self._answered = is_full, answered
+        self._is_full = is_full
 
-    def select(self, timeout: float | None = None) -> Events:
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, Any]]:
         if (timeout is None or timeout > 0) and self._is_full():
             pause = PAUSE_SECONDS if timeout is None else min(timeout, PAUSE_SECONDS)
             time.sleep(pause)
             timeout = None if timeout is None else timeout - pause
-        return self._answered(super().select(timeout))
+        return super().select(timeout)

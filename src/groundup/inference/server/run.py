@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 class DrainingServer(uvicorn.Server):
     """uvicorn, which on its way out lets the service end what it has begun, and goes when the engine fails for good."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, settings: Settings, shedder: Shedder) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, settings: Settings) -> None:
         super().__init__(config)
-        self.service, self.settings, self.shedder = service, settings, shedder
+        self.service, self.settings = service, settings
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, on a loop that does not disturb a busy engine more than it must."""
@@ -41,10 +41,7 @@ class DrainingServer(uvicorn.Server):
             runner.run(self.serve(sockets))
 
     def _new_loop(self) -> asyncio.AbstractEventLoop:
-        return asyncio.SelectorEventLoop(PatientSelector(self._is_full, self.shedder.repeats.answer))
-
-    def _is_full(self) -> bool:
-        return self.service.has_no_place_but(0)
+        return asyncio.SelectorEventLoop(PatientSelector(lambda: self.service.has_no_place_but(0)))
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to end."""
@@ -73,14 +70,14 @@ def new_server(
     keys: Keys | None = None,
 ) -> DrainingServer:
     """A server that is not started yet. `keys` and `metrics` are those of the application."""
-    shedder = Shedder(service, metrics or Metrics(), keys or Keys([]), settings)
+    protocol = protocol_for(settings, Shedder(service, metrics or Metrics(), keys or Keys([]), settings))
     config = uvicorn.Config(
-        app, host=host, port=port, http=protocol_for(settings, shedder), ws="none", loop="asyncio", access_log=False,
+        app, host=host, port=port, http=protocol, ws="none", loop="asyncio", access_log=False,
         log_level=logging.WARNING, log_config=None, server_header=False, proxy_headers=False,
         timeout_keep_alive=int(settings.idle_seconds), h11_max_incomplete_event_size=settings.max_header,
         timeout_graceful_shutdown=int(settings.drain_seconds) + LAST_SECONDS,
     )  # fmt: skip
-    return DrainingServer(config, service, settings, shedder)
+    return DrainingServer(config, service, settings)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -25,7 +25,6 @@ from groundup.inference.server.errors import ApiError
 from groundup.inference.server.gate import host_name, no_key
 from groundup.inference.server.keys import Keys
 from groundup.inference.server.metrics import Metrics
-from groundup.inference.server.repeating import Repeats
 from groundup.inference.server.settings import Settings
 from groundup.inference.service import Service
 
@@ -56,7 +55,7 @@ class Plain:
 class Ticket:
     """A claim of a connection's present request on a place in the queue, which its stream will take.
 
-    `refused`: the bytes of its last request for which there was no place.
+    `refused`: the bytes of its last request for which there was no place. A client that asks again sends the same.
     """
 
     def __init__(self, taken: "set[Ticket]") -> None:
@@ -85,7 +84,6 @@ class Shedder:
         self._lengths: dict[bytes, int] = {}  # of plain requests, by the digest of their heads, in which keys are
         self._answer, self._answer_until = b"", -math.inf
         self._taken: set[Ticket] = set()
-        self.repeats = Repeats(settings.max_connections, self.full, self.count)
 
     def new_ticket(self) -> Ticket:
         """For a connection; not taken yet."""
@@ -97,6 +95,9 @@ class Shedder:
         return self._service.has_no_place_but(len(self._taken))
 
     def __call__(self, data: bytes, ticket: Ticket) -> bytes | None:
+        if data == ticket.refused and self.is_full:
+            self._metrics.count(endpoint_of(data), "rejected")
+            return self._full()
         if not data.startswith(b"POST /v1/c"):
             return None
         end = data.find(b"\r\n\r\n")
@@ -113,16 +114,8 @@ class Shedder:
             ticket.take()
             return None
         ticket.refused = data
-        self.count(data)
-        return self._full()
-
-    def full(self) -> bytes | None:
-        """What a request that was refused for want of room gets now; None where there is room."""
-        return self._full() if self.is_full else None
-
-    def count(self, data: bytes) -> None:
-        """One more refusal of this request."""
         self._metrics.count(endpoint_of(data), "rejected")
+        return self._full()
 
     def _plain(self, data: bytes) -> Plain | None:
         """A plain request to this server."""
