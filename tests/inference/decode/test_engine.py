@@ -5,6 +5,7 @@ import functools
 from dataclasses import replace
 
 import pytest
+import torch
 
 from groundup.inference import Engine, SamplingParams
 from groundup.inference.decode import CompiledDecoder
