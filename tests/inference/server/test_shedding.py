@@ -174,7 +174,7 @@ def test_what_is_remembered_of_a_head_holds_for_that_head_and_length_alone():
         assert b" 401 " in (wrong or b"")
     for number in range(3 * REMEMBERED):
         assert b" 429 " in (shedder(post_bytes(PATH, SHORT, f"{key}X: {number}\r\n"), ticket) or b"")
-    assert len(shedder._lengths) <= REMEMBERED and not shedder._taken
+    assert len(shedder._heads) <= REMEMBERED and not shedder._taken
 
 
 def test_a_claim_ends_with_its_request_however_that_ends():

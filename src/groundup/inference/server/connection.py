@@ -51,7 +51,6 @@ class BoundedConnection(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._refused = -math.inf  # when a request was last refused from its bytes
-        self._is_as_refused = False  # and nothing has come since
         self._ticket = self.shed.new_ticket()
         self.app_state = {**app_state, "ticket": self._ticket}
 
@@ -81,12 +80,10 @@ class BoundedConnection(H11Protocol):
         if self._lingering.lingers:
             self._lingering.discard(data)
             return
-        if (self._is_as_refused or self._is_between_requests()) and (refusal := self.shed(data, self._ticket)):
+        if self._is_between_requests() and (refusal := self.shed(data, self._ticket)):
             self.transport.write(refusal)
             self._await_next_request()
-            self._is_as_refused = True
             return
-        self._is_as_refused = False
         super().data_received(data)
         if self.transport.is_closing():
             return

@@ -14,9 +14,7 @@ queue until it has one, and nobody else is let in for the same place.
 """
 
 import json
-import math
 import re
-import time
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -28,7 +26,7 @@ from groundup.inference.server.metrics import Metrics
 from groundup.inference.server.settings import Settings
 from groundup.inference.service import Service
 
-_START = re.compile(rb"POST /v1/(?:chat/)?completions HTTP/1\.1\r\n")
+_START = re.compile(rb"POST /v1/(chat/)?completions HTTP/1\.1\r\n")
 _LENGTH, _HOST, _KEY = (
     re.compile(rb"\r\n%s:[ \t]*([^\r\n]*)" % name, re.IGNORECASE)
     for name in (b"content-length", b"host", b"authorization")
@@ -39,8 +37,7 @@ _UNUSUAL = (
 )  # fmt: skip
 
 
-REMEMBERED = 256  # heads
-ANSWER_SECONDS = 0.05
+REMEMBERED = 256  # heads, and answers
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,10 @@ class Plain:
 
 
 class Ticket:
-    """A claim of a connection's present request on a place in the queue, which its stream will take.
-
-    `refused`: the bytes of its last request for which there was no place. A client that asks again sends the same.
-    """
+    """A claim of a connection's present request on a place in the queue, which its stream will take."""
 
     def __init__(self, taken: "set[Ticket]") -> None:
         self._taken = taken
-        self.refused = b""
 
     def take(self) -> None:
         """From now on."""
@@ -81,8 +74,8 @@ class Shedder:
         self._service, self._metrics, self._keys = service, metrics, keys
         self._hosts = {name.encode() for name in settings.hosts}
         self._no_key = refusal(no_key())
-        self._lengths: dict[bytes, int] = {}  # of plain requests, by the digest of their heads, in which keys are
-        self._answer, self._answer_until = b"", -math.inf
+        self._heads: dict[bytes, tuple[str, int]] = {}  # by digest, for keys: endpoint, and length of the request
+        self._answers: dict[str, bytes] = {}
         self._taken: set[Ticket] = set()
 
     def new_ticket(self) -> Ticket:
@@ -95,26 +88,24 @@ class Shedder:
         return self._service.has_no_place_but(len(self._taken))
 
     def __call__(self, data: bytes, ticket: Ticket) -> bytes | None:
-        if data == ticket.refused and self.is_full:
-            self._metrics.count(endpoint_of(data), "rejected")
-            return self._full()
         if not data.startswith(b"POST /v1/c"):
             return None
         end = data.find(b"\r\n\r\n")
         head = sha256(data[:end]).digest()
-        if self._lengths.get(head) != len(data):
+        endpoint, length = self._heads.get(head, ("", 0))
+        if length != len(data):
             plain = self._plain(data)
             if plain is None:
                 return None
             if self._keys and (plain.authorization is None or self._keys.number_of(plain.authorization) is None):
                 self._metrics.count(plain.endpoint, "invalid")
                 return self._no_key
-            _remember(self._lengths, head, len(data))
+            endpoint = plain.endpoint
+            _remember(self._heads, head, (endpoint, len(data)))
         if not self.is_full:
             ticket.take()
             return None
-        ticket.refused = data
-        self._metrics.count(endpoint_of(data), "rejected")
+        self._metrics.count(endpoint, "rejected")
         return self._full()
 
     def _plain(self, data: bytes) -> Plain | None:
@@ -125,14 +116,12 @@ class Shedder:
         return plain
 
     def _full(self) -> bytes:
-        """The refusal, as it was at most ANSWER_SECONDS ago."""
-        now = time.monotonic()
-        if now >= self._answer_until:
-            full = self._service.queue_full()
+        full = self._service.queue_full()
+        words = str(full)
+        if words not in self._answers:
             retry = {"Retry-After": str(full.retry_after)}
-            self._answer = refusal(ApiError(429, str(full), code="queue_full", headers=retry))
-            self._answer_until = now + ANSWER_SECONDS
-        return self._answer
+            _remember(self._answers, words, refusal(ApiError(429, words, code="queue_full", headers=retry)))
+        return self._answers[words]
 
 
 def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
@@ -141,14 +130,10 @@ def _remember(known: dict[Any, Any], key: Any, value: Any) -> None:
     known[key] = value
 
 
-def endpoint_of(data: bytes) -> str:
-    """Of a plain request."""
-    return "chat" if data.startswith(b"POST /v1/chat") else "completions"
-
-
 def whole_request(data: bytes) -> Plain | None:
     """The plain request that these bytes are; None for anything else."""
-    if _START.match(data) is None:
+    start = _START.match(data)
+    if start is None:
         return None
     head, _, body = data.partition(b"\r\n\r\n")
     lower = head.lower()
@@ -157,7 +142,7 @@ def whole_request(data: bytes) -> Plain | None:
         return None
     if len(lengths) != 1 or lengths[0].strip() != b"%d" % len(body) or len(hosts) != 1 or len(keys) > 1:
         return None
-    return Plain(endpoint_of(data), hosts[0].strip(), keys[0].strip() if keys else None)
+    return Plain("chat" if start[1] else "completions", hosts[0].strip(), keys[0].strip() if keys else None)
 
 
 def refusal(error: ApiError) -> bytes:

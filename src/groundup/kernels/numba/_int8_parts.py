@@ -7,11 +7,11 @@ from typing import Any
 
 from llvmlite import ir
 
+from groundup.kernels.quantize import SMALLEST_AMAX
 from groundup.native.emit import F32, FLOATS, I64, INTS, LANES, Emitter
 
 QUAD = 4
 """Bytes of which one instruction sums the products."""
-SMALLEST_AMAX = 2.0**-100  # as in kernels.quantize: any scale does for what is as good as zero
 NEAREST = 1.5 * 2**23
 """Added to a small number it leaves the nearest integer, ties to even, in the low bits."""
 

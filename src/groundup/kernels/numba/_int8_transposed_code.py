@@ -13,6 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from groundup.kernels.int8_product import BLOCK
 from groundup.kernels.numba._int8_parts import (
     QUAD,
     add_one,
@@ -36,7 +37,7 @@ from groundup.native.emit import (
     new_module,
 )  # fmt: skip
 
-BLOCK, STRIP = 256, 32
+STRIP = 32
 TILE = 8
 """Columns of A whose sums with a strip of B are in registers at once."""
 VECTORS = STRIP // LANES

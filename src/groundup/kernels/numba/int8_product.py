@@ -18,10 +18,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from groundup.kernels.int8_product import BLOCK
 from groundup.kernels.numba import _int8_code as of_rows
 from groundup.kernels.numba import _int8_transposed_code as of_columns
 from groundup.kernels.numba._int8_code import OUTPUTS, ROWS
-from groundup.kernels.numba._int8_transposed_code import BLOCK, STRIP
+from groundup.kernels.numba._int8_transposed_code import STRIP
 from groundup.native.emit import has_byte_products
 
 LONGEST = 1 << 16
